@@ -1,0 +1,52 @@
+# make lab     set up, then open the course in JupyterLab
+# make test    set up where needed, then run every test and every notebook
+# make course  execute the whole course; copies and HTML pages land in build/course
+# make check   is this machine ready?
+#
+# PYTHON=python3.13 make lab   chooses the interpreter (3.11 to 3.14)
+
+PYTHON ?= python3
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+READY := .venv/.ready
+
+.PHONY: help lab test course check record lint lock clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile
+
+# uv installs the pinned wheels; --require-hashes refuses any file that differs from the lock.
+# The stamp comes last, so an interrupted installation is taken up again by the next make.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 15) else "kdlib needs Python 3.11 to 3.14, this is %d.%d; try: make PYTHON=python3.13 $(MAKECMDGOALS)" % sys.version_info[:2])'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-virtualenv uv
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+# Two workers with one thread each: on two cores that is faster than one worker with two threads.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --nbval -n 2 --dist loadscope $(PYTEST_ARGS)
+
+course: $(READY)
+	$(BIN)/python -m kdlib course
+
+check: $(READY)
+	$(BIN)/python -m kdlib check
+
+# For authors: execute the notebooks in place and store outputs and measured minutes.
+record: $(READY)
+	$(BIN)/python -m kdlib course --record
+
+lint: $(READY)
+	$(BIN)/ruff check kdlib tests
+
+lock:
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-annotate --quiet --output-file requirements.lock
+
+clean:
+	rm -rf .venv build
