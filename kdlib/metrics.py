@@ -1,0 +1,272 @@
+"""How good is a model, how honest is its confidence, and is one model really better than another?
+
+A comparison here is paired: the same seeds (initialisation, order of the data, budget) with and without
+the thing under test, scored on the same test set. Two kinds of chance are kept apart. The spread over
+seeds says how the training would come out again; the standard error of the test set says how the
+result would change with other test examples. A verdict needs both to be small against the difference.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from kdlib.losses import kl_divergence, soften
+
+__all__ = [
+    "ReliabilityCurve", "Scores", "Verdict", "accuracy", "agreement", "compare",
+    "expected_calibration_error", "interval", "kl_to_teacher", "negative_log_likelihood",
+    "reliability_curve", "score",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `evaluate` found on one data set.
+
+    Attributes:
+        accuracy: fraction right, 0 to 1.
+        nll: mean negative log-likelihood of the labels, nats.
+        ece: expected calibration error, 0 to 1, 15 bins of equal width.
+        correct: (N,) bool, which examples were right; pairs two models example by example.
+    """
+
+    accuracy: float
+    nll: float
+    ece: float
+    correct: Tensor
+
+    def __str__(self) -> str:
+        return f"accuracy {self.accuracy:.1%}, NLL {self.nll:.3f} nats, ECE {self.ece:.1%}"
+
+
+@dataclass(frozen=True)
+class ReliabilityCurve:
+    """Confidence against accuracy in bins of equal width over [0, 1].
+
+    Attributes:
+        edges: (bins + 1,) bin edges.
+        confidence, accuracy: (bins,) means in each bin, NaN where a bin is empty.
+        count: (bins,) examples in each bin.
+    """
+
+    edges: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    count: np.ndarray
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Fraction of rows whose largest logit is the label's. logits (N, C), labels (N)."""
+    _check_examples(logits, labels)
+    return (logits.argmax(-1) == labels).double().mean().item()
+
+
+def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
+    """Mean −log p(label) in nats, in double precision. logits (N, C), labels (N)."""
+    _check_examples(logits, labels)
+    log_p = torch.log_softmax(logits.detach().cpu().double(), dim=-1)
+    return -log_p.gather(-1, labels.cpu().long().unsqueeze(-1)).mean().item()
+
+
+def reliability_curve(logits: Tensor, labels: Tensor, bins: int = 15) -> ReliabilityCurve:
+    """Bin examples by confidence (the largest probability); compare confidence with accuracy.
+
+    Args:
+        logits: (N, C). labels: (N). bins: number of bins of equal width, the lower edge excluded.
+
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), §2.
+    """
+    _check_examples(logits, labels)
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1; got {bins}")
+    confidence, predicted = soften(logits.detach().cpu().double()).max(-1)
+    confidence = confidence.numpy()
+    right = (predicted == labels.cpu()).numpy().astype(float)
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.clip(np.digitize(confidence, edges, right=True) - 1, 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        return ReliabilityCurve(
+            edges,
+            np.bincount(place, confidence, bins) / count,
+            np.bincount(place, right, bins) / count,
+            count,
+        )
+
+
+def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Mean gap |confidence − accuracy| over the bins, weighted by their counts, 0 to 1.
+
+    Source: Naeini et al. 2015; Guo et al. 2017 (arXiv 1706.04599), eq. 3. Biased upward on few examples.
+    """
+    curve = reliability_curve(logits, labels, bins)
+    gaps = np.abs(curve.confidence - curve.accuracy)
+    return float(np.nansum(gaps * curve.count) / curve.count.sum())
+
+
+def agreement(student_logits: Tensor, teacher_logits: Tensor) -> float:
+    """Fraction of rows on which student and teacher predict the same class, right or wrong.
+
+    Source: "top-1 agreement", Stanton et al. 2021 (arXiv 2106.05945), §3.
+    """
+    _check_same_shape(student_logits, teacher_logits)
+    same = student_logits.argmax(-1) == teacher_logits.argmax(-1)
+    return same.double().mean().item()
+
+
+def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> float:
+    """Mean KL(teacher‖student) in nats at a temperature, without the factor T²; (..., C) each."""
+    _check_same_shape(student_logits, teacher_logits)
+    log_p = torch.log_softmax(teacher_logits.detach().double() / temperature, dim=-1)
+    log_q = torch.log_softmax(student_logits.detach().double() / temperature, dim=-1)
+    return kl_divergence(log_p, log_q).mean().item()
+
+
+def score(logits: Tensor, labels: Tensor) -> Scores:
+    """All of `Scores` from logits (N, C) and labels (N)."""
+    return Scores(
+        accuracy=accuracy(logits, labels),
+        nll=negative_log_likelihood(logits, labels),
+        ece=expected_calibration_error(logits, labels),
+        correct=(logits.argmax(-1) == labels).cpu(),
+    )
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Mean of the values and the half-width of its Student-t interval.
+
+    Raises:
+        ValueError: for fewer than two values (one run has no spread) or values that are not finite.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"an interval needs at least two values; got {values.size}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"values must be finite; got {values.tolist()}")
+    spread = values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean()), float(stats.t.ppf((1 + level) / 2, len(values) - 1) * spread)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of `compare`; print it.
+
+    Attributes:
+        verdict: "better", "worse" or "inconclusive".
+        difference: mean over seeds of score minus baseline, in the unit of the scores.
+        half_width: half of the 95% interval over seeds, on this test set.
+        test_error: standard error of the difference that comes from the choice of test examples;
+            NaN if scores were given without their examples.
+        seeds: number of pairs.
+        student, baseline: the two means.
+    """
+
+    verdict: Literal["better", "worse", "inconclusive"]
+    difference: float
+    half_width: float
+    test_error: float
+    seeds: int
+    student: float
+    baseline: float
+    names: tuple[str, str]
+    unit: str
+
+    def __str__(self) -> str:
+        scale, unit = (100, " points") if self.unit == "accuracy" else (1, f" {self.unit}".rstrip())
+        low, high = self.difference - self.half_width, self.difference + self.half_width
+        tested = (
+            ""
+            if math.isnan(self.test_error)
+            else f"; test-set standard error {scale * self.test_error:.2f}"
+        )
+        return (
+            f"{self.names[0]} {scale * self.student:.2f}, {self.names[1]} {scale * self.baseline:.2f}: "
+            f"difference {scale * self.difference:+.2f}{unit}, 95% interval "
+            f"[{scale * low:+.2f}, {scale * high:+.2f}] over {self.seeds} paired seeds{tested}. "
+            f"Verdict: {self.verdict}"
+        )
+
+
+def compare(
+    student_scores: Sequence[Scores | float],
+    baseline_scores: Sequence[Scores | float],
+    *,
+    names: tuple[str, str] = ("student", "baseline"),
+    unit: str = "accuracy",
+    higher_is_better: bool = True,
+) -> Verdict:
+    """Is the student better than the baseline? Paired over seeds, with a 95% interval.
+
+    The verdict is "better" or "worse" only if the Student-t interval over the seeds' paired
+    differences excludes zero and, where `Scores` bring their examples, the difference is also
+    larger than 1.96 standard errors of the test set. Else it is "inconclusive".
+
+    Args:
+        student_scores, baseline_scores: one entry for each seed, in the same order: `Scores`
+            (their accuracy is compared) or plain numbers.
+        names: how the two are called when the verdict is printed.
+        unit: "accuracy" is printed in percentage points; anything else as it stands.
+        higher_is_better: False for losses.
+
+    Raises:
+        ValueError: lengths that differ, fewer than two seeds, or test sets that differ.
+
+    Source: paired t interval; the test-set error is that of the paired difference, as in McNemar's
+    test (Dietterich 1998, "Approximate Statistical Tests…", §3), averaged over seeds.
+    """
+    if len(student_scores) != len(baseline_scores):
+        raise ValueError(
+            f"expected one baseline for each student; got {len(student_scores)} student_scores "
+            f"and {len(baseline_scores)} baseline_scores"
+        )
+    pairs = list(zip(student_scores, baseline_scores, strict=True))
+    ours = np.array([_value(s) for s, _ in pairs])
+    theirs = np.array([_value(b) for _, b in pairs])
+    difference, half_width = interval(ours - theirs)
+    test_error = _test_error(pairs)
+
+    clear = abs(difference) > half_width and not abs(difference) <= 1.96 * test_error
+    gain = difference if higher_is_better else -difference
+    verdict = "inconclusive" if not clear else "better" if gain > 0 else "worse"
+    return Verdict(
+        verdict, difference, half_width, test_error, len(pairs), float(ours.mean()),
+        float(theirs.mean()), names, unit,
+    )  # fmt: skip
+
+
+def _value(entry: Scores | float) -> float:
+    return entry.accuracy if isinstance(entry, Scores) else float(entry)
+
+
+def _test_error(pairs: list[tuple[Scores | float, Scores | float]]) -> float:
+    """Standard error over test examples of the seed-averaged paired difference."""
+    if not all(isinstance(s, Scores) and isinstance(b, Scores) for s, b in pairs):
+        return math.nan
+    sizes = {len(entry.correct) for pair in pairs for entry in pair}
+    if len(sizes) != 1:
+        raise ValueError(f"all scores must come from one test set; got sizes {sorted(sizes)}")
+    gaps = torch.stack([s.correct.double() - b.correct.double() for s, b in pairs]).mean(0)
+    return (gaps.std() / math.sqrt(len(gaps))).item()
+
+
+def _check_examples(logits: Tensor, labels: Tensor) -> None:
+    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"expected logits (N, C) and labels (N); got {tuple(logits.shape)} and {tuple(labels.shape)}"
+        )
+    if len(logits) == 0:
+        raise ValueError("logits and labels are empty; expected at least one example")
+
+
+def _check_same_shape(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student_logits {tuple(student_logits.shape)} and teacher_logits "
+            f"{tuple(teacher_logits.shape)} must have the same shape"
+        )
