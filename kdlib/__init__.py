@@ -9,5 +9,5 @@ from kdlib.vision.digits import load_digits
 __all__ = [
     "Cost", "History", "Scores", "Verdict", "compare", "evaluate", "fit", "kd_loss",
     "load_digits", "measure_cost", "soft_target_loss", "soften",
-]  # fmt: skip
+]
 __version__ = "0.1.0"

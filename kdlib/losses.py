@@ -24,8 +24,8 @@ weights, for either direction of KL: the student is asked to match logits up to 
     JSD_β(p, q) = β · KL(p‖m) + (1 − β) · KL(q‖m)               Agarwal et al. 2024 (GKD), §2
 
 It is bounded by the entropy of (β, 1 − β), at most log 2. JSD_β / β → KL(p‖q) as β → 0 and
-JSD_β / (1 − β) → KL(q‖p) as β → 1 (Huszár 2015, arXiv 1511.05101), while JSD itself is 0 at both ends; β must lie
-strictly between. Its high-T limit is T²·JSD → β(1 − β) · Var(d) / 2. TRL's `generalized_jsd_loss` is JSD
+JSD_β / (1 − β) → KL(q‖p) as β → 1 (Huszár 2015, arXiv 1511.05101), while JSD itself is 0 at both ends;
+β must lie strictly between. Its high-T limit is T²·JSD → β(1 − β) · Var(d) / 2. TRL's `generalized_jsd_loss` is JSD
 without the factor T², and stands for the two KL divergences at β = 0 and β = 1.
 
 **Rounding.** In float32 log p and log q carry an error near 1e-7 each, whatever T is, while KL itself
@@ -207,7 +207,7 @@ def kd_loss(
         return soft_target_loss(
             student_logits, teacher_logits, temperature=temperature, divergence=divergence,
             beta=beta, reduction=reduction,
-        )  # fmt: skip
+        )
     _check_labels(student_logits, labels, ignore_index)
     counted = labels != ignore_index
 
@@ -221,7 +221,7 @@ def kd_loss(
         soft = soft_target_loss(
             student_logits, teacher_logits, temperature=temperature, divergence=divergence,
             beta=beta, mask=counted, reduction="none",
-        )  # fmt: skip
+        )
     return _reduce(alpha * hard + (1 - alpha) * soft, counted, reduction)
 
 

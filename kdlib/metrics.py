@@ -22,7 +22,7 @@ __all__ = [
     "ReliabilityCurve", "Scores", "Verdict", "accuracy", "agreement", "compare",
     "expected_calibration_error", "interval", "kl_to_teacher", "negative_log_likelihood",
     "reliability_curve", "score",
-]  # fmt: skip
+]
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def compare(
     return Verdict(
         verdict, difference, half_width, test_error, len(pairs), float(ours.mean()),
         float(theirs.mean()), names, unit,
-    )  # fmt: skip
+    )
 
 
 def _value(entry: Scores | float) -> float:

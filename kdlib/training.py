@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from kdlib.losses import kd_loss
 from kdlib.metrics import Scores, score
-from kdlib.vision.splits import Examples
+from kdlib.splits import Examples
 
 __all__ = ["History", "best_device", "evaluate", "fit", "out_of_fold", "predict"]
 

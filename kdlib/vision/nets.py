@@ -30,4 +30,4 @@ def digit_cnn(width: int = 16, *, classes: int = 10, dropout: float = 0.3) -> nn
         nn.Flatten(),
         nn.Linear(8 * width, 4 * width), nn.ReLU(), nn.Dropout(dropout),
         nn.Linear(4 * width, classes),
-    )  # fmt: skip
+    )

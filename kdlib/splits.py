@@ -1,4 +1,4 @@
-"""What every image data set here returns: labelled images in a train, a validation and a test part."""
+"""Labelled images, and their train, validation and test parts: what every data set here returns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
