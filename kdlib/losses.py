@@ -25,8 +25,8 @@ weights, for either direction of KL: the student is asked to match logits up to 
 
 It is bounded by the entropy of (β, 1 − β), at most log 2. JSD_β / β → KL(p‖q) as β → 0 and
 JSD_β / (1 − β) → KL(q‖p) as β → 1 (Huszár 2015, arXiv 1511.05101), while JSD itself is 0 at both ends;
-β must lie strictly between. Its high-T limit is T²·JSD → β(1 − β) · Var(d) / 2. TRL's `generalized_jsd_loss` is JSD
-without the factor T², and stands for the two KL divergences at β = 0 and β = 1.
+β must lie strictly between. Its high-T limit is T²·JSD → β(1 − β) · Var(d) / 2. TRL's
+`generalized_jsd_loss` is JSD without the factor T², and stands for the two KL divergences at β = 0 and 1.
 
 **Rounding.** In float32 log p and log q carry an error near 1e-7 each, whatever T is, while KL itself
 shrinks like 1/T²: at T = 1,000 the textbook sum, times T², is noise. `kl_divergence` adds Σ (q_i − p_i),

@@ -1,0 +1,378 @@
+"""Every figure of the course: takes data, returns a matplotlib Figure with an alt text.
+
+Figures are made without pyplot, so they leave no global state behind and can be drawn from a widget's
+callback. The alt text is written from the data, so that it cannot disagree with the picture.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from kdlib.losses import soften
+from kdlib.metrics import ReliabilityCurve, Scores, interval
+
+# Okabe and Ito 2008: told apart with every common form of colour blindness, and in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+STYLE = {
+    "font.size": 13,
+    "axes.titlesize": 14,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "lines.linewidth": 2.2,
+    "legend.frameon": False,
+    "legend.fontsize": 12,
+    "savefig.dpi": 100,
+}
+
+
+# --- showing --------------------------------------------------------------------------------------
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG bytes, in the course's style."""
+    with mpl.rc_context(STYLE), io.BytesIO() as buffer:
+        figure.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+def show(figure: Figure) -> None:
+    """Display a figure in a notebook with its alt text, which is also its text for readers without images."""
+    from IPython.display import display
+
+    width, height = (int(inches * STYLE["savefig.dpi"]) for inches in figure.get_size_inches())
+    picture = {"image/png": base64.b64encode(png(figure)).decode(), "text/plain": alt_text(figure)}
+    details = {"image/png": {"alt": alt_text(figure), "width": width, "height": height}}
+    display(picture, raw=True, metadata=details)
+
+
+def image_tag(figure: Figure) -> str:
+    """The figure as an HTML image with alt text."""
+    text = alt_text(figure).replace("&", "&amp;").replace('"', "&quot;")
+    return f'<img alt="{text}" src="data:image/png;base64,{base64.b64encode(png(figure)).decode()}">'
+
+
+def alt_text(figure: Figure) -> str:
+    """What the figure shows, in words."""
+    return figure.get_label()
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def label_bars(
+    rows: Mapping[str, Sequence[float] | Tensor], classes: Sequence[str], *, title: str = ""
+) -> Figure:
+    """Several distributions over the same classes, bar beside bar.
+
+    Args:
+        rows: (C,) probabilities under the name that the legend shows.
+        classes: C names.
+    """
+    with _canvas(9, 3.8) as (figure, axes):
+        _bars(axes, rows, classes)
+        axes.set(xlabel="class", ylabel="probability", ylim=(0, 1.08), title=title)
+        if len(rows) > 1:
+            axes.legend()
+    parts = [f"{name}: {_top(values, classes)}" for name, values in rows.items()]
+    return _describe(figure, title, "Bar chart of probabilities by class", parts)
+
+
+def digit_gallery(
+    images: Tensor,
+    rows: Sequence[Mapping[str, Tensor]],
+    classes: Sequence[str],
+    captions: Sequence[str],
+    *,
+    title: str = "",
+) -> Figure:
+    """Pictures, each above the bars of its soft labels.
+
+    Args:
+        images: (N, 1, height, width) in [0, 1].
+        rows: for each picture, (C,) probabilities by name; the same names for all.
+    """
+    count = len(images)
+    with _canvas(2.6 * count, 5.2, nrows=2, ncols=count, squeeze=False, sharey="row") as (figure, grid):
+        for k in range(count):
+            picture, bars = grid[0][k], grid[1][k]
+            picture.imshow(images[k, 0].cpu(), cmap="gray_r", vmin=0, vmax=1)
+            picture.set(title=captions[k], xticks=[], yticks=[])
+            _bars(bars, rows[k], classes)
+            bars.set(xlabel="class", ylim=(0, 1.02))
+        grid[1][0].set_ylabel("probability")
+        grid[1][-1].legend(fontsize=11)
+        if title:
+            figure.suptitle(title)
+    parts = [
+        f"{captions[k]}: " + "; ".join(f"{n} {_top(v, classes)}" for n, v in rows[k].items())
+        for k in range(count)
+    ]
+    return _describe(figure, title, "Pictures with bars of their soft labels", parts)
+
+
+def neighbours(matrix: Tensor, classes: Sequence[str], *, title: str = "") -> Figure:
+    """Which other classes each class's soft labels lean to.
+
+    Args:
+        matrix: (C, C); row i is the mean soft label of class i. The diagonal is not shown.
+    """
+    off = torch.as_tensor(matrix).double().clone().fill_diagonal_(math.nan).numpy()
+    with _canvas(7.2, 6) as (figure, axes):
+        axes.grid(False)
+        shown = axes.imshow(off, cmap="Blues", vmin=0)
+        figure.colorbar(shown, label="mean probability", shrink=0.8)
+        axes.set(xlabel="class in the soft label", ylabel="true class", title=title)
+        axes.set_xticks(range(len(classes)), classes)
+        axes.set_yticks(range(len(classes)), classes)
+        high = np.nanmax(off)
+        for (i, j), value in np.ndenumerate(off):
+            if value > 0.25 * high:
+                colour = "white" if value > 0.6 * high else "black"
+                axes.text(j, i, f"{100 * value:.1f}", ha="center", va="center", color=colour, size=11)
+    best = np.nan_to_num(off, nan=-1).argmax(1)
+    parts = [f"{c} leans to {classes[j]} ({off[i, j]:.3f})" for i, (c, j) in enumerate(zip(classes, best, strict=True))]
+    return _describe(figure, title, "Heat map of mean soft labels; in per cent where large", parts)
+
+
+def softened(logits: Tensor, temperature: float, classes: Sequence[str]) -> Figure:
+    """One distribution at T = 1 and at a chosen T, with its entropy. logits (C,)."""
+    before, after = soften(logits), soften(logits, temperature)
+    rows = {"T = 1": before, f"T = {temperature:.3g}": after}
+    title = (
+        f"T = {temperature:.3g}: entropy {_entropy(after):.3f} nats "
+        f"(T = 1: {_entropy(before):.3f}, highest possible: {math.log(len(classes)):.3f})"
+    )
+    return label_bars(rows, classes, title=title)
+
+
+def temperature_curves(logits: Tensor, temperatures: Tensor, classes: Sequence[str]) -> Figure:
+    """Probabilities (left) and entropy (right) against T.
+
+    Args:
+        logits: (C,). temperatures: (K,) increasing, all positive.
+    """
+    table = torch.stack([soften(logits, float(t)) for t in temperatures])
+    with _canvas(11, 4.2, ncols=2) as (figure, (left, right)):
+        _lines(left, temperatures, {name: table[:, k] for k, name in enumerate(classes)})
+        left.set(xscale="log", xlabel="temperature T", ylabel="probability", title="Probabilities")
+        left.legend()
+        entropies = torch.tensor([_entropy(row) for row in table])
+        _lines(right, temperatures, {"entropy": entropies})
+        right.axhline(math.log(len(classes)), color="black", linestyle=":", label="log C")
+        right.set(xscale="log", xlabel="temperature T", ylabel="entropy (nats)", title="Entropy")
+        right.legend()
+    parts = [
+        f"T = {float(temperatures[k]):.3g}: {_top(table[k], classes)}, entropy {entropies[k]:.3f}"
+        for k in (0, len(temperatures) // 2, -1)
+    ]
+    return _describe(figure, "Probabilities and entropy against temperature", "Two line charts", parts)
+
+
+def lines(
+    x: Sequence[float] | Tensor,
+    series: Mapping[str, Sequence[float] | Tensor],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    log_x: bool = False,
+    log_y: bool = False,
+) -> Figure:
+    """Curves over one axis. x (K,), each series (K,)."""
+    figure = panels(x, {title: series}, xlabel=xlabel, ylabel=ylabel, log_x=log_x, log_y=log_y)
+    figure.set_size_inches(8, 4.4)
+    return figure
+
+
+def panels(
+    x: Sequence[float] | Tensor,
+    groups: Mapping[str, Mapping[str, Sequence[float] | Tensor]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    log_x: bool = False,
+    log_y: bool = False,
+) -> Figure:
+    """Groups of curves side by side on common axes, under the title of each group."""
+    width = max(8, 4 * len(groups))
+    with _canvas(width, 4.2, ncols=len(groups), squeeze=False, sharey=True) as (figure, grid):
+        for axes, (name, series) in zip(grid[0], groups.items(), strict=True):
+            _lines(axes, x, series)
+            axes.set(xlabel=xlabel, title=name)
+            axes.set_xscale("log" if log_x else "linear")
+            axes.set_yscale("log" if log_y else "linear")
+        grid[0][0].set_ylabel(ylabel)
+        grid[0][-1].legend()
+        if title:
+            figure.suptitle(title)
+    parts = [
+        f"{name + ', ' if name and len(groups) > 1 else ''}{curve}: from {float(values[0]):.3g} "
+        f"to {float(values[-1]):.3g}"
+        for name, series in groups.items()
+        for curve, values in series.items()
+    ]
+    start, end = float(x[0]), float(x[-1])
+    kind = f"Line chart of {ylabel} against {xlabel} from {start:.3g} to {end:.3g}"
+    return _describe(figure, title or next(iter(groups)), kind, parts)
+
+
+def arms(
+    scores: Mapping[str, Sequence[Scores | float]], *, title: str = "", ylabel: str = "test accuracy (%)"
+) -> Figure:
+    """Every seed of every arm as a dot, with the arm's mean and 95% interval.
+
+    Args:
+        scores: for each arm one entry a seed: `Scores` (accuracy in per cent is drawn) or numbers.
+    """
+    parts = []
+    with _canvas(max(6.5, 1.7 * len(scores)), 4.4) as (figure, axes):
+        for k, (name, entries) in enumerate(scores.items()):
+            values = [100 * e.accuracy if isinstance(e, Scores) else float(e) for e in entries]
+            axes.plot(
+                np.linspace(k - 0.12, k + 0.12, len(values)), values, MARKERS[k % 7],
+                color=COLOURS[k % 7], alpha=0.6,
+            )
+            if len(values) == 1:
+                parts.append(f"{name} {values[0]:.1f}")
+                continue
+            mean, half = interval(values)
+            axes.errorbar(k + 0.28, mean, half, fmt="_", color="black", capsize=6, markersize=14)
+            parts.append(f"{name} {mean:.1f} ± {half:.1f}")
+        axes.set_xticks(range(len(scores)), scores)
+        axes.set(ylabel=ylabel, title=title, xlim=(-0.5, len(scores) - 0.3))
+    return _describe(figure, title, "One dot a seed; black: mean and 95% interval", parts)
+
+
+def heat_map(
+    values: Tensor, rows: Sequence[object], columns: Sequence[object], *, xlabel: str, ylabel: str,
+    colour_label: str, title: str = "",
+) -> Figure:
+    """A table of numbers as colours, the largest framed. values (R, K)."""
+    table = torch.as_tensor(values).double().numpy()
+    best = np.unravel_index(table.argmax(), table.shape)
+    with _canvas(1.2 * len(columns) + 3, 0.7 * len(rows) + 2) as (figure, axes):
+        axes.grid(False)
+        shown = axes.imshow(table, cmap="cividis", aspect="auto")
+        figure.colorbar(shown, label=colour_label)
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        middle = (table.max() + table.min()) / 2
+        for (i, j), value in np.ndenumerate(table):
+            colour = "black" if value > middle else "white"
+            axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=colour)
+        axes.add_patch(
+            mpl.patches.Rectangle((best[1] - 0.5, best[0] - 0.5), 1, 1, fill=False, color="red", linewidth=3)
+        )
+    parts = [
+        f"highest {table[best]:.1f} at {ylabel} {rows[best[0]]} and {xlabel} {columns[best[1]]}",
+        f"lowest {table.min():.1f}",
+    ]
+    return _describe(figure, title, f"Heat map of {colour_label} by {ylabel} and {xlabel}", parts)
+
+
+def reliability(curves: Mapping[str, ReliabilityCurve], *, title: str = "") -> Figure:
+    """Accuracy against confidence; on the diagonal a model is as often right as it says."""
+    parts = []
+    with _canvas(6, 5) as (figure, axes):
+        axes.plot([0, 1], [0, 1], color="black", linestyle=":", label="perfect")
+        for k, (name, curve) in enumerate(curves.items()):
+            full = curve.count > 0
+            axes.plot(
+                curve.confidence[full], curve.accuracy[full], marker=MARKERS[k], color=COLOURS[k],
+                linestyle=LINES[k], label=name,
+            )
+            gap = np.nansum(np.abs(curve.confidence - curve.accuracy) * curve.count) / curve.count.sum()
+            parts.append(f"{name}: mean gap {gap:.3f}")
+        axes.set(xlabel="confidence", ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1.02))
+        axes.legend()
+    return _describe(figure, title, "Reliability diagram", parts)
+
+
+def loss_picture(
+    teacher_logits: Tensor, student_logits: Tensor, label: int, classes: Sequence[str], *,
+    temperature: float, alpha: float,
+) -> Figure:
+    """Teacher and student at T (left), and the pull of both loss terms on each logit (right). Logits (C,)."""
+    p, q = soften(teacher_logits, temperature), soften(student_logits, temperature)
+    hard_gradient = soften(student_logits) - torch.eye(len(classes))[label]
+    pulls = {
+        "hard: −α (q₁ − y)": -alpha * hard_gradient,
+        "soft: −(1−α) T (q − p)": -(1 - alpha) * temperature * (q - p),
+    }
+    ce = -soften(student_logits)[label].log().item()
+    kl = temperature**2 * (p * (p.log() - q.log())).sum().item()
+    with _canvas(11, 4.2, ncols=2) as (figure, (left, right)):
+        _bars(left, {"teacher p": p, "student q": q}, classes)
+        left.set(xlabel="class", ylabel=f"probability at T = {temperature:.3g}", ylim=(0, 1.08))
+        left.legend()
+        _bars(right, pulls, classes)
+        right.axhline(0, color="black", linewidth=1)
+        right.set(xlabel="class", ylabel="push on the student's logit")
+        right.legend()
+        title = (
+            f"CE {ce:.3f}   T²·KL {kl:.3f}   loss = {alpha:.2f}·CE + {1 - alpha:.2f}·T²·KL "
+            f"= {alpha * ce + (1 - alpha) * kl:.3f}"
+        )
+        figure.suptitle(title)
+    parts = [f"teacher {_top(p, classes)}", f"student {_top(q, classes)}"]
+    return _describe(figure, title, "Two bar charts: probabilities, and the push on each logit", parts)
+
+
+# --- parts of figures -----------------------------------------------------------------------------
+
+
+@contextmanager
+def _canvas(width: float, height: float, **subplots) -> Iterator[tuple[Figure, Axes]]:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots(**subplots)
+
+
+def _bars(axes: Axes, rows: Mapping[str, Sequence[float] | Tensor], classes: Sequence[str]) -> None:
+    width = 0.8 / len(rows)
+    for k, (name, values) in enumerate(rows.items()):
+        place = np.arange(len(classes)) + (k - (len(rows) - 1) / 2) * width
+        axes.bar(place, [float(v) for v in values], width, label=name, color=COLOURS[k % 7])
+    axes.set_xticks(range(len(classes)), classes)
+    axes.grid(axis="x", visible=False)
+
+
+def _lines(axes: Axes, x: Sequence[float] | Tensor, series: Mapping[str, Sequence[float] | Tensor]) -> None:
+    for k, (name, values) in enumerate(series.items()):
+        axes.plot(
+            [float(v) for v in x], [float(v) for v in values], label=name, color=COLOURS[k % 7],
+            linestyle=LINES[k % 7], marker=MARKERS[k % 7] if len(x) <= 12 else None,
+        )
+
+
+def _entropy(probabilities: Tensor) -> float:
+    return torch.special.entr(probabilities).sum().item()
+
+
+def _top(values: Sequence[float] | Tensor, classes: Sequence[str], count: int = 3) -> str:
+    """The largest entries in words."""
+    values = torch.as_tensor(values)
+    largest = values.argsort(descending=True, stable=True)[:count].tolist()
+    return ", ".join(f"{classes[k]} {float(values[k]):.2f}" for k in largest)
+
+
+def _describe(figure: Figure, title: str, kind: str, parts: Sequence[str]) -> Figure:
+    opening = f"{title}. {kind}" if title else kind
+    figure.set_label(f"{opening}. {'; '.join(parts)}.")
+    return figure

@@ -1,0 +1,127 @@
+"""Interactive explorers: sliders over the figures of `kdlib.plots`."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import ipywidgets as ipw
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from kdlib import plots
+from kdlib.losses import jensen_shannon_divergence, kl_divergence, soften
+
+__all__ = ["divergence_explorer", "explorer", "loss_explorer", "soft_label_explorer", "temperature_explorer"]
+
+
+def explorer(draw: Callable[..., Figure], controls: Mapping[str, ipw.ValueWidget]) -> ipw.VBox:
+    """Controls above a figure that follows them.
+
+    Args:
+        draw: called with one keyword argument for each control.
+        controls: value widgets by the name of that argument.
+
+    Returns:
+        A box: the controls, then an image with alt text.
+    """
+    picture = ipw.HTML()
+
+    def redraw(change: object = None) -> None:
+        values = {name: control.value for name, control in controls.items()}
+        picture.value = plots.image_tag(draw(**values))
+
+    for control in controls.values():
+        control.observe(redraw, "value")
+    redraw()
+    return ipw.VBox([*controls.values(), picture])
+
+
+def temperature_explorer(logits: Sequence[float] | Tensor, classes: Sequence[str]) -> ipw.VBox:
+    """Move T and every logit; see the probabilities and their entropy. logits (C,)."""
+    names = [f"z{k}" for k in range(len(classes))]
+
+    def draw(temperature: float, **values: float) -> Figure:
+        return plots.softened(torch.tensor([values[n] for n in names]), temperature, classes)
+
+    sliders = {
+        name: _slider(f"z, {label}", float(value), -10, 10)
+        for name, label, value in zip(names, classes, logits, strict=True)
+    }
+    return explorer(draw, {"temperature": _temperature_slider(4.0), **sliders})
+
+
+def soft_label_explorer(images: Tensor, logits: Tensor, classes: Sequence[str]) -> ipw.VBox:
+    """Leaf through pictures and move T. images (N, 1, height, width), logits (N, C)."""
+
+    def draw(picture: int, temperature: float) -> Figure:
+        row = {
+            "T = 1": soften(logits[picture]),
+            f"T = {temperature:.3g}": soften(logits[picture], temperature),
+        }
+        chosen = images[picture : picture + 1]
+        figure = plots.digit_gallery(chosen, [row], classes, [f"picture {picture}"])
+        figure.set_size_inches(6, 5.2)
+        return figure
+
+    pictures = ipw.IntSlider(0, 0, len(images) - 1, description="picture", style=WIDE, layout=FULL)
+    return explorer(draw, {"picture": pictures, "temperature": _temperature_slider(4.0)})
+
+
+def loss_explorer(
+    teacher_logits: Tensor, student_logits: Tensor, label: int, classes: Sequence[str]
+) -> ipw.VBox:
+    """Move α and T; see both terms of the loss and their push on each logit. Logits (C,)."""
+
+    def draw(alpha: float, temperature: float) -> Figure:
+        return plots.loss_picture(
+            teacher_logits, student_logits, label, classes, temperature=temperature, alpha=alpha
+        )
+
+    alpha = _slider("α (hard label)", 0.5, 0, 1, step=0.05)
+    return explorer(draw, {"alpha": alpha, "temperature": _temperature_slider(4.0)})
+
+
+def divergence_explorer(x: Tensor, p: Tensor) -> ipw.VBox:
+    """Fit a normal distribution to p by hand; see forward KL, reverse KL and JSD.
+
+    Args:
+        x: (K,) evenly spaced. p: (K,) probabilities of the grid points, sum 1.
+    """
+
+    def draw(centre: float, width: float) -> Figure:
+        log_q = torch.log_softmax(-0.5 * ((x - centre) / width) ** 2, dim=-1)
+        log_p = p.log()
+        title = (
+            f"KL(p‖q) {kl_divergence(log_p, log_q):.3f}   KL(q‖p) {kl_divergence(log_q, log_p):.3f}   "
+            f"JSD {jensen_shannon_divergence(log_p, log_q):.3f} nats"
+        )
+        return plots.lines(
+            x, {"teacher p": p, "student q": log_q.exp()}, xlabel="x", ylabel="probability", title=title
+        )
+
+    low, high = float(x[0]), float(x[-1])
+    return explorer(
+        draw,
+        {
+            "centre": _slider("centre of q", (low + high) / 2, low, high),
+            "width": _slider("width of q", (high - low) / 8, (high - low) / 50, (high - low) / 2),
+        },
+    )
+
+
+FULL = ipw.Layout(width="480px")
+WIDE = {"description_width": "120px"}
+
+
+def _slider(name: str, value: float, low: float, high: float, step: float = 0.1) -> ipw.FloatSlider:
+    return ipw.FloatSlider(
+        value=value, min=low, max=high, step=step, description=name, style=WIDE, layout=FULL,
+        readout_format=".2f",
+    )
+
+
+def _temperature_slider(value: float) -> ipw.FloatLogSlider:
+    return ipw.FloatLogSlider(
+        value=value, base=10, min=-1, max=2, step=math.log10(2) / 8, description="temperature T",
+        style=WIDE, layout=FULL, readout_format=".2f",
+    )
