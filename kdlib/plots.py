@@ -144,7 +144,10 @@ def neighbours(matrix: Tensor, classes: Sequence[str], *, title: str = "") -> Fi
                 colour = "white" if value > 0.6 * high else "black"
                 axes.text(j, i, f"{100 * value:.1f}", ha="center", va="center", color=colour, size=11)
     best = np.nan_to_num(off, nan=-1).argmax(1)
-    parts = [f"{c} leans to {classes[j]} ({off[i, j]:.3f})" for i, (c, j) in enumerate(zip(classes, best, strict=True))]
+    parts = [
+        f"{name} leans to {classes[j]} ({off[i, j]:.3f})"
+        for i, (name, j) in enumerate(zip(classes, best, strict=True))
+    ]
     return _describe(figure, title, "Heat map of mean soft labels; in per cent where large", parts)
 
 
