@@ -1,0 +1,79 @@
+"""Short cells, plain Python, figures that are shown, prose that is finished."""
+
+import ast
+import re
+
+from . import prose
+from .functions import kdlib_definitions
+from .page import Page, tree
+
+LINE = 80
+LINES = 25
+UNFINISHED = re.compile(r"\b(?:TODO|FIXME|XXX)\b")
+
+
+def style(page: Page) -> list[str]:
+    """Lines and cells stay short, figures end with plots.show, no TODO is left in the prose."""
+    complaints = []
+    not_figures = _not_figures(page)
+    for index, cell in page.code():
+        lines = cell.source.splitlines()
+        for number, line in enumerate(lines, start=1):
+            if len(line) >= LINE:
+                expected = f"expected under {LINE} characters in line {number}, found {len(line)}"
+                complaints.append(page.complain(index, expected))
+        if len(lines) >= LINES:
+            complaints.append(
+                page.complain(index, f"expected under {LINES} lines, found {len(lines)}")
+            )
+        if not cell.source.strip():
+            complaints.append(page.complain(index, "expected code, found an empty cell"))
+        try:
+            ast.parse(cell.source)
+        except SyntaxError as error:
+            expected = f"expected plain Python without magics, line {error.lineno}: {error.msg}"
+            complaints.append(page.complain(index, expected))
+        complaints += [page.complain(index, text) for text in _figure(tree(cell), not_figures)]
+    for index, cell in page.markdown():
+        visible = prose.without_code(cell.source)
+        for match in UNFINISHED.finditer(visible):
+            line = prose.line_of(visible, match.start())
+            complaints.append(
+                page.complain(index, f"expected finished prose, found {match.group()}", line=line)
+            )
+    return complaints
+
+
+def _figure(module: ast.Module, not_figures: set[str]) -> list[str]:
+    drawn = [
+        name for name in _plots_calls(module) if name != "show" and name not in not_figures
+    ]
+    last = module.body[-1] if module.body else None
+    shown = isinstance(last, ast.Expr) and "show" in _plots_calls(last)
+    if drawn and not shown:
+        return [f"expected plots.show(…) at the end of a cell that calls plots.{drawn[0]}"]
+    return []
+
+
+def _plots_calls(node: ast.AST) -> list[str]:
+    """Names that are called on ``plots`` or ``kdlib.plots``, as the cell runs: not inside functions."""
+    if isinstance(node, ast.Lambda | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return []
+    names = [name for child in ast.iter_child_nodes(node) for name in _plots_calls(child)]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        owner, name = ast.unparse(node.func.value), node.func.attr
+        if owner in ("plots", "kdlib.plots"):
+            names.append(name)
+    return names
+
+
+def _not_figures(page: Page) -> set[str]:
+    """Functions of kdlib.plots whose annotation says that they return something else."""
+    return {
+        name.removeprefix("kdlib.plots.")
+        for name, node in kdlib_definitions(page.root).items()
+        if name.startswith("kdlib.plots.")
+        and isinstance(node, ast.FunctionDef)
+        and node.returns is not None
+        and "Figure" not in ast.unparse(node.returns)
+    }
