@@ -203,6 +203,9 @@ def kd_loss(
         raise ValueError("teacher_logits is None: only alpha=1 with labels can do without a teacher")
     if teacher_logits is not None:
         _check_pair(student_logits, teacher_logits)
+    else:
+        _check_classes("student_logits", student_logits)
+        _check_not_probabilities("student_logits", student_logits)
     if labels is None:
         return soft_target_loss(
             student_logits, teacher_logits, temperature=temperature, divergence=divergence,
@@ -210,16 +213,17 @@ def kd_loss(
         )
     _check_labels(student_logits, labels, ignore_index)
     counted = labels != ignore_index
+    student = _full_precision(student_logits)  # once, so that a bf16 gradient is rounded once
 
     hard = soft = 0.0
     if alpha > 0:
-        logits = _full_precision(student_logits).masked_fill(~counted.unsqueeze(-1), 0.0)
+        logits = student.masked_fill(~counted.unsqueeze(-1), 0.0).reshape(-1, student.shape[-1])
         hard = F.cross_entropy(
-            logits.flatten(0, -2), labels.flatten().long(), ignore_index=ignore_index, reduction="none"
+            logits, labels.flatten().long(), ignore_index=ignore_index, reduction="none"
         ).view(labels.shape)
     if alpha < 1:
         soft = soft_target_loss(
-            student_logits, teacher_logits, temperature=temperature, divergence=divergence,
+            student, teacher_logits, temperature=temperature, divergence=divergence,
             beta=beta, mask=counted, reduction="none",
         )
     return _reduce(alpha * hard + (1 - alpha) * soft, counted, reduction)
@@ -269,15 +273,27 @@ def _check_logits(name: str, logits: Tensor) -> None:
         raise ValueError(f"{name} must have a class axis, shape (..., C); got a scalar")
 
 
+def _check_classes(name: str, logits: Tensor) -> None:
+    _check_logits(name, logits)
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"{name} has a class axis of {logits.shape[-1]}, shape {tuple(logits.shape)}; expected two "
+            "classes or more, softmax over one is always 1. A sigmoid classifier with one logit z is "
+            "the two-class softmax of [0, z]: pass torch.cat([torch.zeros_like(z), z], dim=-1)"
+        )
+
+
+def _check_not_probabilities(name: str, logits: Tensor) -> None:
+    if _may_look_at_values(name, logits) and _are_probabilities(logits):
+        raise ValueError(
+            f"{name} holds probabilities (each row lies in [0, 1] and sums to 1); expected "
+            "logits. Pass the model's output before softmax, or the logarithm of the probabilities"
+        )
+
+
 def _check_pair(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    for name, logits in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
-        _check_logits(name, logits)
-        if logits.shape[-1] == 1:
-            raise ValueError(
-                f"{name} has a class axis of one, shape {tuple(logits.shape)}: softmax over one class "
-                "is always 1. A sigmoid classifier with one logit z is the two-class softmax of "
-                "[0, z]: pass torch.cat([torch.zeros_like(z), z], dim=-1)"
-            )
+    _check_classes("student_logits", student_logits)
+    _check_classes("teacher_logits", teacher_logits)
     if student_logits.shape != teacher_logits.shape:
         hint = ""
         if student_logits.shape[:-1] == teacher_logits.shape[:-1]:
@@ -286,12 +302,8 @@ def _check_pair(student_logits: Tensor, teacher_logits: Tensor) -> None:
             f"student_logits has shape {tuple(student_logits.shape)} but teacher_logits has "
             f"{tuple(teacher_logits.shape)}; expected the same{hint}"
         )
-    for name, logits in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
-        if _may_look_at_values(name, logits) and _are_probabilities(logits):
-            raise ValueError(
-                f"{name} holds probabilities (each row lies in [0, 1] and sums to 1); expected "
-                "logits. Pass the model's output before softmax, or the logarithm of the probabilities"
-            )
+    _check_not_probabilities("student_logits", student_logits)
+    _check_not_probabilities("teacher_logits", teacher_logits)
 
 
 def _check_positions(name: str, tensor: Tensor, logits: Tensor) -> None:
