@@ -6,6 +6,7 @@ callback. The alt text is written from the data, so that it cannot disagree with
 
 import base64
 import io
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -152,14 +153,30 @@ def neighbours(matrix: Tensor, classes: Sequence[str], *, title: str = "") -> Fi
 
 
 def softened(logits: Tensor, temperature: float, classes: Sequence[str]) -> Figure:
-    """One distribution at T = 1 and at a chosen T, with its entropy. logits (C,)."""
+    """One distribution at T = 1 and at a chosen T (left), and its entropy on the way (right). logits (C,)."""
     before, after = soften(logits), soften(logits, temperature)
-    rows = {"T = 1": before, f"T = {temperature:.3g}": after}
-    title = (
-        f"T = {temperature:.3g}: entropy {_entropy(after):.3f} nats "
-        f"(T = 1: {_entropy(before):.3f}, highest possible: {math.log(len(classes)):.3f})"
-    )
-    return label_bars(rows, classes, title=title)
+    path = torch.logspace(-3, 7, 81, base=2)
+    highest, now = math.log(len(classes)), _entropy(after)
+    with _canvas(10.5, 4, layout="none", ncols=2, width_ratios=(3, 2)) as (figure, (left, right)):
+        _bars(left, {"T = 1": before, f"T = {temperature:.3g}": after}, classes)
+        left.set(xlabel="class", ylabel="probability", ylim=(0, 1.08))
+        left.legend()
+        right.plot(path, [_entropy(soften(logits, float(t))) for t in path], color="0.6")
+        right.axhline(highest, color="black", linestyle=":", linewidth=1.5)
+        right.plot([1], [_entropy(before)], MARKERS[0], color=COLOURS[0], markersize=10)
+        right.plot([temperature], [now], MARKERS[1], color=COLOURS[1], markersize=10)
+        right.set(xscale="log", xlabel="temperature T", ylabel="entropy (nats)")
+        right.set(ylim=(-0.04 * highest, 1.1 * highest))
+        marks = (0.125, 1, 8, 64)
+        right.set_xticks(marks, [f"{mark:g}" for mark in marks])
+        right.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+        # A fixed layout: twice as fast under a slider, and the axes stand still.
+        figure.subplots_adjust(left=0.08, right=0.98, bottom=0.16, top=0.88, wspace=0.25)
+        title = f"T = {temperature:.3g}: entropy {now:.3f} of at most {highest:.3f} nats"
+        title += f"; order {_order(logits, classes)}"
+        figure.suptitle(title)
+    parts = [f"T = 1: {_top(before, classes)}", f"T = {temperature:.3g}: {_top(after, classes)}"]
+    return _describe(figure, title, "Bars of the probabilities, and the curve of entropy against T", parts)
 
 
 def temperature_curves(logits: Tensor, temperatures: Tensor, classes: Sequence[str]) -> Figure:
@@ -341,9 +358,11 @@ def loss_picture(
 
 
 @contextmanager
-def _canvas(width: float, height: float, **subplots) -> Iterator[tuple[Figure, Axes]]:
+def _canvas(
+    width: float, height: float, layout: str = "constrained", **subplots
+) -> Iterator[tuple[Figure, Axes]]:
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout=layout)
         yield figure, figure.subplots(**subplots)
 
 
@@ -373,6 +392,15 @@ def _top(values: Sequence[float] | Tensor, classes: Sequence[str], count: int = 
     values = torch.as_tensor(values)
     largest = values.argsort(descending=True, stable=True)[:count].tolist()
     return ", ".join(f"{classes[k]} {float(values[k]):.2f}" for k in largest)
+
+
+def _order(logits: Tensor, classes: Sequence[str], count: int = 5) -> str:
+    """The classes from most to least probable. From the logits: probabilities can underflow to a tie."""
+    order = logits.argsort(descending=True, stable=True).tolist()
+    words = classes[order[0]]
+    for before, after in itertools.pairwise(order[:count]):
+        words += f" {'=' if logits[before] == logits[after] else '>'} {classes[after]}"
+    return words + (" …" if len(order) > count else "")
 
 
 def _describe(figure: Figure, title: str, kind: str, parts: Sequence[str]) -> Figure:

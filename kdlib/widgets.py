@@ -37,14 +37,15 @@ def explorer(draw: Callable[..., Figure], controls: Mapping[str, ipw.ValueWidget
 
 
 def temperature_explorer(logits: Sequence[float] | Tensor, classes: Sequence[str]) -> ipw.VBox:
-    """Move T and every logit; see the probabilities and their entropy. logits (C,)."""
+    """Move T and every logit; see the probabilities, their order and their entropy. logits (C,)."""
     names = [f"z{k}" for k in range(len(classes))]
+    reach = max(10, *(math.ceil(abs(float(value))) for value in logits))
 
     def draw(temperature: float, **values: float) -> Figure:
         return plots.softened(torch.tensor([values[n] for n in names]), temperature, classes)
 
     sliders = {
-        name: _slider(f"z, {label}", float(value), -10, 10)
+        name: _slider(f"z, {label}", float(value), -reach, reach)
         for name, label, value in zip(names, classes, logits, strict=True)
     }
     return explorer(draw, {"temperature": _temperature_slider(4.0), **sliders})
@@ -122,6 +123,7 @@ def _slider(name: str, value: float, low: float, high: float, step: float = 0.1)
 
 def _temperature_slider(value: float) -> ipw.FloatLogSlider:
     return ipw.FloatLogSlider(
-        value=value, base=10, min=-1, max=2, step=math.log10(2) / 8, description="temperature T",
-        style=WIDE, layout=FULL, readout_format=".2f",
+        # Quarter steps of powers of two, so that 1, 2, 4, 8, … can be reached exactly.
+        value=value, base=2, min=-3, max=7, step=0.25, description="temperature T",
+        style=WIDE, layout=FULL, readout_format=".3g",
     )
