@@ -1,0 +1,42 @@
+"""The command line: ``python -m kdlib COMMAND``. A command's module is imported when asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "check": ("kdlib.check", "is this machine ready for the course?"),
+    "course": ("kdlib.course", "execute every notebook, without a browser"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Hand the arguments to the command's module and return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m kdlib", description="Knowledge distillation.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (_, summary) in COMMANDS.items():
+        # The module has its own parser, --help included.
+        commands.add_parser(name, help=summary, add_help=False)
+    chosen, rest = parser.parse_known_args(argv)
+    if chosen.command is None:
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.print_help()
+        return 0
+    try:
+        module = importlib.import_module(COMMANDS[chosen.command][0])
+    except ModuleNotFoundError as error:
+        print(
+            f"kdlib {chosen.command} needs the package {error.name}. In the course's folder: "
+            f'{sys.executable} -m pip install -e ".[course]"',
+            file=sys.stderr,
+        )
+        return 1
+    return module.main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
