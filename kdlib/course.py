@@ -1,0 +1,463 @@
+"""Execute the course without a browser: ``python -m kdlib course``.
+
+Every notebook runs in a fresh kernel of this interpreter, one at a time so that the minutes are
+honest. Executed copies and HTML pages land in ``build/course``. With ``--record`` the notebooks
+themselves are rewritten with cleaned outputs, and the minutes go to ``data/results/course.json``.
+Nothing is written until everything that was asked for has run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKernelError
+from nbformat import NotebookNode
+from tqdm import tqdm
+
+from kdlib.pages import index_page, render
+
+RESULTS = Path("data/results/course.json")
+BUILD = Path("build/course")
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+WIDGET_TEXT = "An interactive explorer appears here when this cell is run."
+
+# The same in every notebook, so that another patch release of Python makes no difference.
+METADATA = {
+    "kernelspec": {
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+        "name": "python3",
+    },
+    "language_info": {
+        "codemirror_mode": {"name": "ipython", "version": 3},
+        "file_extension": ".py",
+        "mimetype": "text/x-python",
+        "name": "python",
+        "nbconvert_exporter": "python",
+        "pygments_lexer": "ipython3",
+    },
+}
+# What front ends and runners leave in a cell's metadata.
+CELL_NOISE = ("execution", "ExecuteTime", "papermill", "collapsed", "scrolled", "trusted")
+
+_TQDM = re.compile(r"\[(\d+:)?\d+:\d\d(<(\?|[\d:]+))?, [^\]]*/[^\]]*\]")
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_HOME = re.compile(r"(?<![\w.:/-])/(?:home|Users)/\w+|(?<!\w)[A-Za-z]:\\+Users\\+\w+")
+_ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{6,}")
+
+
+class CourseError(Exception):
+    """The course cannot go on; the message is for the reader."""
+
+
+@dataclass
+class Executed:
+    """One executed notebook: its name, cells with outputs, title and measured minutes."""
+
+    name: str
+    notebook: NotebookNode
+    title: str
+    minutes: float
+
+
+# --- finding and reading ---------------------------------------------------------------------
+
+
+def find_root(start: Path | None = None) -> Path:
+    """The course's folder: the nearest one above ``start`` with notebooks, else kdlib's checkout."""
+    start = Path(start or Path.cwd()).resolve()
+    for folder in (start, *start.parents, Path(__file__).resolve().parents[1]):
+        if (folder / "notebooks").is_dir() and (folder / "pyproject.toml").is_file():
+            return folder
+    raise CourseError(f"No folder with notebooks/ and pyproject.toml at or above {start}.")
+
+
+def find_notebooks(root: Path, wanted: Sequence[str] = ()) -> list[str]:
+    """The names of the notebooks in reading order, all or those wanted.
+
+    A name is the path below ``notebooks/`` without its ending: ``02_temperature``,
+    ``solutions/02_temperature``. The names are also accepted as paths, as a shell completes them.
+    """
+    folder = root / "notebooks"
+    paths = [
+        *sorted(folder.glob("[0-9][0-9]_*.ipynb")),
+        *folder.glob("glossary.ipynb"),
+        *sorted((folder / "solutions").glob("*.ipynb")),
+    ]
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+    if not names:
+        raise CourseError(f"There is no notebook in {folder}.")
+    chosen = {name.replace("\\", "/").removeprefix("notebooks/").removesuffix(".ipynb"): name
+              for name in wanted}  # fmt: skip
+    unknown = [given for name, given in chosen.items() if name not in names]
+    if unknown:
+        raise CourseError(f"No notebook {', '.join(unknown)}. There are: {', '.join(names)}.")
+    return [name for name in names if not chosen or name in chosen]
+
+
+def read_notebook(path: Path) -> NotebookNode:
+    """Read a notebook as format 4.5; a cell without an id, or with one taken, gets a stable one."""
+    try:
+        notebook = nbformat.v4.reads(path.read_text(encoding="utf-8"))
+        if notebook.nbformat != 4:
+            raise ValueError(f"format {notebook.nbformat} instead of 4")
+    except (ValueError, AttributeError) as error:
+        raise CourseError(f"{path.name} is not a notebook that can be read: {error}") from error
+    notebook.nbformat_minor = 5
+    taken: set[str] = set()
+    for cell in notebook.cells:
+        if not cell.get("id") or cell["id"] in taken:
+            # From the source, not from chance: reading the same file twice gives the same ids.
+            digest = hashlib.sha256(cell.source.encode()).hexdigest()
+            number = 0
+            while (name := f"{digest[:8]}{f'-{number}' if number else ''}") in taken:
+                number += 1
+            cell["id"] = name
+        taken.add(cell["id"])
+    return notebook
+
+
+def title_of(notebook: NotebookNode, default: str) -> str:
+    """The text of the first heading ``# …`` of the notebook's card."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            found = re.search(r"^# +(.+?)\s*$", cell.source, re.MULTILINE)
+            if found:
+                return found[1]
+    return default
+
+
+# --- executing -------------------------------------------------------------------------------
+
+
+class ThisInterpreter(AsyncKernelManager):
+    """Starts the kernel from this interpreter, whatever kernels are installed on the machine.
+
+    By name, ``python3`` may be a specification in the user's folder that runs another Python.
+    """
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        return KernelSpec(**get_kernel_dict())
+
+
+def execute(
+    notebook: NotebookNode, folder: Path, name: str, on_cell: Callable[[], object] = lambda: None
+) -> float:
+    """Run every cell in place, with ``folder`` as working folder; return the minutes it took.
+
+    The minutes include the start of the kernel, as a reader waits for it too. ``on_cell`` is
+    called after each code cell. Raises :class:`CourseError` at the first cell that fails.
+    """
+    running = {"index": None}
+
+    def started(cell: NotebookNode, cell_index: int) -> None:
+        running["index"] = cell_index
+
+    def finished(**_: object) -> None:
+        on_cell()
+
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_manager_class=ThisInterpreter,
+        resources={"metadata": {"path": str(folder)}},
+        record_timing=False,
+        store_widget_state=True,
+        # Newer kernels warn at every start that this machine talks to itself unencrypted.
+        extra_arguments=["--log-level=ERROR"],
+        on_cell_execute=started,
+        on_cell_executed=finished,
+    )
+    for cell in notebook.cells:  # a cell of an earlier run must not pass for one of this run
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    notebook.metadata.pop("widgets", None)
+    begin = time.perf_counter()
+    # A profile of its own: start-up files and history of the reader's IPython stay out of it.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        try:
+            client.execute(env={**os.environ, "IPYTHONDIR": profile})
+        except (CellControlSignal, CellExecutionError, DeadKernelError, RuntimeError) as error:
+            raise CourseError(_failure(notebook, name, running["index"], error)) from error
+    return (time.perf_counter() - begin) / 60
+
+
+def _failure(notebook: NotebookNode, name: str, index: int | None, error: Exception) -> str:
+    if index is None:
+        return f"notebooks/{name}.ipynb: the kernel did not start: {error}"
+    cell = notebook.cells[index]
+    text = getattr(error, "traceback", "") or f"{type(error).__name__}: {error}"
+    source = "\n".join("    " + line for line in cell.source.splitlines())
+    return (
+        f"notebooks/{name}.ipynb failed in cell {index + 1} of {len(notebook.cells)} "
+        f"(id {cell['id']}):\n\n{source}\n\n{_ANSI.sub('', text).strip()}"
+    )
+
+
+# --- cleaning --------------------------------------------------------------------------------
+
+
+def clean(notebook: NotebookNode, *, keep_widgets: bool) -> None:
+    """Take out, in place, what is not a result: timings, progress bars, widget state.
+
+    A widget in a stored notebook names a model that no longer lives, under a name that changes in
+    every run. Without ``keep_widgets`` a sentence stands in its place; HTML pages keep the state.
+    """
+    for key, value in METADATA.items():
+        notebook.metadata[key] = nbformat.from_dict(value)
+    if not keep_widgets:
+        notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        for key in CELL_NOISE:
+            cell.metadata.pop(key, None)
+        if cell.cell_type != "code":
+            continue
+        outputs = _joined(cell.outputs)
+        bars = any(o.get("name") == "stderr" and _TQDM.search(o.text) for o in outputs)
+        kept = []
+        for output in outputs:
+            if output.output_type == "stream":
+                output.text = _settle(output.text)
+                if output.name == "stderr":
+                    # What is printed in between may part a bar from its end of line.
+                    output.text = _without_progress(output.text, bars)
+                if not output.text:
+                    continue
+            elif WIDGET_VIEW in output.get("data", {}):
+                if _TQDM.search(output.data.get("text/plain", "")):
+                    continue
+                if not keep_widgets:
+                    output.data = nbformat.from_dict({"text/plain": WIDGET_TEXT})
+                    output.metadata = nbformat.from_dict({})
+            kept.append(output)
+        cell.outputs = _joined(kept)
+
+
+def _joined(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
+    """Neighbouring pieces of one stream as one; how it is cut into messages depends on timing."""
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        last = joined[-1] if joined else {}
+        if output.output_type == last.get("output_type") == "stream" and output.name == last.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
+def _settle(text: str) -> str:
+    """What a terminal shows in the end: a carriage return goes back over the line."""
+    lines = _ANSI.sub("", text).replace("\r\n", "\n").split("\n")
+    kept = []
+    for line in lines:
+        parts = [part for part in line.split("\r") if part]
+        # A bar that leaves goes over itself with spaces.
+        kept.append(parts[-1].rstrip() if len(parts) > 1 else "".join(parts))
+    return "\n".join(kept)
+
+
+def _without_progress(text: str, bars: bool) -> str:
+    if not bars:
+        return text if text.strip() else ""
+    rest = [line for line in text.split("\n") if line.strip() and not _TQDM.search(line)]
+    return "".join(line + "\n" for line in rest)
+
+
+def machine_paths(root: Path) -> list[str]:
+    """The folders of this machine that have no place in a stored output."""
+    folders = [root, Path.home(), sys.prefix, sys.base_prefix, tempfile.gettempdir()]
+    found = {str(text) for folder in folders for text in (folder, os.path.realpath(folder))}
+    return sorted((path for path in found if len(Path(path).parts) > 1), key=len, reverse=True)
+
+
+def refuse_traces(notebook: NotebookNode, name: str, paths: Iterable[str]) -> None:
+    """Raise :class:`CourseError` if an output holds a path of this machine or a memory address."""
+    literal = [re.escape(path).replace(r"\\", r"\\+") for path in paths]
+    patterns = [re.compile(rf"(?<![\w.:/-])(?:{path})(?![\w-])") for path in literal]
+    for index, cell in enumerate(notebook.cells):
+        for text in _texts(cell.get("outputs", [])):
+            for pattern, what in (
+                *((pattern, "a path of this machine") for pattern in (*patterns, _HOME)),
+                (_ADDRESS, "a memory address, which changes in every run"),
+            ):
+                if found := pattern.search(text):
+                    line = text[text.rfind("\n", 0, found.start()) + 1 :].split("\n")[0]
+                    raise CourseError(
+                        f"notebooks/{name}.ipynb, cell {index + 1} (id {cell['id']}): "
+                        f"its output holds {what}: {line.strip()[:200]}"
+                    )
+
+
+def _texts(value: object) -> Iterable[str]:
+    """Every string in the outputs, images aside."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not (str(key).startswith("image/") and isinstance(item, str)) or "svg" in key:
+                yield from _texts(item)
+
+
+def serialise(notebook: NotebookNode) -> str:
+    """The file's text: format 4.5, validated, one newline at the end."""
+    nbformat.validate(notebook)
+    return nbformat.writes(notebook).rstrip("\n") + "\n"
+
+
+# --- results and files -----------------------------------------------------------------------
+
+
+def describe_environment() -> dict[str, object]:
+    """What the minutes depend on: versions and hardware, no names of machines, no paths."""
+    from importlib.metadata import version
+
+    import torch
+    import transformers
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        "cpu_count": usable,
+        "kdlib": version("kdlib"),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def results_text(
+    done: Iterable[Executed], environment: Mapping[str, object], earlier: Mapping | None = None
+) -> str:
+    """The text of ``course.json``; the minutes of notebooks that did not run are kept."""
+    minutes = dict((earlier or {}).get("minutes", {}))
+    minutes.update({item.name: round(item.minutes, 2) for item in done})
+    content = {"environment": dict(environment), "minutes": minutes}
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def write_files(texts: Mapping[Path, str]) -> None:
+    """Write all files or none: each is complete under another name before the first is replaced."""
+    staged: dict[Path, Path] = {}
+    try:
+        for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staged[path] = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            with open(staged[path], "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, temporary in staged.items():
+            os.replace(temporary, path)
+    finally:
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
+
+
+def run_course(root: Path, wanted: Sequence[str] = (), *, record: bool = False) -> list[Executed]:
+    """Execute the notebooks, then write what came of it: copies and pages, or the record."""
+    root = root.resolve()
+    names = find_notebooks(root, wanted)
+    environment = describe_environment()
+    results = root / (RESULTS if record else BUILD / "course.json")
+    earlier = _earlier(results, environment, refuse=record) if wanted else None
+    sources = {name: read_notebook(root / "notebooks" / f"{name}.ipynb") for name in names}
+    total = sum(
+        cell.cell_type == "code" and bool(cell.source.strip())
+        for notebook in sources.values()
+        for cell in notebook.cells
+    )
+    paths = machine_paths(root)
+    done = []
+    texts: dict[Path, str] = {}
+    # disable=None: no bar where nobody watches, as in a log file.
+    with tqdm(total=total, unit="cell", disable=None) as bar:
+        for name, notebook in sources.items():
+            bar.set_description(name)
+            place = root / "notebooks" / f"{name}.ipynb"
+            minutes = execute(notebook, place.parent, name, on_cell=bar.update)
+            item = Executed(name, notebook, title_of(notebook, name), minutes)
+            clean(notebook, keep_widgets=not record)
+            if record:
+                refuse_traces(notebook, name, paths)
+                texts[place] = serialise(notebook)
+            else:
+                texts[root / BUILD / f"{name}.ipynb"] = serialise(notebook)
+                page = root / BUILD / f"{name}.html"
+                texts[page] = render(notebook, item.title, place, page, root / "notebooks")
+            done.append(item)
+            with nullcontext() if bar.disable else bar.external_write_mode():
+                print(f"{name:<32}{minutes:6.2f} min", flush=True)
+    if not record and not wanted:
+        texts[root / BUILD / "index.html"] = index_page(
+            [(item.name, item.title, item.minutes) for item in done]
+        )
+    texts[results] = results_text(done, environment, earlier)
+    write_files(texts)
+    return done
+
+
+def _earlier(results: Path, environment: Mapping, *, refuse: bool) -> Mapping | None:
+    """The results of an earlier run that these may stand beside: measured on the same machine."""
+    if not results.is_file():
+        return None
+    earlier = json.loads(results.read_text(encoding="utf-8"))
+    differing = [
+        f"{key}: {earlier['environment'].get(key)!r} then, {environment.get(key)!r} now"
+        for key in sorted({*environment, *earlier["environment"]})
+        if earlier["environment"].get(key) != environment.get(key)
+    ]
+    if not differing:
+        return earlier
+    if refuse:
+        raise CourseError(
+            f"{results.name} was measured elsewhere ({'; '.join(differing)}). One file holds the "
+            "minutes of one machine: record the whole course here."
+        )
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m kdlib course``: exit status 1, and nothing written, if a cell fails."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kdlib course",
+        description="Execute the notebooks; copies and HTML pages land in build/course.",
+    )
+    parser.add_argument("names", nargs="*", help="only these, such as 02_temperature")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="for authors: store outputs in notebooks/ and minutes in data/results/course.json",
+    )
+    parser.add_argument("--root", type=Path, help="the course's folder (default: found from here)")
+    options = parser.parse_args(argv)
+    try:
+        root = options.root or find_root()
+        run_course(root, options.names, record=options.record)
+    except CourseError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    print(f"Recorded in {RESULTS.as_posix()}." if options.record else f"Pages: {root / BUILD}")
+    return 0
