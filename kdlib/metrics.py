@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from kdlib.losses import kl_divergence, soften
+from kdlib.losses import soft_target_loss, soften
 
 __all__ = [
     "ReliabilityCurve", "Scores", "Verdict", "accuracy", "agreement", "compare",
@@ -123,9 +123,9 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor) -> float:
 def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> float:
     """Mean KL(teacher‖student) in nats at a temperature, without the factor T²; (..., C) each."""
     _check_same_shape(student_logits, teacher_logits)
-    log_p = torch.log_softmax(teacher_logits.detach().double() / temperature, dim=-1)
-    log_q = torch.log_softmax(student_logits.detach().double() / temperature, dim=-1)
-    return kl_divergence(log_p, log_q).mean().item()
+    student, teacher = student_logits.detach().double(), teacher_logits.detach().double()
+    scaled = soft_target_loss(student, teacher, temperature=temperature).item()
+    return scaled / temperature**2
 
 
 def score(logits: Tensor, labels: Tensor) -> Scores:
