@@ -71,7 +71,7 @@ def measure_cost(model: nn.Module, example: Tensor, *, repeats: int = 50) -> Cos
     if example.device != device:
         raise ValueError(f"example is on {example.device} but the model is on {device}")
 
-    was_training = model.training
+    in_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.inference_mode():
@@ -80,7 +80,8 @@ def measure_cost(model: nn.Module, example: Tensor, *, repeats: int = 50) -> Cos
             seconds = _timed(lambda: model(example), device, repeats)
             working = _peak_extra_bytes(lambda: model(example), device)
     finally:
-        model.train(was_training)
+        for module in in_training:
+            module.training = True
 
     deciles = statistics.quantiles(seconds, n=10, method="inclusive")
     stored = [*parameters, *model.buffers()]

@@ -82,7 +82,8 @@ def fit(
         `History`.
 
     Raises:
-        ValueError: no epochs, no data, or teacher logits that do not belong to `data`.
+        ValueError: no epochs, no data, teacher logits that do not belong to `data`, or a quantity
+            under `watch` that is called "loss".
         FloatingPointError: the loss was not finite in an epoch.
     """
     if epochs < 1 or len(data) == 0 or batch_size < 1:
@@ -96,6 +97,8 @@ def fit(
         )
     if teacher is student:
         raise ValueError("teacher and student are the same module; expected two")
+    if watch and "loss" in watch:
+        raise ValueError('watch holds the name "loss", which stands for the training loss; expected others')
     loss = loss or (_cross_entropy if teacher is None else kd_loss)
     measured = {"loss": loss, **(watch or {})}
 
@@ -148,12 +151,13 @@ def fit(
 def predict(model: nn.Module, images: Tensor, batch_size: int = 1024) -> Tensor:
     """Logits (N, C) in eval mode, on the CPU; the model's mode is restored."""
     device = next((p.device for p in model.parameters()), images.device)
-    was_training = model.training
+    in_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         return torch.cat([model(part.to(device)).cpu() for part in images.split(batch_size)])
     finally:
-        model.train(was_training)
+        for module in in_training:
+            module.training = True
 
 
 def evaluate(model: nn.Module, data: Examples) -> Scores:
@@ -178,8 +182,8 @@ def out_of_fold(
     logits = None
     cut = StratifiedKFold(folds, shuffle=True, random_state=seed)
     for kept, held_out in cut.split(data.labels, data.labels):
-        torch.manual_seed(seed)
-        model = build()
+        with _seeded(seed, torch.device("cpu")):
+            model = build()
         fit(model, data[kept], seed=seed, **settings)
         predicted = predict(model, data[held_out].images)
         if logits is None:
