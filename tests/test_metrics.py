@@ -1,0 +1,358 @@
+"""Metrics against scikit-learn, torchmetrics, scipy and simulation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from sklearn.metrics import accuracy_score, log_loss
+from torchmetrics.classification import MulticlassCalibrationError
+
+from kdlib.metrics import (
+    Scores,
+    accuracy,
+    agreement,
+    compare,
+    expected_calibration_error,
+    interval,
+    kl_to_teacher,
+    negative_log_likelihood,
+    reliability_curve,
+    score,
+)
+
+
+@pytest.fixture
+def predictions():
+    """Logits (500, 6) that are right more often than not, and labels."""
+    random = torch.Generator().manual_seed(0)
+    labels = torch.randint(6, (500,), generator=random)
+    logits = 2 * torch.randn(500, 6, generator=random)
+    return logits + 2.5 * F.one_hot(labels, 6), labels
+
+
+def right(*answers):
+    """Scores of a model with these right and wrong answers."""
+    correct = torch.tensor(answers, dtype=torch.bool)
+    return Scores(accuracy=correct.double().mean().item(), nll=0.0, ece=0.0, correct=correct)
+
+
+# --- against other libraries -----------------------------------------------------------------------
+
+
+def test_accuracy_equals_scikit_learn(predictions):
+    logits, labels = predictions
+    assert accuracy(logits, labels) == pytest.approx(accuracy_score(labels, logits.argmax(-1)))
+
+
+def test_negative_log_likelihood_equals_scikit_learn_log_loss(predictions):
+    logits, labels = predictions
+    expected = log_loss(labels.numpy(), F.softmax(logits.double(), -1).numpy())
+    assert negative_log_likelihood(logits, labels) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_calibration_error_equals_torchmetrics(predictions, bins):
+    logits, labels = predictions
+    expected = MulticlassCalibrationError(num_classes=6, n_bins=bins, norm="l1")(
+        F.softmax(logits, -1), labels
+    )
+    found = expected_calibration_error(logits, labels, bins)
+    assert found == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_default_is_fifteen_bins(predictions):
+    logits, labels = predictions
+    assert expected_calibration_error(logits, labels) == expected_calibration_error(
+        logits, labels, 15
+    )
+    assert len(reliability_curve(logits, labels).count) == 15
+
+
+def test_kl_to_teacher_equals_torch_kl_div_without_t_squared():
+    random = torch.Generator().manual_seed(1)
+    student, teacher = 3 * torch.randn(2, 4, 5, 7, generator=random, dtype=torch.float64)
+    for temperature in (1.0, 3.0):
+        expected = F.kl_div(
+            F.log_softmax(student / temperature, -1).flatten(0, 1),
+            F.softmax(teacher / temperature, -1).flatten(0, 1),
+            reduction="batchmean",
+        )
+        found = kl_to_teacher(student, teacher, temperature)
+        assert found == pytest.approx(expected.item(), rel=1e-10)
+
+
+def test_kl_to_teacher_stays_finite_at_ruled_out_classes():
+    student = torch.tensor([[0.0, -math.inf, 1.0]])
+    teacher = torch.tensor([[1.0, -math.inf, 0.0]])
+    assert kl_to_teacher(student, teacher) == pytest.approx(kl_to_teacher(
+        student[:, [0, 2]], teacher[:, [0, 2]]
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("confidence_level", [0.8, 0.95])
+def test_interval_equals_the_paired_t_interval_of_scipy(confidence_level):
+    random = np.random.default_rng(0)
+    ours, theirs = random.normal(1, 2, 6), random.normal(0, 1, 6)
+    low, high = stats.ttest_rel(ours, theirs).confidence_interval(confidence_level)
+    middle, half_width = interval(ours - theirs, confidence_level)
+    assert middle - half_width == pytest.approx(low)
+    assert middle + half_width == pytest.approx(high)
+
+
+@pytest.mark.parametrize("runs", [2, 5])
+def test_interval_covers_the_truth_in_95_of_100_repetitions(runs):
+    random = np.random.default_rng(2)
+    repetitions = 2000
+    covered = 0
+    for values in random.normal(0.3, 1.7, (repetitions, runs)):
+        middle, half_width = interval(values)
+        covered += abs(middle - 0.3) <= half_width
+    # Three standard errors of a share of 0.95 over 2,000 repetitions are 0.015.
+    assert abs(covered / repetitions - 0.95) < 0.015
+
+
+# --- by hand ---------------------------------------------------------------------------------------
+
+
+def test_reliability_curve_of_four_examples_worked_by_hand():
+    # Two classes, two bins: confidence 0.6 and 0.8 fall above one half, as any confidence does.
+    p = torch.tensor([[0.6, 0.4], [0.8, 0.2], [0.2, 0.8], [0.4, 0.6]], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 0, 1])
+    curve = reliability_curve(p.log(), labels, bins=4)
+    np.testing.assert_allclose(curve.edges, [0, 0.25, 0.5, 0.75, 1])
+    assert curve.count.tolist() == [0, 0, 2, 2]
+    np.testing.assert_allclose(curve.confidence, [math.nan, math.nan, 0.6, 0.8])
+    np.testing.assert_allclose(curve.accuracy, [math.nan, math.nan, 1.0, 0.5])
+    # Half of the weight times |0.6 − 1| plus half times |0.8 − 0.5|.
+    assert expected_calibration_error(p.log(), labels, bins=4) == pytest.approx(0.35)
+
+
+def test_a_certain_prediction_falls_into_the_last_bin():
+    logits = torch.tensor([[1000.0, 0.0], [0.0, 1000.0]])
+    curve = reliability_curve(logits, torch.tensor([0, 0]))
+    assert curve.count.tolist() == [0] * 14 + [2]
+    assert expected_calibration_error(logits, torch.tensor([0, 0])) == 0.5
+
+
+def test_a_confidence_on_an_edge_falls_into_the_bin_below():
+    curve = reliability_curve(torch.zeros(3, 2), torch.tensor([0, 0, 1]), bins=2)
+    assert curve.count.tolist() == [3, 0]
+
+
+def test_calibrated_labels_have_a_small_error_and_overconfidence_a_large_one():
+    random = torch.Generator().manual_seed(3)
+    logits = 2 * torch.randn(20_000, 4, generator=random)
+    labels = torch.multinomial(F.softmax(logits, -1), 1, generator=random).squeeze(-1)
+    assert expected_calibration_error(logits, labels) < 0.02
+    assert expected_calibration_error(4 * logits, labels) > 0.1
+
+
+def test_agreement_counts_equal_predictions_right_or_wrong():
+    student = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0]])
+    teacher = torch.tensor([[9.0, 1.0], [1.0, 0.0], [0.1, 0.0]])
+    assert agreement(student, teacher) == pytest.approx(2 / 3)
+
+
+def test_score_holds_every_metric_and_prints_percentages(predictions):
+    logits, labels = predictions
+    scores = score(logits, labels)
+    assert scores.accuracy == accuracy(logits, labels)
+    assert scores.nll == negative_log_likelihood(logits, labels)
+    assert scores.ece == expected_calibration_error(logits, labels)
+    assert torch.equal(scores.correct, logits.argmax(-1) == labels)
+    printed = str(Scores(0.9314, 0.21239, 0.0456, scores.correct))
+    assert printed == "accuracy 93.1%, NLL 0.212 nats, ECE 4.6%"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_are_scored_in_double_precision(predictions, dtype):
+    logits, labels = predictions
+    half, same = score(logits.to(dtype), labels), score(logits.to(dtype).double(), labels)
+    assert (half.accuracy, half.nll, half.ece) == (same.accuracy, same.nll, same.ece)
+
+
+# --- verdicts --------------------------------------------------------------------------------------
+
+
+def test_a_clear_gain_is_better_and_a_clear_loss_is_worse():
+    high, low = [0.90, 0.91, 0.92], [0.80, 0.82, 0.81]
+    assert compare(high, low).verdict == "better"
+    assert compare(low, high).verdict == "worse"
+
+
+def test_for_losses_lower_is_better():
+    high, low = [0.90, 0.91, 0.92], [0.80, 0.82, 0.81]
+    assert compare(low, high, higher_is_better=False).verdict == "better"
+    assert compare(high, low, higher_is_better=False).verdict == "worse"
+
+
+def test_a_difference_within_the_spread_of_the_seeds_is_inconclusive():
+    verdict = compare([0.9, 0.7, 0.8], [0.8, 0.75, 0.77])
+    assert verdict.verdict == "inconclusive"
+    assert abs(verdict.difference) < verdict.half_width
+
+
+def test_no_difference_at_all_is_inconclusive():
+    assert compare([0.5, 0.6], [0.5, 0.6]).verdict == "inconclusive"
+
+
+def test_pairing_finds_a_gain_that_the_spread_over_seeds_would_hide():
+    baseline = np.array([0.60, 0.70, 0.80, 0.90])
+    student = baseline + [0.020, 0.021, 0.019, 0.020]
+    assert compare(student, baseline).verdict == "better"
+    assert compare(student[::-1], baseline).verdict == "inconclusive"
+
+
+def test_the_verdict_holds_the_paired_interval_of_scipy():
+    random = np.random.default_rng(4)
+    student, baseline = random.normal(0.9, 0.02, 5), random.normal(0.88, 0.02, 5)
+    verdict = compare(student.tolist(), baseline.tolist())
+    low, high = stats.ttest_rel(student, baseline).confidence_interval(0.95)
+    assert verdict.difference - verdict.half_width == pytest.approx(low)
+    assert verdict.difference + verdict.half_width == pytest.approx(high)
+    assert verdict.student == pytest.approx(student.mean())
+    assert verdict.baseline == pytest.approx(baseline.mean())
+    assert verdict.seeds == 5
+    assert math.isnan(verdict.test_error)
+
+
+def test_the_verdict_agrees_with_the_p_value_of_the_paired_t_test():
+    random = np.random.default_rng(5)
+    seen = set()
+    for gain in np.linspace(-0.05, 0.05, 41):
+        baseline = random.normal(0.8, 0.02, 5)
+        student = baseline + random.normal(gain, 0.02, 5)
+        test = stats.ttest_rel(student, baseline)
+        expected = "inconclusive"
+        if test.pvalue < 0.05:
+            expected = "better" if test.statistic > 0 else "worse"
+        assert compare(student, baseline).verdict == expected
+        seen.add(expected)
+    assert seen == {"better", "worse", "inconclusive"}
+
+
+def test_the_test_set_error_equals_a_bootstrap_over_examples():
+    random = np.random.default_rng(6)
+    ease = random.normal(1, 1.5, 400)  # some examples are hard for every model
+    students, baselines = (
+        [right(*(random.normal(ease + skill) > 0)) for _ in range(3)] for skill in (0.2, 0.0)
+    )
+    verdict = compare(students, baselines)
+    gaps = np.mean(
+        [
+            s.correct.numpy().astype(float) - b.correct.numpy().astype(float)
+            for s, b in zip(students, baselines, strict=True)
+        ],
+        axis=0,
+    )
+    draws = random.integers(0, 400, (8000, 400))
+    bootstrap = gaps[draws].mean(1).std()
+    # A standard deviation from 8,000 draws is known to about 0.8%.
+    assert verdict.test_error == pytest.approx(bootstrap, rel=0.03)
+
+
+def test_the_test_set_error_of_one_pair_is_that_of_mcnemar():
+    both, only_student, only_baseline, neither = 60, 12, 5, 23
+    student = right(*[1] * both, *[1] * only_student, *[0] * only_baseline, *[0] * neither)
+    baseline = right(*[1] * both, *[0] * only_student, *[1] * only_baseline, *[0] * neither)
+    n = 100
+    difference = (only_student - only_baseline) / n
+    variance = ((only_student + only_baseline) / n - difference**2) / (n - 1)
+    verdict = compare([student, student], [baseline, baseline])
+    assert verdict.difference == pytest.approx(difference)
+    assert verdict.test_error == pytest.approx(math.sqrt(variance))
+
+
+def test_a_gain_on_too_few_examples_is_inconclusive_though_every_seed_shows_it():
+    student, baseline = right(1, 1, 1, 1, 1, 1, 1, 0), right(1, 1, 1, 1, 1, 1, 0, 0)
+    by_examples = compare([student] * 4, [baseline] * 4)
+    assert by_examples.half_width == 0 < by_examples.difference
+    assert by_examples.difference < 1.96 * by_examples.test_error
+    assert by_examples.verdict == "inconclusive"
+    numbers_only = compare([student.accuracy] * 4, [baseline.accuracy] * 4)
+    assert numbers_only.verdict == "better"
+
+
+def test_the_same_gain_on_many_examples_is_better():
+    answers, fewer = [1] * 7 + [0], [1] * 6 + [0] * 2
+    verdict = compare([right(*answers * 50)] * 4, [right(*fewer * 50)] * 4)
+    assert verdict.difference > 1.96 * verdict.test_error
+    assert verdict.verdict == "better"
+
+
+def test_the_verdict_prints_points_names_interval_seeds_and_test_error():
+    verdict = compare(
+        [right(1, 1, 1, 0), right(1, 1, 1, 1)],
+        [right(1, 1, 0, 0), right(1, 1, 1, 0)],
+        names=("distilled", "plain"),
+    )
+    assert str(verdict) == (
+        "distilled 87.50, plain 62.50: difference +25.00 points, 95% interval [+25.00, +25.00] "
+        "over 2 paired seeds; test-set standard error 14.43. Verdict: inconclusive"
+    )
+
+
+def test_another_unit_is_printed_as_it_stands_and_without_a_test_error():
+    verdict = compare([1.0, 1.5], [2.0, 2.5], unit="nats", higher_is_better=False)
+    assert str(verdict) == (
+        "student 1.25, baseline 2.25: difference -1.00 nats, 95% interval [-1.00, -1.00] "
+        "over 2 paired seeds. Verdict: better"
+    )
+
+
+# --- refusals --------------------------------------------------------------------------------------
+
+
+def test_unpaired_scores_are_refused():
+    with pytest.raises(ValueError, match="got 3 student_scores and 2 baseline_scores"):
+        compare([0.1, 0.2, 0.3], [0.1, 0.2])
+
+
+@pytest.mark.parametrize("scores", [[], [0.5]])
+def test_fewer_than_two_seeds_are_refused(scores):
+    with pytest.raises(ValueError, match=f"at least two values; got {len(scores)}"):
+        compare(scores, scores)
+    with pytest.raises(ValueError, match=f"at least two values; got {len(scores)}"):
+        interval(scores)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_score_that_is_not_finite_is_refused(value):
+    with pytest.raises(ValueError, match="values must be finite"):
+        interval([0.5, value])
+    with pytest.raises(ValueError, match="values must be finite"):
+        compare([0.5, value], [0.5, 0.5])
+
+
+def test_scores_from_test_sets_of_different_size_are_refused():
+    with pytest.raises(ValueError, match=r"one test set; got sizes \[3, 4\]"):
+        compare([right(1, 1, 1), right(1, 1, 0)], [right(1, 0, 0), right(1, 1, 0, 0)])
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [accuracy, negative_log_likelihood, reliability_curve, expected_calibration_error, score],
+)
+def test_logits_and_labels_that_do_not_belong_together_are_refused(metric):
+    with pytest.raises(ValueError, match=r"expected logits \(N, C\).*\(5, 3\) and \(4,\)"):
+        metric(torch.zeros(5, 3), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"\(2, 5, 3\)"):
+        metric(torch.zeros(2, 5, 3), torch.zeros(2, 5, dtype=torch.long))
+    with pytest.raises(ValueError, match="empty"):
+        metric(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+
+
+@pytest.mark.parametrize("metric", [agreement, kl_to_teacher])
+def test_models_with_logits_of_different_shape_are_refused(metric):
+    with pytest.raises(ValueError, match=r"student_logits \(5, 3\).*teacher_logits \(5, 4\)"):
+        metric(torch.zeros(5, 3), torch.zeros(5, 4))
+
+
+def test_no_bins_and_no_temperature_are_refused():
+    with pytest.raises(ValueError, match="bins must be at least 1; got 0"):
+        reliability_curve(torch.zeros(5, 3), torch.zeros(5, dtype=torch.long), bins=0)
+    with pytest.raises(ValueError, match="temperature must be a positive"):
+        kl_to_teacher(torch.zeros(5, 3), torch.zeros(5, 3), temperature=0)
