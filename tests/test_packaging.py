@@ -1,0 +1,232 @@
+"""What is declared in one place and repeated in another agrees, and the package installs as promised."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def declared() -> dict[str, SpecifierSet]:
+    """Name and bound of every requirement in pyproject.toml, all extras included."""
+    extras = PROJECT["optional-dependencies"].values()
+    requirements = [Requirement(line) for lines in (PROJECT["dependencies"], *extras) for line in lines]
+    return {canonicalize_name(r.name): r.specifier for r in requirements if r.name != PROJECT["name"]}
+
+
+def pins() -> list[tuple[Requirement, str]]:
+    """Every entry of the lock file: the requirement and the lines with its hashes."""
+    entries = re.findall(r"^(\S[^\\\n]*?) *(\\\n(?:[ \t].*\n?)*|\n|$)", LOCK, re.MULTILINE)
+    return [(Requirement(line), rest) for line, rest in entries if line]
+
+
+# --- environment.yml -------------------------------------------------------------------------
+
+
+def conda() -> tuple[list[str], list[str]]:
+    entries = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    (pip,) = [entry["pip"] for entry in entries if isinstance(entry, dict)]
+    return [entry for entry in entries if isinstance(entry, str)], pip
+
+
+def test_conda_users_get_what_pyproject_declares():
+    _, pip = conda()
+    requirements = [Requirement(line) for line in pip if not line.startswith("-e")]
+    assert {canonicalize_name(r.name): r.specifier for r in requirements} == declared()
+    assert len(requirements) == len(declared())  # none twice
+    assert [line for line in pip if line.startswith("-")] == ["-e ."]
+
+
+def test_conda_brings_python_pip_and_make_only():
+    packages, _ = conda()
+    (python,) = [Requirement(entry) for entry in packages if entry.startswith("python")]
+    assert [entry for entry in packages if not entry.startswith("python")] == ["pip", "make"]
+    assert python.name == "python"
+    supported = [version for version in range(5, 20) if f"3.{version}" in python.specifier]
+    assert supported == [
+        int(line.rpartition(".")[2]) for line in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", line)
+    ]
+    assert PROJECT["requires-python"] == ">=3.11"
+
+
+# --- requirements.lock -----------------------------------------------------------------------
+
+
+def test_lock_satisfies_every_declared_bound():
+    versions: dict[str, list[Version]] = {}
+    for requirement, _ in pins():
+        (specifier,) = requirement.specifier
+        versions.setdefault(canonicalize_name(requirement.name), []).append(Version(specifier.version))
+    missing = declared().keys() - versions.keys()
+    assert not missing
+    wrong = {
+        name: (str(specifier), [str(version) for version in versions[name]])
+        for name, specifier in declared().items()
+        if not all(version in specifier for version in versions[name])
+    }
+    assert not wrong
+
+
+def test_every_pin_is_exact_and_has_hashes():
+    entries = pins()
+    assert len(entries) >= len(declared())
+    assert len(entries) == len(re.findall(r"^[^\s#]", LOCK, re.MULTILINE))
+    for requirement, hashes in entries:
+        assert [specifier.operator for specifier in requirement.specifier] == ["=="], requirement
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", hashes), requirement
+
+
+def test_lock_names_no_place_to_download_from():
+    for line in LOCK.splitlines():
+        if line.startswith("#"):
+            continue
+        assert "://" not in line
+        assert re.match(r"[A-Za-z0-9]|    --hash=sha256:", line), line
+
+
+def test_lock_serves_every_supported_python_and_system():
+    """For each, exactly one torch and one numpy is left once the markers are evaluated."""
+    for minor in (11, 12, 13, 14):
+        for system, name in (("linux", "posix"), ("darwin", "posix"), ("win32", "nt")):
+            environment = {
+                "python_version": f"3.{minor}",
+                "python_full_version": f"3.{minor}.9",
+                "sys_platform": system,
+                "os_name": name,
+            }
+            chosen = [
+                requirement.name
+                for requirement, _ in pins()
+                if requirement.marker is None or requirement.marker.evaluate(environment)
+            ]
+            assert len(chosen) == len(set(chosen)), environment
+            assert declared().keys() <= {canonicalize_name(name) for name in chosen}, environment
+
+
+# --- what git tracks -------------------------------------------------------------------------
+
+
+def tracked() -> list[Path]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    names = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, check=True, text=True
+    ).stdout
+    return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_file_names_the_host_of_a_package_registry():
+    # Written in pieces: this file is tracked too.
+    hosts = [
+        "pypi" + ".org",
+        "python" + "hosted",
+        "anaconda" + ".org",
+        "conda" + "-forge",
+        "download.py" + "torch.org",
+        "npmjs" + ".",
+    ]
+    paths = tracked()
+    assert ROOT / "requirements.lock" in paths
+    naming = [
+        (path.relative_to(ROOT).as_posix(), host)
+        for path in paths
+        for host in hosts
+        if host.encode() in path.read_bytes().lower()
+    ]
+    assert not naming
+
+
+def test_there_is_one_lock_file():
+    names = [path.name for path in tracked()]
+    assert names.count("requirements.lock") == 1
+    assert not {"uv.lock", "poetry.lock", "Pipfile.lock", "pdm.lock"} & set(names)
+
+
+# --- commands --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["lab", "test", "course", "check", "record", "lint"])
+def test_make_has_the_promised_target(target):
+    assert re.search(rf"^{target}: \$\(READY\)$", MAKEFILE, re.MULTILINE)
+    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1]
+    assert target in phony.split()
+
+
+def test_ci_runs_what_everybody_runs():
+    script = ROOT / ".ci" / "run"
+    lines = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
+    assert lines[-1] == "exec make test"
+    assert os.access(script, os.X_OK) or os.name == "nt"
+
+
+needs_make = pytest.mark.skipif(not shutil.which("make") or os.name == "nt", reason="needs make and sh")
+
+
+def make_with(version: str, folder: Path) -> subprocess.CompletedProcess:
+    """`make lab` in a bare copy of the project, with a Python that claims to be this version."""
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, folder)
+    fake = folder / "fake-python"
+    # The guard itself runs in the real interpreter, with another version in sys; what comes after it
+    # only leaves a mark.
+    fake.write_text(
+        f'#!/bin/sh\n[ "$1" = "-c" ] || {{ touch "{folder}/went-on"; exit 7; }}\n'
+        f'exec "{sys.executable}" -c "import sys; sys.version_info = {version}; exec(sys.argv[1])" "$2"\n'
+    )
+    fake.chmod(0o755)
+    return subprocess.run(
+        ["make", "lab", f"PYTHON={fake}"], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+
+
+@needs_make
+@pytest.mark.parametrize("version", [(3, 10, 4), (3, 15, 0)])
+def test_make_refuses_an_unsupported_python_in_a_sentence(tmp_path, version):
+    result = make_with(f"({version[0]}, {version[1]}, {version[2]})", tmp_path)
+    assert result.returncode != 0
+    sentence = f"kdlib needs Python 3.11 to 3.14, this is {version[0]}.{version[1]}; try: make PYTHON="
+    assert sentence in result.stderr
+    assert "lab" in result.stderr.split(sentence)[1].splitlines()[0]
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "went-on").exists()
+
+
+@needs_make
+@pytest.mark.parametrize("version", [(3, 11, 0), (3, 14, 2)])
+def test_make_goes_on_with_a_supported_python(tmp_path, version):
+    result = make_with(f"({version[0]}, {version[1]}, {version[2]})", tmp_path)
+    assert "kdlib needs Python" not in result.stderr
+    assert (tmp_path / "went-on").exists()
+
+
+# --- the package -----------------------------------------------------------------------------
+
+
+def test_package_imports_without_jupyter():
+    script = """
+import sys
+blocked = ["IPython", "ipykernel", "ipywidgets", "jupyter_client", "nbclient", "nbconvert", "nbformat"]
+for name in blocked:
+    sys.modules[name] = None
+import kdlib
+assert kdlib.__all__
+for name in kdlib.__all__:
+    getattr(kdlib, name)
+print("imported", kdlib.__name__)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout == "imported kdlib\n", result.stderr
