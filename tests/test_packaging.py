@@ -230,3 +230,34 @@ print("imported", kdlib.__name__)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.stdout == "imported kdlib\n", result.stderr
+
+
+# --- README.md -------------------------------------------------------------------------------
+
+
+def test_example_of_the_readme_runs_as_it_stands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert "from kdlib import kd_loss" in example
+    script = "import warnings; warnings.simplefilter('error')\n" + example + "\nprint(loss.item() > 0)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout == "True\n", result.stderr
+
+
+def test_every_make_command_of_the_readme_exists():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:^|`|^PYTHON=\S+ )make ([a-z]+)", text, re.MULTILINE))
+    assert {"lab", "test", "course", "check"} <= named
+    assert named <= set(re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split())
+
+
+def test_readme_without_make_says_what_the_makefile_does():
+    """Windows users type these; they must not drift from the recipes."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\", "/")
+    lines = re.findall(r"^\.venv/Scripts/(.*)$", text, re.MULTILINE)
+    recipes = re.findall(r"\$\(BIN\)/(.*)$", MAKEFILE, re.MULTILINE)
+    for line in lines:
+        if " -m pip " not in line:  # make installs with uv, which pip stands in for here
+            assert any(line == recipe.replace(" $(PYTEST_ARGS)", "") for recipe in recipes), line
+    assert len(lines) == 5
+    assert any("--require-hashes -r requirements.lock" in line for line in lines)
