@@ -1,0 +1,187 @@
+"""Costs against closed forms and against a count by hand."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from kdlib.cost import Cost, measure_cost
+from kdlib.vision.nets import digit_cnn, mlp
+
+FLOAT = 4  # bytes
+
+
+def cost_of(model, batch=8, repeats=2, shape=(1, 8, 8)):
+    return measure_cost(model, torch.zeros(batch, *shape), repeats=repeats)
+
+
+@pytest.mark.parametrize("hidden", [[], [32], [128, 16]])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_parameters_flops_and_bytes_of_an_mlp_have_closed_forms(hidden, batch):
+    widths = [64, *hidden, 10]
+    pairs = list(zip(widths, widths[1:], strict=False))
+    cost = cost_of(mlp(hidden), batch)
+    assert cost.parameters == sum(n * m + m for n, m in pairs)
+    assert cost.flops == 2 * batch * sum(n * m for n, m in pairs)
+    assert cost.weight_bytes == FLOAT * cost.parameters
+    assert cost.batch == batch
+
+
+@pytest.mark.parametrize("width", [4, 16])
+def test_parameters_and_flops_of_the_digit_cnn_have_closed_forms(width):
+    cost = cost_of(digit_cnn(width, classes=7), batch=3)
+    convolutions = (9 * width + width) + (9 * width * 2 * width + 2 * width)
+    linear = (8 * width * 4 * width + 4 * width) + (4 * width * 7 + 7)
+    assert cost.parameters == convolutions + linear
+    # 3×3 kernels at 64 places, then at 16; a multiply and an add count two.
+    products = 64 * 9 * width + 16 * 9 * width * 2 * width + 8 * width * 4 * width + 4 * width * 7
+    assert cost.flops == 2 * 3 * products
+
+
+def test_flops_of_attention_count_both_matrix_products():
+    class Attention(nn.Module):
+        def forward(self, x):
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+
+    cost = measure_cost(Attention(), torch.zeros(2, 3, 16, 8), repeats=2)
+    assert cost.flops == 2 * (2 * 3 * 16 * 16 * 8) * 2
+
+
+def test_weight_bytes_count_buffers_shared_weights_once_and_half_precision_as_half():
+    normalised = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))
+    # weight, bias, mean, variance; and the int64 count of batches.
+    assert cost_of(normalised).weight_bytes == FLOAT * 4 * 64 + 8
+    assert cost_of(normalised).parameters == 2 * 64
+    layer = nn.Linear(64, 64)
+    twice = cost_of(nn.Sequential(nn.Flatten(), layer, layer))
+    assert twice.parameters == 64 * 64 + 64
+    assert twice.weight_bytes == FLOAT * twice.parameters
+    half = measure_cost(mlp([16]).bfloat16(), torch.zeros(8, 64, dtype=torch.bfloat16), repeats=2)
+    assert half.weight_bytes == 2 * half.parameters
+
+
+@pytest.mark.parametrize(
+    ("hidden", "alive"),
+    [
+        ([], 10),  # the output alone; the flattened image is a view of the example
+        ([32], 2 * 32),  # a layer's output and its ReLU
+        ([128, 16], 2 * 128),
+        ([16, 128], 2 * 128),
+        ([8, 200, 100], 2 * 200),
+    ],
+)
+def test_working_bytes_of_an_mlp_are_the_two_tensors_alive_at_its_widest_place(hidden, alive):
+    for batch in (1, 8):
+        assert cost_of(mlp(hidden), batch).working_bytes == FLOAT * batch * alive
+
+
+def test_working_bytes_count_what_is_kept_and_forget_what_is_freed():
+    class Chain(nn.Module):
+        def __init__(self, keep):
+            super().__init__()
+            self.keep = keep
+
+        def forward(self, x):
+            kept = []
+            for _ in range(5):
+                x = x + 1
+                if self.keep:
+                    kept.append(x)
+            return [x, *kept]
+
+    one = FLOAT * 1000
+    example = torch.zeros(1000)
+    assert measure_cost(Chain(False), example, repeats=2).working_bytes == 2 * one
+    assert measure_cost(Chain(True), example, repeats=2).working_bytes == 5 * one
+
+
+def test_working_bytes_leave_out_views_and_work_in_place():
+    class InPlace(nn.Module):
+        def forward(self, x):
+            return (x + 1).relu_().view(10, 100).transpose(0, 1)
+
+    assert measure_cost(InPlace(), torch.zeros(1000), repeats=2).working_bytes == FLOAT * 1000
+
+
+def test_the_three_latencies_are_ordered_and_positive():
+    cost = cost_of(mlp([32]), repeats=20)
+    assert 0 < cost.latency_low <= cost.latency <= cost.latency_high
+
+
+def test_latency_is_in_seconds_for_one_pass():
+    class Sleep(nn.Module):
+        def forward(self, x):
+            time.sleep(0.02)
+            return x
+
+    cost = measure_cost(Sleep(), torch.zeros(1), repeats=15)
+    assert cost.latency_low >= 0.02
+    assert cost.latency < 0.2  # the sum over the passes, or milliseconds, would be larger
+
+
+def test_the_pass_is_in_eval_mode_and_without_gradients():
+    seen = set()
+
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            seen.add((self.training, torch.is_grad_enabled()))
+            return self.layer(x)
+
+    measure_cost(Spy().train(), torch.zeros(2, 4), repeats=2)
+    assert seen == {(False, False)}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_every_module_and_the_weights_are_restored(training):
+    model = digit_cnn(4).train(training)
+    model[0].train(not training)
+    modes = [module.training for module in model.modules()]
+    values = [p.clone() for p in model.parameters()]
+    cost_of(model)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(p, v) for p, v in zip(model.parameters(), values, strict=True))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_mode_is_restored_after_an_error():
+    model = digit_cnn(4).train()
+    with pytest.raises(RuntimeError):
+        cost_of(model, shape=(1, 2, 2))
+    assert all(module.training for module in model.modules())
+
+
+def test_a_model_can_still_be_trained_after_its_cost_was_measured():
+    model = mlp([8])
+    cost_of(model)
+    model(torch.ones(2, 64)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_where_it_ran_is_recorded():
+    cost = cost_of(mlp([]))
+    assert cost.device == "cpu"
+    assert cost.threads == torch.get_num_threads()
+
+
+def test_a_cost_is_printed_with_units():
+    cost = Cost(12_778, 807_000, 0.0015, 0.001, 0.002, 51_112, 32_768, 32, "cpu", 2)
+    assert str(cost) == (
+        "12,778 parameters, 0.807 MFLOP, 1.5 ms [1, 2], 0.0511 MB of weights, "
+        "0.0328 MB of work, batch 32 on cpu"
+    )
+
+
+@pytest.mark.parametrize("repeats", [1, 0, -3])
+def test_fewer_than_two_repeats_are_refused(repeats):
+    with pytest.raises(ValueError, match=f"repeats must be at least 2.*got {repeats}"):
+        cost_of(mlp([]), repeats=repeats)
+
+
+def test_an_example_on_another_device_than_the_model_is_refused():
+    with pytest.raises(ValueError, match="example is on meta but the model is on cpu"):
+        measure_cost(mlp([]), torch.zeros(1, 64, device="meta"))
