@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import subprocess
 import sys
-import tempfile
 import venv
 from collections import namedtuple
 from pathlib import Path
@@ -144,7 +143,7 @@ def test_memory():
 
 
 def test_disk(tmp_path):
-    holds(check.check_disk(tmp_path, needed=1), found=str(tmp_path))
+    holds(check.check_disk(tmp_path, needed=1), found="GB free where data go")
     fails(
         check.check_disk(tmp_path, usage=lambda folder: Usage(10 * GB, 9 * GB, 1 * GB)),
         found="1.0 GB free",
@@ -153,9 +152,9 @@ def test_disk(tmp_path):
 
 
 def test_writing(tmp_path):
-    holds(check.check_writing([tmp_path]), found=str(tmp_path))
+    holds(check.check_writing([tmp_path]), found="can be written")
     assert list(tmp_path.iterdir()) == []
-    holds(check.check_writing(), found=tempfile.gettempdir())
+    holds(check.check_writing(), found="can be written")
 
 
 def test_writing_where_none_is_possible(tmp_path):
