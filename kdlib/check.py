@@ -256,7 +256,7 @@ def check_kernel(kernel_name: str = "python3", seconds: float = KERNEL_SECONDS) 
             manager.cleanup_resources()
     # The prefix and not the executable: every virtual environment's python is a link to one file.
     here = (_path(sys.prefix), list(sys.version_info[:2]))
-    if False:
+    if (_path(there["prefix"]), there["version"]) != here:
         return Finding(
             "kernel",
             False,
