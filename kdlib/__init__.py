@@ -1,13 +1,41 @@
-"""Knowledge distillation in PyTorch: the tested utilities behind the course."""
+"""Knowledge distillation in PyTorch: the tested utilities behind the course.
 
-from kdlib.cost import Cost, measure_cost
-from kdlib.losses import kd_loss, soft_target_loss, soften
-from kdlib.metrics import Scores, Verdict, compare
-from kdlib.training import History, evaluate, fit
-from kdlib.vision.digits import load_digits
+The public names are loaded at first use, so that `python -m kdlib check` can say that torch is missing
+instead of stopping for want of it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kdlib.cost import Cost, measure_cost
+    from kdlib.losses import kd_loss, soft_target_loss, soften
+    from kdlib.metrics import Scores, Verdict, compare
+    from kdlib.training import History, evaluate, fit
+    from kdlib.vision.digits import load_digits
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "kdlib.cost": ("Cost", "measure_cost"),
+    "kdlib.losses": ("kd_loss", "soft_target_loss", "soften"),
+    "kdlib.metrics": ("Scores", "Verdict", "compare"),
+    "kdlib.training": ("History", "evaluate", "fit"),
+    "kdlib.vision.digits": ("load_digits",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Cost", "History", "Scores", "Verdict", "compare", "evaluate", "fit", "kd_loss",
     "load_digits", "measure_cost", "soft_target_loss", "soften",
 ]
-__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'kdlib' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

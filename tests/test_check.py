@@ -321,7 +321,6 @@ def test_whole_command_fails_for_one():
     assert result.stderr == ""
 
 
-@pytest.mark.xfail(strict=True, reason="kdlib/__init__.py imports torch before the check can speak")
 def test_whole_command_without_torch_is_a_line_to_mend():
     result = run("check", before="sys.modules['torch'] = None")
     assert result.returncode == 1
