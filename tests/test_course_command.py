@@ -431,13 +431,15 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
         course.write_files({tmp_path / "a": "new", blocked: "new"})
     assert (tmp_path / "a").read_text() == "old"
 
-    def interrupted(_):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            course.write_files({tmp_path / "a": "new"})
+    # Before the text is on the disk, and when it is about to take the old one's place.
+    for step in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                course.write_files({tmp_path / "a": "new"})
     assert snapshot(tmp_path) == {"a": b"old", "file": b""}
 
     course.write_files({tmp_path / "a": "new\n", tmp_path / "deep" / "c": "é\n"})
