@@ -63,7 +63,8 @@ def show(figure: Figure) -> None:
 def image_tag(figure: Figure) -> str:
     """The figure as an HTML image with alt text."""
     text = alt_text(figure).replace("&", "&amp;").replace('"', "&quot;")
-    return f'<img alt="{text}" src="data:image/png;base64,{base64.b64encode(png(figure)).decode()}">'
+    source = f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}"
+    return f'<img alt="{text}" style="max-width: 100%" src="{source}">'
 
 
 def alt_text(figure: Figure) -> str:
@@ -157,7 +158,7 @@ def softened(logits: Tensor, temperature: float, classes: Sequence[str]) -> Figu
     before, after = soften(logits), soften(logits, temperature)
     path = torch.logspace(-3, 7, 81, base=2)
     highest, now = math.log(len(classes)), _entropy(after)
-    with _canvas(10.5, 4, layout="none", ncols=2, width_ratios=(3, 2)) as (figure, (left, right)):
+    with _canvas(9.2, 3.8, layout="none", ncols=2, width_ratios=(3, 2)) as (figure, (left, right)):
         _bars(left, {"T = 1": before, f"T = {temperature:.3g}": after}, classes)
         left.set(xlabel="class", ylabel="probability", ylim=(0, 1.08))
         left.legend()
@@ -171,7 +172,7 @@ def softened(logits: Tensor, temperature: float, classes: Sequence[str]) -> Figu
         right.set_xticks(marks, [f"{mark:g}" for mark in marks])
         right.xaxis.set_minor_locator(mpl.ticker.NullLocator())
         # A fixed layout: twice as fast under a slider, and the axes stand still.
-        figure.subplots_adjust(left=0.08, right=0.98, bottom=0.16, top=0.88, wspace=0.25)
+        figure.subplots_adjust(left=0.09, right=0.98, bottom=0.17, top=0.87, wspace=0.28)
         title = f"T = {temperature:.3g}: entropy {now:.3f} of at most {highest:.3f} nats"
         title += f"; order {_order(logits, classes)}"
         figure.suptitle(title)
