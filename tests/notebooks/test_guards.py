@@ -402,7 +402,7 @@ FAULTS = [
           "p.png"),
     Fault("links", "reference", append(PROSE, "\n\n[ref]: missing.md"), PROSE, "missing.md"),
     Fault("links", "attachment", append(PROSE, " ![A plot](attachment:p.png)"), PROSE,
-          "attachment:p.png"),
+          "the attachment"),
     #
     Fault("glossary", "other spelling", source("card", "a [label](glossary.ipynb#label)",
           "soft targets, a [label](glossary.ipynb#label)"), "card", "'soft targets'"),
@@ -454,6 +454,12 @@ def test_fault(fault: Fault):
 
 # --- what looks like a fault and is none -----------------------------------------------------------
 
+
+def attachment(node: NotebookNode) -> None:
+    append(PROSE, " ![A plot](attachment:p.png)")(node)
+    node.cells[locate(node, PROSE)]["attachments"] = {"p.png": {"image/png": "AAAA"}}
+
+
 FIRST_TERM = "soften a [label](glossary.ipynb#label)"
 HARMLESS = {
     "within twice the minutes": source("card", "0.5 min", "0.3 min"),
@@ -494,6 +500,7 @@ HARMLESS = {
     ),
     "24 lines": append("claim", "\n" * 22 + "x = 1"),
     "79 characters": append("claim", "\nx = " + "1" * 75),
+    "an attachment": attachment,
     "a path on the web": append(PROSE, " <https://example.org/home/x>"),
 }  # fmt: skip
 
@@ -568,6 +575,18 @@ def test_fault_elsewhere(tree: Path, fault: tuple[str, str, str, str, str, str])
         for complaint in GUARDS[guard](read(path, tree))
     ]
     assert [c for c in said if c.startswith(place) and says in c], said
+
+
+@pytest.mark.parametrize(("said", "complains"), [("0.1", False), ("0.15", False), ("0.3", True)])
+def test_card_and_readme_forgive_noise_below_a_tenth_of_a_minute(
+    tree: Path, said: str, complains: bool
+):
+    rewrite(tree / COURSE_JSON, "0.5", "0.01")
+    rewrite(tree / README, "| 0.5 |", f"| {said} |")
+    page = read(tree / "notebooks/00_good.ipynb", tree)
+    source("card", "0.5 min", f"{said} min")(page.node)
+    assert bool(GUARDS["card"](page)) is complains
+    assert bool(GUARDS["readme"](page)) is complains
 
 
 def test_solution_has_its_check_below(tree: Path):
