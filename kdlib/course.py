@@ -414,6 +414,8 @@ def run_course(root: Path, wanted: Sequence[str] = (), *, record: bool = False) 
         texts[root / BUILD / "index.html"] = index_page(
             [(item.name, item.title, item.minutes) for item in done]
         )
+    if wanted:  # again: another notebook may have been recorded meanwhile
+        earlier = _earlier(results, environment, refuse=record)
     texts[results] = results_text(done, environment, earlier)
     write_files(texts)
     return done
