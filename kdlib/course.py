@@ -9,6 +9,7 @@ Nothing is written until everything that was asked for has run.
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import json
 import os
@@ -34,6 +35,8 @@ from tqdm import tqdm
 from kdlib.pages import index_page, render
 
 RESULTS = Path("data/results/course.json")
+PICTURE = Path("data/results/readme.png")
+PICTURE_TAG = "result:readme"
 BUILD = Path("build/course")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_TEXT = "An interactive explorer appears here when this cell is run."
@@ -358,15 +361,26 @@ def results_text(
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
-def write_files(texts: Mapping[Path, str]) -> None:
+def readme_picture(notebook: NotebookNode) -> bytes | None:
+    """The PNG of the cell tagged ``result:readme``, which the README shows; None without such a cell."""
+    for cell in notebook.cells:
+        if PICTURE_TAG in cell.metadata.get("tags", []):
+            for output in cell.get("outputs", []):
+                if "image/png" in output.get("data", {}):
+                    return base64.b64decode(output.data["image/png"])
+            raise CourseError(f"The cell tagged {PICTURE_TAG} shows no picture.")
+    return None
+
+
+def write_files(contents: Mapping[Path, str | bytes]) -> None:
     """Write all files or none: each is complete under another name before the first is replaced."""
     staged: dict[Path, Path] = {}
     try:
-        for path, text in texts.items():
+        for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             staged[path] = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            with open(staged[path], "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
+            with open(staged[path], "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
         for path, temporary in staged.items():
@@ -391,7 +405,7 @@ def run_course(root: Path, wanted: Sequence[str] = (), *, record: bool = False) 
     )
     paths = machine_paths(root)
     done = []
-    texts: dict[Path, str] = {}
+    contents: dict[Path, str | bytes] = {}
     # disable=None: no bar where nobody watches, as in a log file.
     with tqdm(total=total, unit="cell", disable=None) as bar:
         for name, notebook in sources.items():
@@ -402,22 +416,24 @@ def run_course(root: Path, wanted: Sequence[str] = (), *, record: bool = False) 
             clean(notebook, keep_widgets=not record)
             if record:
                 refuse_traces(notebook, name, paths)
-                texts[place] = serialise(notebook)
+                contents[place] = serialise(notebook)
+                if picture := readme_picture(notebook):
+                    contents[root / PICTURE] = picture
             else:
-                texts[root / BUILD / f"{name}.ipynb"] = serialise(notebook)
+                contents[root / BUILD / f"{name}.ipynb"] = serialise(notebook)
                 page = root / BUILD / f"{name}.html"
-                texts[page] = render(notebook, item.title, place, page, root / "notebooks")
+                contents[page] = render(notebook, item.title, place, page, root / "notebooks")
             done.append(item)
             with nullcontext() if bar.disable else bar.external_write_mode():
                 print(f"{name:<32}{minutes:6.2f} min", flush=True)
     if not record and not wanted:
-        texts[root / BUILD / "index.html"] = index_page(
+        contents[root / BUILD / "index.html"] = index_page(
             [(item.name, item.title, item.minutes) for item in done]
         )
     if wanted:  # again: another notebook may have been recorded meanwhile
         earlier = _earlier(results, environment, refuse=record)
-    texts[results] = results_text(done, environment, earlier)
-    write_files(texts)
+    contents[results] = results_text(done, environment, earlier)
+    write_files(contents)
     return done
 
 

@@ -212,10 +212,20 @@ def lines(
     title: str = "",
     log_x: bool = False,
     log_y: bool = False,
+    half_widths: Mapping[str, Sequence[float]] | None = None,
 ) -> Figure:
-    """Curves over one axis. x (K,), each series (K,)."""
+    """Curves over one axis. x (K,), each series (K,).
+
+    Args:
+        half_widths: (K,) half of an interval around each point, for the series it names.
+    """
     figure = panels(x, {title: series}, xlabel=xlabel, ylabel=ylabel, log_x=log_x, log_y=log_y)
     figure.set_size_inches(8, 4.4)
+    for k, name in enumerate(series):
+        if name in (half_widths or {}):
+            figure.axes[0].errorbar(
+                x, series[name], half_widths[name], fmt="none", color=COLOURS[k % 7], capsize=5
+            )
     return figure
 
 
@@ -237,6 +247,9 @@ def panels(
             axes.set(xlabel=xlabel, title=name)
             axes.set_xscale("log" if log_x else "linear")
             axes.set_yscale("log" if log_y else "linear")
+            if log_x and len(x) <= 8:  # 2, 4, 8 where they lie, rather than 2 × 10⁰
+                axes.set_xticks([float(v) for v in x], [f"{float(v):g}" for v in x])
+                axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
         grid[0][0].set_ylabel(ylabel)
         grid[0][-1].legend()
         if title:
@@ -250,6 +263,30 @@ def panels(
     start, end = float(x[0]), float(x[-1])
     kind = f"Line chart of {ylabel} against {xlabel} from {start:.3g} to {end:.3g}"
     return _describe(figure, title or next(iter(groups)), kind, parts)
+
+
+def densities(
+    x: Sequence[float] | Tensor,
+    groups: Mapping[str, Mapping[str, Sequence[float] | Tensor]],
+    *,
+    xlabel: str = "x",
+    title: str = "",
+) -> Figure:
+    """Distributions over one axis, group beside group. Like `panels`, but the alt text gives mean and width.
+
+    Args:
+        x: (K,) points. groups: under each group's title, (K,) probabilities of the points by name, sum 1.
+    """
+    figure = panels(x, groups, xlabel=xlabel, ylabel="probability", title=title)
+    x = torch.as_tensor(x).double()
+    parts = []
+    for group, curves in groups.items():
+        for name, values in curves.items():
+            values = torch.as_tensor(values).double()
+            mean = (values * x).sum()
+            deviation = (values * (x - mean) ** 2).sum().sqrt()
+            parts.append(f"{group}, {name}: mean {mean:.1f}, standard deviation {deviation:.1f}")
+    return _describe(figure, title, f"Curves of probability against {xlabel}", parts)
 
 
 def arms(

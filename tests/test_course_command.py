@@ -16,6 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from kdlib import course, pages
 from kdlib.__main__ import main
 
+ROOT = Path(__file__).resolve().parents[1]
 PNG = base64.b64encode(
     base64.b64decode(
         "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -458,3 +459,25 @@ def test_packages_of_the_course_missing_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "nbclient", None)
     assert main(["course"]) == 1
     assert capsys.readouterr().err.startswith("kdlib course needs the package nbclient.")
+
+
+def test_record_keeps_the_picture_that_the_readme_shows(tmp_path):
+    cell = new_code_cell(FIGURE, metadata={"tags": [course.PICTURE_TAG]})
+    make_course(tmp_path, _00_start=[new_markdown_cell("# Start"), cell])
+    course.run_course(tmp_path, record=True)
+    assert (tmp_path / course.PICTURE).read_bytes() == base64.b64decode(PNG)
+
+
+def test_readme_cell_without_a_picture_is_named(tmp_path):
+    cell = new_code_cell("print(1)", metadata={"tags": [course.PICTURE_TAG]})
+    make_course(tmp_path, _00_start=[new_markdown_cell("# Start"), cell])
+    before = snapshot(tmp_path)
+    with pytest.raises(course.CourseError, match="result:readme shows no picture"):
+        course.run_course(tmp_path, record=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_the_readme_shows_the_picture_stored_in_the_notebook():
+    notebook = stored(ROOT, "00_start_here")
+    assert course.readme_picture(notebook) == (ROOT / course.PICTURE).read_bytes()
+    assert f"]({course.PICTURE.as_posix()})" in (ROOT / "README.md").read_text(encoding="utf-8")
