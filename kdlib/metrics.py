@@ -187,9 +187,9 @@ class Verdict:
         )
         return (
             f"{self.names[0]} {scale * self.student:.2f}, {self.names[1]} {scale * self.baseline:.2f}: "
-            f"difference {scale * self.difference:+.2f}{unit}, 95% interval "
-            f"[{scale * low:+.2f}, {scale * high:+.2f}] over {self.seeds} paired seeds{tested}. "
-            f"Verdict: {self.verdict}"
+            f"difference {scale * self.difference:+.2f}{unit}\n"
+            f"95% interval [{scale * low:+.2f}, {scale * high:+.2f}] over {self.seeds} paired seeds{tested}\n"
+            f"verdict: {self.verdict}"
         )
 
 

@@ -290,16 +290,18 @@ def test_the_verdict_prints_points_names_interval_seeds_and_test_error():
         names=("distilled", "plain"),
     )
     assert str(verdict) == (
-        "distilled 87.50, plain 62.50: difference +25.00 points, 95% interval [+25.00, +25.00] "
-        "over 2 paired seeds; test-set standard error 14.43. Verdict: inconclusive"
+        "distilled 87.50, plain 62.50: difference +25.00 points\n"
+        "95% interval [+25.00, +25.00] over 2 paired seeds; test-set standard error 14.43\n"
+        "verdict: inconclusive"
     )
 
 
 def test_another_unit_is_printed_as_it_stands_and_without_a_test_error():
     verdict = compare([1.0, 1.5], [2.0, 2.5], unit="nats", higher_is_better=False)
     assert str(verdict) == (
-        "student 1.25, baseline 2.25: difference -1.00 nats, 95% interval [-1.00, -1.00] "
-        "over 2 paired seeds. Verdict: better"
+        "student 1.25, baseline 2.25: difference -1.00 nats\n"
+        "95% interval [-1.00, -1.00] over 2 paired seeds\n"
+        "verdict: better"
     )
 
 
