@@ -286,14 +286,23 @@ def test_one_position_without_a_batch_axis_is_a_batch_of_one():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_any_label_can_be_the_one_that_is_ignored(alpha):
+@pytest.mark.parametrize("ignored", [0, -1, 255])
+def test_any_label_can_be_the_one_that_is_ignored(ignored, alpha):
     random = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 6, 4, generator=random)
     labels = torch.tensor([0, 1, 2, 3, 1, 0])
-    zero_ignored = kd_loss(student, teacher, labels, alpha=alpha, ignore_index=0)
+    marked = labels.masked_fill(labels == 0, ignored)
+    found = kd_loss(student, teacher, marked, alpha=alpha, ignore_index=ignored)
     usual = kd_loss(student, teacher, labels.masked_fill(labels == 0, -100), alpha=alpha)
-    assert torch.equal(zero_ignored, usual)
+    assert torch.equal(found, usual)
     assert not torch.equal(usual, kd_loss(student, teacher, labels, alpha=alpha))
+
+
+def test_at_alpha_zero_the_hard_term_is_not_computed():
+    # Its value would be infinite in float32, and zero times infinity is not a number.
+    logits = torch.tensor([[3e38, -3e38]])
+    assert F.cross_entropy(logits, torch.tensor([1])).isinf()
+    assert kd_loss(logits, logits, torch.tensor([1]), alpha=0).item() == 0
 
 
 # --- zero, sign and symmetry -----------------------------------------------------------------------
