@@ -61,7 +61,7 @@ def soft_label_explorer(images: Tensor, logits: Tensor, classes: Sequence[str]) 
         }
         chosen = images[picture : picture + 1]
         figure = plots.digit_gallery(chosen, [row], classes, [f"picture {picture}"])
-        figure.set_size_inches(6, 5.2)
+        figure.set_figwidth(6)
         return figure
 
     pictures = ipw.IntSlider(0, 0, len(images) - 1, description="picture", style=WIDE, layout=FULL)
@@ -89,23 +89,25 @@ def divergence_explorer(x: Tensor, p: Tensor) -> ipw.VBox:
         x: (K,) evenly spaced. p: (K,) probabilities of the grid points, sum 1.
     """
 
+    log_p = p.log().clamp(min=-1e30)  # finite where p is 0
+
     def draw(centre: float, width: float) -> Figure:
         log_q = torch.log_softmax(-0.5 * ((x - centre) / width) ** 2, dim=-1)
-        log_p = p.log()
+        forward, reverse = kl_divergence(log_p, log_q), kl_divergence(log_q, log_p)
         title = (
-            f"KL(p‖q) {kl_divergence(log_p, log_q):.3f}   KL(q‖p) {kl_divergence(log_q, log_p):.3f}   "
+            f"KL(p‖q) {forward:.3f}   KL(q‖p) {f'{reverse:.3f}' if reverse < 1e9 else '∞'}   "
             f"JSD {jensen_shannon_divergence(log_p, log_q):.3f} nats"
         )
-        return plots.lines(
-            x, {"teacher p": p, "student q": log_q.exp()}, xlabel="x", ylabel="probability", title=title
-        )
+        return plots.densities(x, {title: {"teacher p": p, "student q": log_q.exp()}})
 
     low, high = float(x[0]), float(x[-1])
     return explorer(
         draw,
         {
-            "centre": _slider("centre of q", (low + high) / 2, low, high),
-            "width": _slider("width of q", (high - low) / 8, (high - low) / 50, (high - low) / 2),
+            "centre": _slider("centre of q", (low + high) / 2, low, high, step=(high - low) / 200),
+            "width": _slider(
+                "width of q", (high - low) / 8, (high - low) / 50, (high - low) / 2, step=(high - low) / 200
+            ),
         },
     )
 
