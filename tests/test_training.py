@@ -136,6 +136,11 @@ def test_a_loop_written_by_hand_gives_the_same_weights_and_losses(data, clip):
     assert history.steps == 6
 
 
+def test_a_student_handed_over_in_eval_mode_is_trained_in_training_mode(data):
+    from_eval = trained(data, dropout_student().eval())[0]
+    assert torch.equal(from_eval, trained(data, dropout_student().train())[0])
+
+
 # --- the loss --------------------------------------------------------------------------------------
 
 
