@@ -31,8 +31,9 @@ JSD_β / (1 − β) → KL(q‖p) as β → 1 (Huszár 2015, arXiv 1511.05101), 
 **Rounding.** In float32 log p and log q carry an error near 1e-7 each, whatever T is, while KL itself
 shrinks like 1/T². The error of the textbook sum, times T², therefore grows like T²: at T = 10,000 it is as
 large as the loss, and for a student close to its teacher already at T = 1,000 (measured in notebook 02).
-`kl_divergence` adds Σ (q_i − p_i), which is zero, to make each summand a small non-negative number in which
-those errors enter squared.
+`kl_divergence` adds Σ (q_i − p_i), which is zero, to make each summand a small non-negative number. The
+rounding common to a row then enters squared, and the rest grows like T only: with ten classes the largest
+relative error at T = 10,000 is below 0.001, where that of the textbook sum is above 1.
 """
 
 import math
@@ -48,7 +49,8 @@ __all__ = ["jensen_shannon_divergence", "kd_loss", "kl_divergence", "soft_target
 Divergence = Literal["forward", "reverse", "jsd"]
 Reduction = Literal["mean", "sum", "none"]
 
-# Stands for a logit of −inf: softmax still gives exactly 0, but differences stay finite.
+# Stands for a logit of −inf: softmax still gives exactly 0, but differences stay finite. Masks that use the
+# lowest number of float32 or bfloat16 in place of −inf lie below it too.
 RULED_OUT = -1e30
 
 
@@ -118,8 +120,9 @@ def soft_target_loss(
 ) -> Tensor:
     """T² times the divergence between the softened teacher and student.
 
-    A class that either model rules out with −inf is left out of both: the probabilities are those
-    over the classes that both allow. The teacher receives no gradient.
+    A class that either model rules out, with −inf or anything down from −1e30, is left out of both: the
+    probabilities are those over the classes that both allow. A position without such a class adds 0. The
+    teacher receives no gradient.
 
     Args:
         student_logits, teacher_logits: (..., C), C ≥ 2, any floating dtype, the same shape.
@@ -144,7 +147,7 @@ def soft_target_loss(
 
     student = _full_precision(student_logits) / temperature
     teacher = _full_precision(teacher_logits.detach()) / temperature
-    ruled_out = torch.isneginf(student) | torch.isneginf(teacher)
+    ruled_out = (student <= RULED_OUT) | (teacher <= RULED_OUT)
     if mask is not None:
         ruled_out = ruled_out | ~mask.unsqueeze(-1)  # what stands at such a position cannot matter
     log_q = torch.log_softmax(student.masked_fill(ruled_out, RULED_OUT), dim=-1)
@@ -213,7 +216,7 @@ def kd_loss(
             student_logits, teacher_logits, temperature=temperature, divergence=divergence,
             beta=beta, reduction=reduction,
         )
-    _check_labels(student_logits, labels, ignore_index)
+    _check_labels(student_logits, labels, ignore_index, used=alpha > 0)
     counted = labels != ignore_index
     student = _full_precision(student_logits)  # once, so that a bf16 gradient is rounded once
 
@@ -317,7 +320,7 @@ def _check_positions(name: str, tensor: Tensor, logits: Tensor) -> None:
         )
 
 
-def _check_labels(student_logits: Tensor, labels: Tensor, ignore_index: int) -> None:
+def _check_labels(student_logits: Tensor, labels: Tensor, ignore_index: int, *, used: bool) -> None:
     _check_logits("student_logits", student_logits)
     _check_positions("labels", labels, student_logits)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -332,8 +335,10 @@ def _check_labels(student_logits: Tensor, labels: Tensor, ignore_index: int) -> 
             f"labels holds {labels[outside][0].item()}; expected 0 to {classes - 1} for {classes} "
             f"classes, or ignore_index={ignore_index}"
         )
+    if not used:
+        return
     chosen = student_logits.gather(-1, labels.masked_fill(~counted, 0).long().unsqueeze(-1))
-    impossible = counted & torch.isneginf(chosen.squeeze(-1))
+    impossible = counted & (chosen.squeeze(-1) <= RULED_OUT)
     if impossible.any():
         raise ValueError(
             f"labels holds {labels[impossible][0].item()} where student_logits rules that class out "

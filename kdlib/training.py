@@ -75,11 +75,12 @@ def fit(
         watch: further quantities to average over each epoch's batches, by name.
         device: default `best_device()`.
         progress: show a progress bar.
-        seed: fixes the order of the data and dropout. Initialise the student yourself, under
-            `torch.manual_seed`, so that every arm of a comparison can start from the same weights.
+        seed: fixes the order of the data, the same for every student, and dropout. Initialise the student
+            yourself, under `torch.manual_seed`, so that every arm of a comparison can start from the same
+            weights.
 
     Returns:
-        `History`.
+        `History`. Student and teacher are left in eval mode.
 
     Raises:
         ValueError: no epochs, no data, teacher logits that do not belong to `data`, or a quantity
@@ -112,13 +113,15 @@ def fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     history = History(steps=steps, watched={name: [] for name in watch or {}})
 
+    # Its own generator: dropout draws from the other one, and must not change the order between arms.
+    order = torch.Generator().manual_seed(seed)
     bar = tqdm(range(epochs), desc="epochs", disable=not progress, leave=False)
     with _seeded(seed, device):
         for _ in bar:
             # Sums stay on the device: reading them at every step would wait for it.
             sums = {name: torch.zeros((), device=device) for name in measured}
             student.train()
-            for rows in torch.randperm(len(data)).to(device).split(batch_size):
+            for rows in torch.randperm(len(data), generator=order).to(device).split(batch_size):
                 images, labels = data.images[rows], data.labels[rows]
                 teacher_logits = _teacher_logits(teacher, images, rows)
                 student_logits = student(images)

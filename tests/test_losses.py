@@ -385,3 +385,22 @@ def test_torch_func_grad_gives_the_gradient_of_backward(pair):
     student = student.requires_grad_()
     kd_loss(student, teacher, labels).backward()
     torch.testing.assert_close(functional, student.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0.1, 4.0, 1e4])
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+def test_the_lowest_number_of_a_dtype_rules_a_class_out_like_minus_infinity(divergence, temperature, dtype):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 4, 6).to(dtype)
+    options = {"temperature": temperature, "divergence": divergence}
+    found = []
+    for lowest in (-torch.inf, torch.finfo(dtype).min):
+        masked = student.clone()
+        masked[:, 2] = lowest
+        masked.requires_grad_()
+        loss = soft_target_loss(masked, teacher, **options)
+        found.append((loss.detach(), *torch.autograd.grad(loss, masked)))
+    for other, reference in zip(found[1], found[0], strict=True):
+        assert torch.isfinite(other).all()
+        assert torch.equal(other, reference)

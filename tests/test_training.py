@@ -427,3 +427,22 @@ def test_out_of_fold_logits_repeat_exactly_and_leave_the_random_state_alone(data
     second = out_of_fold(lambda: digit_cnn(4), data, folds=3, **SETTINGS)
     assert torch.equal(first, second)
     assert first.shape == (120, 10)
+
+
+def test_students_with_and_without_dropout_see_the_same_order():
+    class Watching(nn.Module):
+        def __init__(self, dropout):
+            super().__init__()
+            self.body = nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(64, 10))
+            self.seen = []
+
+        def forward(self, images):
+            self.seen.append(images.detach().clone())
+            return self.body(images)
+
+    digits = load_digits().train[:30]
+    plain, noisy = Watching(0.0), Watching(0.5)
+    for student in (plain, noisy):
+        fit(student, digits, epochs=3, lr=1e-3, batch_size=10, seed=4, device="cpu")
+    assert len(plain.seen) == 9
+    assert all(torch.equal(a, b) for a, b in zip(plain.seen, noisy.seen, strict=True))
