@@ -5,9 +5,11 @@ callback. The alt text is written from the data, so that it cannot disagree with
 """
 
 import base64
+import html
 import io
 import itertools
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -16,15 +18,18 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from torch import Tensor
 
-from kdlib.losses import soften
+from kdlib.losses import kd_loss, soft_target_loss, soften
 from kdlib.metrics import ReliabilityCurve, Scores, interval
 
-# Okabe and Ito 2008: told apart with every common form of colour blindness, and in grey.
+# Okabe and Ito 2008: told apart with every common form of colour blindness. In grey they are not, so
+# that series also differ in marker and line, and bars in hatching.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "|||")
 STYLE = {
     "font.size": 13,
     "axes.titlesize": 14,
@@ -62,9 +67,8 @@ def show(figure: Figure) -> None:
 
 def image_tag(figure: Figure) -> str:
     """The figure as an HTML image with alt text."""
-    text = alt_text(figure).replace("&", "&amp;").replace('"', "&quot;")
     source = f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}"
-    return f'<img alt="{text}" style="max-width: 100%" src="{source}">'
+    return f'<img alt="{html.escape(alt_text(figure))}" style="max-width: 100%" src="{source}">'
 
 
 def alt_text(figure: Figure) -> str:
@@ -85,7 +89,7 @@ def label_bars(
         classes: C names.
     """
     with _canvas(9, 3.8) as (figure, axes):
-        _bars(axes, rows, classes)
+        figure.set_figheight(3.8 + _bars(axes, rows, classes))
         axes.set(xlabel="class", ylabel="probability", ylim=(0, 1.08), title=title)
         if len(rows) > 1:
             axes.legend()
@@ -108,15 +112,17 @@ def digit_gallery(
         rows: for each picture, (C,) probabilities by name; the same names for all.
     """
     count = len(images)
-    with _canvas(2.6 * count, 5.2, nrows=2, ncols=count, squeeze=False, sharey="row") as (figure, grid):
+    shape = {"nrows": 2, "ncols": count, "squeeze": False, "sharey": "row"}
+    with _canvas(max(4.5, 2.6 * count), 5.6, **shape) as (figure, grid):
         for k in range(count):
             picture, bars = grid[0][k], grid[1][k]
-            picture.imshow(images[k, 0].cpu(), cmap="gray_r", vmin=0, vmax=1)
+            picture.imshow(images[k, 0].numpy(force=True), cmap="gray_r", vmin=0, vmax=1)
             picture.set(title=captions[k], xticks=[], yticks=[])
-            _bars(bars, rows[k], classes)
-            bars.set(xlabel="class", ylim=(0, 1.02))
+            figure.set_figheight(5.6 + _bars(bars, rows[k], classes))
+            bars.set(xlabel="class", ylim=(0, 1.02), yticks=(0, 0.5, 1))
         grid[1][0].set_ylabel("probability")
-        grid[1][-1].legend(fontsize=11)
+        # Below everything: beside narrow bars there is no room.
+        figure.legend(*grid[1][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
         if title:
             figure.suptitle(title)
     parts = [
@@ -138,12 +144,12 @@ def neighbours(matrix: Tensor, classes: Sequence[str], *, title: str = "") -> Fi
         shown = axes.imshow(off, cmap="Blues", vmin=0)
         figure.colorbar(shown, label="mean probability", shrink=0.8)
         axes.set(xlabel="class in the soft label", ylabel="true class", title=title)
-        axes.set_xticks(range(len(classes)), classes)
+        figure.set_figheight(6 + _name_ticks(axes, classes, 4 / len(classes)))
         axes.set_yticks(range(len(classes)), classes)
         high = np.nanmax(off)
         for (i, j), value in np.ndenumerate(off):
             if value > 0.25 * high:
-                colour = "white" if value > 0.6 * high else "black"
+                colour = _ink(shown.to_rgba(value))
                 axes.text(j, i, f"{100 * value:.1f}", ha="center", va="center", color=colour, size=11)
     best = np.nan_to_num(off, nan=-1).argmax(1)
     parts = [
@@ -159,7 +165,7 @@ def softened(logits: Tensor, temperature: float, classes: Sequence[str]) -> Figu
     path = torch.logspace(-3, 7, 81, base=2)
     highest, now = math.log(len(classes)), _entropy(after)
     with _canvas(9.2, 3.8, layout="none", ncols=2, width_ratios=(3, 2)) as (figure, (left, right)):
-        _bars(left, {"T = 1": before, f"T = {temperature:.3g}": after}, classes)
+        drop = _bars(left, {"T = 1": before, f"T = {temperature:.3g}": after}, classes)
         left.set(xlabel="class", ylabel="probability", ylim=(0, 1.08))
         left.legend()
         right.plot(path, [_entropy(soften(logits, float(t))) for t in path], color="0.6")
@@ -171,11 +177,15 @@ def softened(logits: Tensor, temperature: float, classes: Sequence[str]) -> Figu
         marks = (0.125, 1, 8, 64)
         right.set_xticks(marks, [f"{mark:g}" for mark in marks])
         right.xaxis.set_minor_locator(mpl.ticker.NullLocator())
-        # A fixed layout: twice as fast under a slider, and the axes stand still.
-        figure.subplots_adjust(left=0.09, right=0.98, bottom=0.17, top=0.87, wspace=0.28)
         title = f"T = {temperature:.3g}: entropy {now:.3f} of at most {highest:.3f} nats"
         title += f"; order {_order(logits, classes)}"
-        figure.suptitle(title)
+        above = textwrap.wrap(title, 78)
+        # A fixed layout: twice as fast under a slider, and the axes stand still.
+        height = 3.8 + drop + 0.26 * (len(above) - 1)
+        figure.set_figheight(height)
+        bottom, top = (0.65 + drop) / height, (3.3 + drop) / height
+        figure.subplots_adjust(left=0.09, right=0.98, bottom=bottom, top=top, wspace=0.28)
+        figure.suptitle("\n".join(above), y=1 - 0.08 / height)
     parts = [f"T = 1: {_top(before, classes)}", f"T = {temperature:.3g}: {_top(after, classes)}"]
     return _describe(figure, title, "Bars of the probabilities, and the curve of entropy against T", parts)
 
@@ -262,7 +272,7 @@ def panels(
     ]
     start, end = float(x[0]), float(x[-1])
     kind = f"Line chart of {ylabel} against {xlabel} from {start:.3g} to {end:.3g}"
-    return _describe(figure, title or next(iter(groups)), kind, parts)
+    return _describe(figure, title or (next(iter(groups)) if len(groups) == 1 else ""), kind, parts)
 
 
 def densities(
@@ -301,45 +311,45 @@ def arms(
     with _canvas(max(6.5, 1.7 * len(scores)), 4.4) as (figure, axes):
         for k, (name, entries) in enumerate(scores.items()):
             values = [100 * e.accuracy if isinstance(e, Scores) else float(e) for e in entries]
-            axes.plot(
-                np.linspace(k - 0.12, k + 0.12, len(values)), values, MARKERS[k % 7],
-                color=COLOURS[k % 7], alpha=0.6,
-            )
+            places = np.linspace(k - 0.12, k + 0.12, len(values)) if len(values) > 1 else [k]
+            axes.plot(places, values, MARKERS[k % 7], color=COLOURS[k % 7], alpha=0.6)
             if len(values) == 1:
                 parts.append(f"{name} {values[0]:.1f}")
                 continue
             mean, half = interval(values)
             axes.errorbar(k + 0.28, mean, half, fmt="_", color="black", capsize=6, markersize=14)
             parts.append(f"{name} {mean:.1f} ± {half:.1f}")
-        axes.set_xticks(range(len(scores)), scores)
-        axes.set(ylabel=ylabel, title=title, xlim=(-0.5, len(scores) - 0.3))
-    return _describe(figure, title, "One dot a seed; black: mean and 95% interval", parts)
+        room = 0.8 * figure.get_figwidth() / (len(scores) + 0.2)
+        figure.set_figheight(4.4 + _name_ticks(axes, list(scores), room))
+        meaning = "One dot a seed; black: mean and 95% interval"
+        axes.set(xlabel=meaning, ylabel=ylabel, title=title, xlim=(-0.5, len(scores) - 0.3))
+    return _describe(figure, title, meaning, parts)
 
 
 def heat_map(
     values: Tensor, rows: Sequence[object], columns: Sequence[object], *, xlabel: str, ylabel: str,
     colour_label: str, title: str = "",
 ) -> Figure:
-    """A table of numbers as colours, the largest framed. values (R, K)."""
+    """A table of numbers as colours, the largest framed. values (R, K), NaN where there is none."""
     table = torch.as_tensor(values).double().numpy()
-    best = np.unravel_index(table.argmax(), table.shape)
+    best = np.unravel_index(np.nanargmax(table), table.shape)
     with _canvas(1.2 * len(columns) + 3, 0.7 * len(rows) + 2) as (figure, axes):
         axes.grid(False)
         shown = axes.imshow(table, cmap="cividis", aspect="auto")
         figure.colorbar(shown, label=colour_label)
-        axes.set_xticks(range(len(columns)), columns)
+        _name_ticks(axes, columns, 1)
         axes.set_yticks(range(len(rows)), rows)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-        middle = (table.max() + table.min()) / 2
         for (i, j), value in np.ndenumerate(table):
-            colour = "black" if value > middle else "white"
-            axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=colour)
+            if not math.isnan(value):
+                colour = _ink(shown.to_rgba(value))
+                axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=colour)
         axes.add_patch(
             mpl.patches.Rectangle((best[1] - 0.5, best[0] - 0.5), 1, 1, fill=False, color="red", linewidth=3)
         )
     parts = [
         f"highest {table[best]:.1f} at {ylabel} {rows[best[0]]} and {xlabel} {columns[best[1]]}",
-        f"lowest {table.min():.1f}",
+        f"lowest {np.nanmin(table):.1f}",
     ]
     return _describe(figure, title, f"Heat map of {colour_label} by {ylabel} and {xlabel}", parts)
 
@@ -352,8 +362,8 @@ def reliability(curves: Mapping[str, ReliabilityCurve], *, title: str = "") -> F
         for k, (name, curve) in enumerate(curves.items()):
             full = curve.count > 0
             axes.plot(
-                curve.confidence[full], curve.accuracy[full], marker=MARKERS[k], color=COLOURS[k],
-                linestyle=LINES[k], label=name,
+                curve.confidence[full], curve.accuracy[full], marker=MARKERS[k % 7], color=COLOURS[k % 7],
+                linestyle=LINES[k % 7], label=name,
             )
             gap = np.nansum(np.abs(curve.confidence - curve.accuracy) * curve.count) / curve.count.sum()
             parts.append(f"{name}: mean gap {gap:.3f}")
@@ -373,10 +383,11 @@ def loss_picture(
         "hard: −α (q₁ − y)": -alpha * hard_gradient,
         "soft: −(1−α) T (q − p)": -(1 - alpha) * temperature * (q - p),
     }
-    ce = -soften(student_logits)[label].log().item()
-    kl = temperature**2 * (p * (p.log() - q.log())).sum().item()
+    pair = student_logits, teacher_logits
+    ce = kd_loss(*pair, torch.tensor(label), temperature=temperature, alpha=1).item()
+    kl = soft_target_loss(*pair, temperature=temperature).item()
     with _canvas(11, 4.2, ncols=2) as (figure, (left, right)):
-        _bars(left, {"teacher p": p, "student q": q}, classes)
+        figure.set_figheight(4.2 + _bars(left, {"teacher p": p, "student q": q}, classes))
         left.set(xlabel="class", ylabel=f"probability at T = {temperature:.3g}", ylim=(0, 1.08))
         left.legend()
         _bars(right, pulls, classes)
@@ -404,13 +415,50 @@ def _canvas(
         yield figure, figure.subplots(**subplots)
 
 
-def _bars(axes: Axes, rows: Mapping[str, Sequence[float] | Tensor], classes: Sequence[str]) -> None:
+def _bars(axes: Axes, rows: Mapping[str, Sequence[float] | Tensor], classes: Sequence[str]) -> float:
+    """Bars beside bars; returns what `_name_ticks` returns."""
     width = 0.8 / len(rows)
     for k, (name, values) in enumerate(rows.items()):
         place = np.arange(len(classes)) + (k - (len(rows) - 1) / 2) * width
-        axes.bar(place, [float(v) for v in values], width, label=name, color=COLOURS[k % 7])
-    axes.set_xticks(range(len(classes)), classes)
+        axes.bar(
+            place, [float(v) for v in values], width, label=name, color=COLOURS[k % 7],
+            hatch=HATCHES[k % 7], edgecolor="white", linewidth=0,
+        )
     axes.grid(axis="x", visible=False)
+    # Before the layout is known; it will hardly be narrower.
+    inches = axes.get_position().width * axes.get_figure().get_figwidth()
+    return _name_ticks(axes, classes, inches / (1.1 * len(classes)))
+
+
+def _name_ticks(axes: Axes, names: Sequence[object], room: float) -> float:
+    """Names under the x-axis; upright or slanted where they would run into one another.
+
+    Args:
+        room: inches for each name.
+
+    Returns:
+        Inches that the names reach further down than one line of text.
+    """
+    size = mpl.rcParams["font.size"]
+    longest = max(TextPath((0, 0), f"{name}", size=size).get_extents().width / 72 for name in names)
+    if longest < 0.9 * room:
+        axes.set_xticks(range(len(names)), names)
+        return 0.0
+    line = 1.2 * size / 72
+    angle = 35 if room * math.sin(math.radians(35)) > line else 90
+    smaller = min(1, room / line)
+    axes.set_xticks(
+        range(len(names)), names, rotation=angle, size=size * smaller, rotation_mode="anchor",
+        ha="right", va="center" if angle == 90 else "top",
+    )
+    return smaller * longest * math.sin(math.radians(angle))
+
+
+def _ink(colour: tuple[float, ...]) -> str:
+    """Black or white, whichever is easier to read on a colour (R, G, B, …), each in [0, 1]."""
+    # Relative luminance and contrast of WCAG 2.2; the two contrasts are equal at 0.179.
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return "black" if np.dot(linear, (0.2126, 0.7152, 0.0722)) > 0.179 else "white"
 
 
 def _lines(axes: Axes, x: Sequence[float] | Tensor, series: Mapping[str, Sequence[float] | Tensor]) -> None:
