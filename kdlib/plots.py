@@ -295,7 +295,9 @@ def densities(
             values = torch.as_tensor(values).double()
             mean = (values * x).sum()
             deviation = (values * (x - mean) ** 2).sum().sqrt()
-            parts.append(f"{group}, {name}: mean {mean:.1f}, standard deviation {deviation:.1f}")
+            place = f"{group}, {name}" if len(groups) > 1 else name
+            parts.append(f"{place}: mean {mean:.1f}, standard deviation {deviation:.1f}")
+    title = title or (next(iter(groups)) if len(groups) == 1 else "")
     return _describe(figure, title, f"Curves of probability against {xlabel}", parts)
 
 

@@ -252,12 +252,16 @@ def test_densities_say_where_the_mass_is():
     assert_allclose(curves(axes)["q"], [POINTS, wide])
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("metres", "probability")
     alt = plots.alt_text(figure)
-    assert "Curves of probability against metres" in alt
+    assert alt.startswith("one bell. Curves of probability against metres. ")
     for name, p in (("p", BELL), ("q", wide)):
         mean = np.average(POINTS, weights=p)
         deviation = math.sqrt(np.average((POINTS - mean) ** 2, weights=p))
-        assert f"one bell, {name}: mean {mean:.1f}, standard deviation {deviation:.1f}" in alt
+        assert f"{name}: mean {mean:.1f}, standard deviation {deviation:.1f}" in alt
     assert "mean 1.0" in alt and "standard deviation 1.0" in alt
+    groups = {"forward": {"q": BELL}, "reverse": {"q": wide}}
+    alt = plots.alt_text(plots.densities(POINTS, groups, title="Two ways"))
+    assert alt.startswith("Two ways. Curves of probability against x. forward, q: mean 1.0")
+    assert "; reverse, q: mean -" in alt
 
 
 # --- arms --------------------------------------------------------------------------------------------
