@@ -19,8 +19,13 @@ from math_core import LatexError, LatexToMathML
 _DOLLAR, _OPEN, _CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"
 _PLACE = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 
-_FENCE = re.compile(r"^[ \t>]*(`{3,}|~{3,})[^\n`]*\n.*?(?:^[ \t>]*\1[`~]*[ \t]*$|\Z)", re.M | re.S)
-_CODE_SPAN = re.compile(r"(?<![\\`])(`+)(?!`)(?:(?!\n[ \t]*\n).)+?(?<!`)\1(?!`)", re.S)
+# A block between fences, or a span between as many backticks; together, so that a backtick in a
+# block opens no span.
+_CODE = re.compile(
+    r"^[ \t>]*(?P<fence>`{3,}|~{3,})[^\n`]*\n.*?(?:^[ \t>]*(?P=fence)[`~]*[ \t]*$|\Z)"
+    r"|(?<![\\`])(?P<ticks>`+)(?!`)(?:(?!\n[ \t]*\n).)+?(?<!`)(?P=ticks)(?!`)",
+    re.M | re.S,
+)
 # A tag with its attributes in quotes; 'p <q and r> s' in formulas is none.
 _TAG = re.compile(
     r"<!--.*?-->|</?[a-zA-Z][\w-]*(?:\s+[\w:-]+(?:\s*=\s*(?:\"[^\"]*\"|'[^']*'))?)*\s*/?>", re.S
@@ -84,7 +89,7 @@ def with_formulas(text: str, render: Callable[[str], str]) -> str:
 
 def _take_out(text: str) -> tuple[str, list[str]]:
     """The text with a numbered stand-in for each formula, and the formulas with their marks."""
-    for pattern in (_FENCE, _CODE_SPAN, _TAG):
+    for pattern in (_CODE, _TAG):
         text = pattern.sub(lambda found: found[0].replace("$", _DOLLAR), text)
     pieces: list[str] = []
     formulas: list[str] = []

@@ -81,6 +81,8 @@ def test_source_is_the_alternative_text():
         ("<details>\n<p>$a$</p></details>", ["a"]),
         ("<span title='$a$ and \"$b$'>$c$</span>", ["c"]),
         ("91.2<!-- $out$ --> $a$", ["a"]),
+        ("<span title='$5'>$c$</span><!-- $ -->", ["c"]),
+        ("```\n$x\n```\n$a$ and\n~~~\n$x ` $\n~~~\n$b$ `c`", ["a", "b"]),
     ],
 )  # fmt: skip
 def test_formulas_in_markdown(source, formulas):
@@ -127,6 +129,15 @@ def test_dollars_of_code_open_no_formula():
 def test_escaped_dollars_are_dollars():
     root = page(r"from \$5 to \$6, $a$, \$7")
     assert "".join(root.itertext()).strip() == "from $5 to $6, a, $7"
+
+
+def test_escaped_dollars_in_html_are_dollars():
+    assert page(r"<p>\$5 and $a$</p>")[0].text == "$5 and "
+
+
+def test_address_of_a_link_keeps_its_dollars():
+    (link,) = page("[a](https://example.org/?a=$b$&c=$)").iter("a")
+    assert link.get("href") == "https://example.org/?a=$b$&c=$"
 
 
 def test_text_beside_formulas_is_as_without():
