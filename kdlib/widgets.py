@@ -37,15 +37,21 @@ def explorer(draw: Callable[..., Figure], controls: Mapping[str, ipw.ValueWidget
 
 
 def temperature_explorer(logits: Sequence[float] | Tensor, classes: Sequence[str]) -> ipw.VBox:
-    """Move T and every logit; see the probabilities, their order and their entropy. logits (C,)."""
+    """Move T and every logit; see the probabilities, their order and their entropy. logits (C,).
+
+    Logits are rounded to the steps of their sliders, two decimals at most.
+    """
+    logits = [round(float(value), 2) for value in logits]
+    # The page moves a slider to its nearest step and sends that back, so the steps must hold the logits.
+    step = 0.1 if all(value == round(value, 1) for value in logits) else 0.01
     names = [f"z{k}" for k in range(len(classes))]
-    reach = max(10, *(math.ceil(abs(float(value))) for value in logits))
+    reach = max(10, *(math.ceil(abs(value)) for value in logits))
 
     def draw(temperature: float, **values: float) -> Figure:
         return plots.softened(torch.tensor([values[n] for n in names]), temperature, classes)
 
     sliders = {
-        name: _slider(f"z, {label}", float(value), -reach, reach)
+        name: _slider(f"z, {label}", value, -reach, reach, step)
         for name, label, value in zip(names, classes, logits, strict=True)
     }
     return explorer(draw, {"temperature": _temperature_slider(4.0), **sliders})

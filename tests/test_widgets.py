@@ -84,6 +84,21 @@ def test_every_control_changes_the_picture_and_its_alt_text_over_its_whole_range
         control.value = start
 
 
+def nearest_step(slider: ipw.ValueWidget) -> float:
+    """Where the page puts the slider when it is first shown, and what it then sends back."""
+    log = isinstance(slider, ipw.FloatLogSlider)
+    place = math.log(slider.value, slider.base) if log else slider.value
+    place = slider.min + round((place - slider.min) / slider.step) * slider.step
+    return slider.base**place if log else place
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_sliders_start_on_one_of_their_steps(name):
+    """Else the page would move them, and the picture with them, before the reader does."""
+    for slider in controls(EXPLORERS[name]()).values():
+        assert slider.value == pytest.approx(nearest_step(slider), abs=1e-9)
+
+
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_going_back_gives_the_first_picture_back(name):
     box = EXPLORERS[name]()
@@ -208,6 +223,17 @@ def test_logit_sliders_reach_every_given_logit(largest):
     slider = controls(box)["z, a"]
     assert slider.value == pytest.approx(largest)
     assert slider.min <= -10 and slider.max >= 10
+
+
+def test_logits_between_the_steps_are_rounded_so_that_page_and_picture_agree():
+    box = widgets.temperature_explorer(torch.tensor([0.4338, 0.3812, -2.0]), CLASSES)
+    sliders = [slider for name, slider in controls(box).items() if name.startswith("z")]
+    assert [slider.value for slider in sliders] == [0.43, 0.38, -2.0]
+    for slider in sliders:
+        assert slider.value == pytest.approx(nearest_step(slider), abs=1e-9)
+    assert "order 8 > 3 > 5" in alt(box)
+    entropy = torch.special.entr(soften(torch.tensor([0.43, 0.38, -2.0]), 4.0)).sum()
+    assert f"entropy {entropy:.3f} " in alt(box)
 
 
 def test_more_logits_than_classes_are_refused():
