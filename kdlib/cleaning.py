@@ -32,7 +32,9 @@ METADATA = {
     },
 }
 # What front ends and runners leave in a cell's metadata.
-CELL_NOISE = ("execution", "ExecuteTime", "papermill", "collapsed", "scrolled", "trusted")
+CELL_NOISE = (
+    "execution", "ExecuteTime", "papermill", "collapsed", "scrolled", "trusted", "lines_to_next_cell",
+)
 
 _TQDM = re.compile(r"\[(\d+:)?\d+:\d\d(<(\?|[\d:]+))?, [^\]]*/[^\]]*\]")
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")

@@ -4,97 +4,63 @@ Figures are made without pyplot, so they leave no global state behind and can be
 callback. The alt text is written from the data, so that it cannot disagree with the picture.
 """
 
-import base64
-import html
-import io
-import itertools
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.textpath import TextPath
 from torch import Tensor
 
+from kdlib.canvas import (
+    COLOURS,
+    LINES,
+    MARKERS,
+    STYLE,
+    alt_text,
+    canvas,
+    describe,
+    draw_bars,
+    draw_curves,
+    entropy_of,
+    image_tag,
+    ink_on,
+    largest_in_words,
+    name_ticks,
+    order_in_words,
+    png,
+    show,
+)
 from kdlib.losses import kd_loss, soft_target_loss, soften
 from kdlib.metrics import ReliabilityCurve, Scores, interval
 
-# Okabe and Ito 2008: told apart with every common form of colour blindness. In grey they are not, so
-# that series also differ in marker and line, and bars in hatching.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "|||")
-STYLE = {
-    "font.size": 13,
-    "axes.titlesize": 14,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.3,
-    "lines.linewidth": 2.2,
-    "legend.frameon": False,
-    "legend.fontsize": 12,
-    "savefig.dpi": 100,
-}
-
-
-# --- showing --------------------------------------------------------------------------------------
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as PNG bytes, in the course's style."""
-    with mpl.rc_context(STYLE), io.BytesIO() as buffer:
-        figure.savefig(buffer, format="png")
-        return buffer.getvalue()
-
-
-def show(figure: Figure) -> None:
-    """Display a figure in a notebook with its alt text, which is also its text for readers without images."""
-    from IPython.display import display
-
-    width, height = (int(inches * STYLE["savefig.dpi"]) for inches in figure.get_size_inches())
-    picture = {"image/png": base64.b64encode(png(figure)).decode(), "text/plain": alt_text(figure)}
-    details = {"image/png": {"alt": alt_text(figure), "width": width, "height": height}}
-    display(picture, raw=True, metadata=details)
-
-
-def image_tag(figure: Figure) -> str:
-    """The figure as an HTML image with alt text."""
-    source = f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}"
-    return f'<img alt="{html.escape(alt_text(figure))}" style="max-width: 100%" src="{source}">'
-
-
-def alt_text(figure: Figure) -> str:
-    """What the figure shows, in words."""
-    return figure.get_label()
-
-
-# --- figures --------------------------------------------------------------------------------------
+__all__ = [
+    "COLOURS", "LINES", "MARKERS", "STYLE", "alt_text", "arms", "densities", "digit_gallery", "heat_map",
+    "image_tag", "label_bars", "lines", "loss_picture", "neighbours", "panels", "png", "reliability", "show",
+    "softened", "temperature_curves",
+]
 
 
 def label_bars(
-    rows: Mapping[str, Sequence[float] | Tensor], classes: Sequence[str], *, title: str = ""
+    rows: Mapping[str, Sequence[float] | Tensor], classes: Sequence[str], *, title: str = "",
+    xlabel: str = "class",
 ) -> Figure:
     """Several distributions over the same classes, bar beside bar.
 
     Args:
         rows: (C,) probabilities under the name that the legend shows.
         classes: C names.
+        xlabel: what the classes are.
     """
-    with _canvas(9, 3.8) as (figure, axes):
-        figure.set_figheight(3.8 + _bars(axes, rows, classes))
-        axes.set(xlabel="class", ylabel="probability", ylim=(0, 1.08), title=title)
+    with canvas(9, 3.8) as (figure, axes):
+        figure.set_figheight(3.8 + draw_bars(axes, rows, classes))
+        axes.set(xlabel=xlabel, ylabel="probability", ylim=(0, 1.08), title=title)
         if len(rows) > 1:
             axes.legend()
-    parts = [f"{name}: {_top(values, classes)}" for name, values in rows.items()]
-    return _describe(figure, title, "Bar chart of probabilities by class", parts)
+    parts = [f"{name}: {largest_in_words(values, classes)}" for name, values in rows.items()]
+    return describe(figure, title, f"Bar chart of probabilities by {xlabel}", parts)
 
 
 def digit_gallery(
@@ -113,12 +79,12 @@ def digit_gallery(
     """
     count = len(images)
     shape = {"nrows": 2, "ncols": count, "squeeze": False, "sharey": "row"}
-    with _canvas(max(4.5, 2.6 * count), 5.6, **shape) as (figure, grid):
+    with canvas(max(4.5, 2.6 * count), 5.6, **shape) as (figure, grid):
         for k in range(count):
             picture, bars = grid[0][k], grid[1][k]
             picture.imshow(images[k, 0].numpy(force=True), cmap="gray_r", vmin=0, vmax=1)
             picture.set(title=captions[k], xticks=[], yticks=[])
-            figure.set_figheight(5.6 + _bars(bars, rows[k], classes))
+            figure.set_figheight(5.6 + draw_bars(bars, rows[k], classes))
             bars.set(xlabel="class", ylim=(0, 1.02), yticks=(0, 0.5, 1))
         grid[1][0].set_ylabel("probability")
         # Below everything: beside narrow bars there is no room.
@@ -126,10 +92,10 @@ def digit_gallery(
         if title:
             figure.suptitle(title)
     parts = [
-        f"{captions[k]}: " + "; ".join(f"{n} {_top(v, classes)}" for n, v in rows[k].items())
+        f"{captions[k]}: " + "; ".join(f"{n} {largest_in_words(v, classes)}" for n, v in rows[k].items())
         for k in range(count)
     ]
-    return _describe(figure, title, "Pictures with bars of their soft labels", parts)
+    return describe(figure, title, "Pictures with bars of their soft labels", parts)
 
 
 def neighbours(matrix: Tensor, classes: Sequence[str], *, title: str = "") -> Figure:
@@ -139,38 +105,38 @@ def neighbours(matrix: Tensor, classes: Sequence[str], *, title: str = "") -> Fi
         matrix: (C, C); row i is the mean soft label of class i. The diagonal is not shown.
     """
     off = torch.as_tensor(matrix).double().clone().fill_diagonal_(math.nan).numpy()
-    with _canvas(7.2, 6) as (figure, axes):
+    with canvas(7.2, 6) as (figure, axes):
         axes.grid(False)
         shown = axes.imshow(off, cmap="Blues", vmin=0)
         figure.colorbar(shown, label="mean probability", shrink=0.8)
         axes.set(xlabel="class in the soft label", ylabel="true class", title=title)
-        figure.set_figheight(6 + _name_ticks(axes, classes, 4 / len(classes)))
+        figure.set_figheight(6 + name_ticks(axes, classes, 4 / len(classes)))
         axes.set_yticks(range(len(classes)), classes)
         high = np.nanmax(off)
         for (i, j), value in np.ndenumerate(off):
             if value > 0.25 * high:
-                colour = _ink(shown.to_rgba(value))
+                colour = ink_on(shown.to_rgba(value))
                 axes.text(j, i, f"{100 * value:.1f}", ha="center", va="center", color=colour, size=11)
     best = np.nan_to_num(off, nan=-1).argmax(1)
     parts = [
         f"{name} leans to {classes[j]} ({off[i, j]:.3f})"
         for i, (name, j) in enumerate(zip(classes, best, strict=True))
     ]
-    return _describe(figure, title, "Heat map of mean soft labels; in per cent where large", parts)
+    return describe(figure, title, "Heat map of mean soft labels; in per cent where large", parts)
 
 
 def softened(logits: Tensor, temperature: float, classes: Sequence[str]) -> Figure:
     """One distribution at T = 1 and at a chosen T (left), and its entropy on the way (right). logits (C,)."""
     before, after = soften(logits), soften(logits, temperature)
     path = torch.logspace(-3, 7, 81, base=2)
-    highest, now = math.log(len(classes)), _entropy(after)
-    with _canvas(9.2, 3.8, layout="none", ncols=2, width_ratios=(3, 2)) as (figure, (left, right)):
-        drop = _bars(left, {"T = 1": before, f"T = {temperature:.3g}": after}, classes)
+    highest, now = math.log(len(classes)), entropy_of(after)
+    with canvas(9.2, 3.8, layout="none", ncols=2, width_ratios=(3, 2)) as (figure, (left, right)):
+        drop = draw_bars(left, {"T = 1": before, f"T = {temperature:.3g}": after}, classes)
         left.set(xlabel="class", ylabel="probability", ylim=(0, 1.08))
         left.legend()
-        right.plot(path, [_entropy(soften(logits, float(t))) for t in path], color="0.6")
+        right.plot(path, [entropy_of(soften(logits, float(t))) for t in path], color="0.6")
         right.axhline(highest, color="black", linestyle=":", linewidth=1.5)
-        right.plot([1], [_entropy(before)], MARKERS[0], color=COLOURS[0], markersize=10)
+        right.plot([1], [entropy_of(before)], MARKERS[0], color=COLOURS[0], markersize=10)
         right.plot([temperature], [now], MARKERS[1], color=COLOURS[1], markersize=10)
         right.set(xscale="log", xlabel="temperature T", ylabel="entropy (nats)")
         right.set(ylim=(-0.04 * highest, 1.1 * highest))
@@ -178,7 +144,7 @@ def softened(logits: Tensor, temperature: float, classes: Sequence[str]) -> Figu
         right.set_xticks(marks, [f"{mark:g}" for mark in marks])
         right.xaxis.set_minor_locator(mpl.ticker.NullLocator())
         title = f"T = {temperature:.3g}: entropy {now:.3f} of at most {highest:.3f} nats"
-        title += f"; order {_order(logits, classes)}"
+        title += f"; order {order_in_words(logits, classes)}"
         above = textwrap.wrap(title, 78)
         # A fixed layout: twice as fast under a slider, and the axes stand still.
         height = 3.8 + drop + 0.26 * (len(above) - 1)
@@ -186,8 +152,11 @@ def softened(logits: Tensor, temperature: float, classes: Sequence[str]) -> Figu
         bottom, top = (0.65 + drop) / height, (3.3 + drop) / height
         figure.subplots_adjust(left=0.09, right=0.98, bottom=bottom, top=top, wspace=0.28)
         figure.suptitle("\n".join(above), y=1 - 0.08 / height)
-    parts = [f"T = 1: {_top(before, classes)}", f"T = {temperature:.3g}: {_top(after, classes)}"]
-    return _describe(figure, title, "Bars of the probabilities, and the curve of entropy against T", parts)
+    parts = [
+        f"T = {t:.3g}: {largest_in_words(values, classes)}"
+        for t, values in ((1, before), (temperature, after))
+    ]
+    return describe(figure, title, "Bars of the probabilities, and the curve of entropy against T", parts)
 
 
 def temperature_curves(logits: Tensor, temperatures: Tensor, classes: Sequence[str]) -> Figure:
@@ -197,20 +166,20 @@ def temperature_curves(logits: Tensor, temperatures: Tensor, classes: Sequence[s
         logits: (C,). temperatures: (K,) increasing, all positive.
     """
     table = torch.stack([soften(logits, float(t)) for t in temperatures])
-    with _canvas(11, 4.2, ncols=2) as (figure, (left, right)):
-        _lines(left, temperatures, {name: table[:, k] for k, name in enumerate(classes)})
+    with canvas(11, 4.2, ncols=2) as (figure, (left, right)):
+        draw_curves(left, temperatures, {name: table[:, k] for k, name in enumerate(classes)})
         left.set(xscale="log", xlabel="temperature T", ylabel="probability", title="Probabilities")
         left.legend()
-        entropies = torch.tensor([_entropy(row) for row in table])
-        _lines(right, temperatures, {"entropy": entropies})
+        entropies = torch.tensor([entropy_of(row) for row in table])
+        draw_curves(right, temperatures, {"entropy": entropies})
         right.axhline(math.log(len(classes)), color="black", linestyle=":", label="log C")
         right.set(xscale="log", xlabel="temperature T", ylabel="entropy (nats)", title="Entropy")
         right.legend()
     parts = [
-        f"T = {float(temperatures[k]):.3g}: {_top(table[k], classes)}, entropy {entropies[k]:.3f}"
+        f"T = {float(temperatures[k]):.3g}: {largest_in_words(table[k], classes)}, entropy {entropies[k]:.3f}"
         for k in (0, len(temperatures) // 2, -1)
     ]
-    return _describe(figure, "Probabilities and entropy against temperature", "Two line charts", parts)
+    return describe(figure, "Probabilities and entropy against temperature", "Two line charts", parts)
 
 
 def lines(
@@ -251,9 +220,9 @@ def panels(
 ) -> Figure:
     """Groups of curves side by side on common axes, under the title of each group."""
     width = max(8, 4 * len(groups))
-    with _canvas(width, 4.2, ncols=len(groups), squeeze=False, sharey=True) as (figure, grid):
+    with canvas(width, 4.2, ncols=len(groups), squeeze=False, sharey=True) as (figure, grid):
         for axes, (name, series) in zip(grid[0], groups.items(), strict=True):
-            _lines(axes, x, series)
+            draw_curves(axes, x, series)
             axes.set(xlabel=xlabel, title=name)
             axes.set_xscale("log" if log_x else "linear")
             axes.set_yscale("log" if log_y else "linear")
@@ -272,7 +241,7 @@ def panels(
     ]
     start, end = float(x[0]), float(x[-1])
     kind = f"Line chart of {ylabel} against {xlabel} from {start:.3g} to {end:.3g}"
-    return _describe(figure, title or (next(iter(groups)) if len(groups) == 1 else ""), kind, parts)
+    return describe(figure, title or (next(iter(groups)) if len(groups) == 1 else ""), kind, parts)
 
 
 def densities(
@@ -298,7 +267,7 @@ def densities(
             place = f"{group}, {name}" if len(groups) > 1 else name
             parts.append(f"{place}: mean {mean:.1f}, standard deviation {deviation:.1f}")
     title = title or (next(iter(groups)) if len(groups) == 1 else "")
-    return _describe(figure, title, f"Curves of probability against {xlabel}", parts)
+    return describe(figure, title, f"Curves of probability against {xlabel}", parts)
 
 
 def arms(
@@ -310,7 +279,7 @@ def arms(
         scores: for each arm one entry a seed: `Scores` (accuracy in per cent is drawn) or numbers.
     """
     parts = []
-    with _canvas(max(6.5, 1.7 * len(scores)), 4.4) as (figure, axes):
+    with canvas(max(6.5, 1.7 * len(scores)), 4.4) as (figure, axes):
         for k, (name, entries) in enumerate(scores.items()):
             values = [100 * e.accuracy if isinstance(e, Scores) else float(e) for e in entries]
             places = np.linspace(k - 0.12, k + 0.12, len(values)) if len(values) > 1 else [k]
@@ -322,10 +291,10 @@ def arms(
             axes.errorbar(k + 0.28, mean, half, fmt="_", color="black", capsize=6, markersize=14)
             parts.append(f"{name} {mean:.1f} ± {half:.1f}")
         room = 0.8 * figure.get_figwidth() / (len(scores) + 0.2)
-        figure.set_figheight(4.4 + _name_ticks(axes, list(scores), room))
+        figure.set_figheight(4.4 + name_ticks(axes, list(scores), room))
         meaning = "One dot a seed; black: mean and 95% interval"
         axes.set(xlabel=meaning, ylabel=ylabel, title=title, xlim=(-0.5, len(scores) - 0.3))
-    return _describe(figure, title, meaning, parts)
+    return describe(figure, title, meaning, parts)
 
 
 def heat_map(
@@ -335,16 +304,16 @@ def heat_map(
     """A table of numbers as colours, the largest framed. values (R, K), NaN where there is none."""
     table = torch.as_tensor(values).double().numpy()
     best = np.unravel_index(np.nanargmax(table), table.shape)
-    with _canvas(1.2 * len(columns) + 3, 0.7 * len(rows) + 2) as (figure, axes):
+    with canvas(1.2 * len(columns) + 3, 0.7 * len(rows) + 2) as (figure, axes):
         axes.grid(False)
         shown = axes.imshow(table, cmap="cividis", aspect="auto")
         figure.colorbar(shown, label=colour_label)
-        _name_ticks(axes, columns, 1)
+        name_ticks(axes, columns, 1)
         axes.set_yticks(range(len(rows)), rows)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
         for (i, j), value in np.ndenumerate(table):
             if not math.isnan(value):
-                colour = _ink(shown.to_rgba(value))
+                colour = ink_on(shown.to_rgba(value))
                 axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=colour)
         axes.add_patch(
             mpl.patches.Rectangle((best[1] - 0.5, best[0] - 0.5), 1, 1, fill=False, color="red", linewidth=3)
@@ -353,13 +322,13 @@ def heat_map(
         f"highest {table[best]:.1f} at {ylabel} {rows[best[0]]} and {xlabel} {columns[best[1]]}",
         f"lowest {np.nanmin(table):.1f}",
     ]
-    return _describe(figure, title, f"Heat map of {colour_label} by {ylabel} and {xlabel}", parts)
+    return describe(figure, title, f"Heat map of {colour_label} by {ylabel} and {xlabel}", parts)
 
 
 def reliability(curves: Mapping[str, ReliabilityCurve], *, title: str = "") -> Figure:
     """Accuracy against confidence; on the diagonal a model is as often right as it says."""
     parts = []
-    with _canvas(6, 5) as (figure, axes):
+    with canvas(6, 5) as (figure, axes):
         axes.plot([0, 1], [0, 1], color="black", linestyle=":", label="perfect")
         for k, (name, curve) in enumerate(curves.items()):
             full = curve.count > 0
@@ -371,7 +340,7 @@ def reliability(curves: Mapping[str, ReliabilityCurve], *, title: str = "") -> F
             parts.append(f"{name}: mean gap {gap:.3f}")
         axes.set(xlabel="confidence", ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1.02))
         axes.legend()
-    return _describe(figure, title, "Reliability diagram", parts)
+    return describe(figure, title, "Reliability diagram", parts)
 
 
 def loss_picture(
@@ -388,11 +357,11 @@ def loss_picture(
     pair = student_logits, teacher_logits
     ce = kd_loss(*pair, torch.tensor(label), temperature=temperature, alpha=1).item()
     kl = soft_target_loss(*pair, temperature=temperature).item()
-    with _canvas(11, 4.2, ncols=2) as (figure, (left, right)):
-        figure.set_figheight(4.2 + _bars(left, {"teacher p": p, "student q": q}, classes))
+    with canvas(11, 4.2, ncols=2) as (figure, (left, right)):
+        figure.set_figheight(4.2 + draw_bars(left, {"teacher p": p, "student q": q}, classes))
         left.set(xlabel="class", ylabel=f"probability at T = {temperature:.3g}", ylim=(0, 1.08))
         left.legend()
-        _bars(right, pulls, classes)
+        draw_bars(right, pulls, classes)
         right.axhline(0, color="black", linewidth=1)
         right.set(xlabel="class", ylabel="push on the student's logit")
         right.legend()
@@ -401,97 +370,5 @@ def loss_picture(
             f"= {alpha * ce + (1 - alpha) * kl:.3f}"
         )
         figure.suptitle(title)
-    parts = [f"teacher {_top(p, classes)}", f"student {_top(q, classes)}"]
-    return _describe(figure, title, "Two bar charts: probabilities, and the push on each logit", parts)
-
-
-# --- parts of figures -----------------------------------------------------------------------------
-
-
-@contextmanager
-def _canvas(
-    width: float, height: float, layout: str = "constrained", **subplots
-) -> Iterator[tuple[Figure, Axes]]:
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout=layout)
-        yield figure, figure.subplots(**subplots)
-
-
-def _bars(axes: Axes, rows: Mapping[str, Sequence[float] | Tensor], classes: Sequence[str]) -> float:
-    """Bars beside bars; returns what `_name_ticks` returns."""
-    width = 0.8 / len(rows)
-    for k, (name, values) in enumerate(rows.items()):
-        place = np.arange(len(classes)) + (k - (len(rows) - 1) / 2) * width
-        axes.bar(
-            place, [float(v) for v in values], width, label=name, color=COLOURS[k % 7],
-            hatch=HATCHES[k % 7], edgecolor="white", linewidth=0,
-        )
-    axes.grid(axis="x", visible=False)
-    # Before the layout is known; it will hardly be narrower.
-    inches = axes.get_position().width * axes.get_figure().get_figwidth()
-    return _name_ticks(axes, classes, inches / (1.1 * len(classes)))
-
-
-def _name_ticks(axes: Axes, names: Sequence[object], room: float) -> float:
-    """Names under the x-axis; upright or slanted where they would run into one another.
-
-    Args:
-        room: inches for each name.
-
-    Returns:
-        Inches that the names reach further down than one line of text.
-    """
-    size = mpl.rcParams["font.size"]
-    longest = max(TextPath((0, 0), f"{name}", size=size).get_extents().width / 72 for name in names)
-    if longest < 0.9 * room:
-        axes.set_xticks(range(len(names)), names)
-        return 0.0
-    line = 1.2 * size / 72
-    angle = 35 if room * math.sin(math.radians(35)) > line else 90
-    smaller = min(1, room / line)
-    axes.set_xticks(
-        range(len(names)), names, rotation=angle, size=size * smaller, rotation_mode="anchor",
-        ha="right", va="center" if angle == 90 else "top",
-    )
-    return smaller * longest * math.sin(math.radians(angle))
-
-
-def _ink(colour: tuple[float, ...]) -> str:
-    """Black or white, whichever is easier to read on a colour (R, G, B, …), each in [0, 1]."""
-    # Relative luminance and contrast of WCAG 2.2; the two contrasts are equal at 0.179.
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
-    return "black" if np.dot(linear, (0.2126, 0.7152, 0.0722)) > 0.179 else "white"
-
-
-def _lines(axes: Axes, x: Sequence[float] | Tensor, series: Mapping[str, Sequence[float] | Tensor]) -> None:
-    for k, (name, values) in enumerate(series.items()):
-        axes.plot(
-            [float(v) for v in x], [float(v) for v in values], label=name, color=COLOURS[k % 7],
-            linestyle=LINES[k % 7], marker=MARKERS[k % 7] if len(x) <= 12 else None,
-        )
-
-
-def _entropy(probabilities: Tensor) -> float:
-    return torch.special.entr(probabilities).sum().item()
-
-
-def _top(values: Sequence[float] | Tensor, classes: Sequence[str], count: int = 3) -> str:
-    """The largest entries in words."""
-    values = torch.as_tensor(values)
-    largest = values.argsort(descending=True, stable=True)[:count].tolist()
-    return ", ".join(f"{classes[k]} {float(values[k]):.2f}" for k in largest)
-
-
-def _order(logits: Tensor, classes: Sequence[str], count: int = 5) -> str:
-    """The classes from most to least probable. From the logits: probabilities can underflow to a tie."""
-    order = logits.argsort(descending=True, stable=True).tolist()
-    words = classes[order[0]]
-    for before, after in itertools.pairwise(order[:count]):
-        words += f" {'=' if logits[before] == logits[after] else '>'} {classes[after]}"
-    return words + (" …" if len(order) > count else "")
-
-
-def _describe(figure: Figure, title: str, kind: str, parts: Sequence[str]) -> Figure:
-    opening = f"{title}. {kind}" if title else kind
-    figure.set_label(f"{opening}. {'; '.join(parts)}.")
-    return figure
+    parts = [f"teacher {largest_in_words(p, classes)}", f"student {largest_in_words(q, classes)}"]
+    return describe(figure, title, "Two bar charts: probabilities, and the push on each logit", parts)

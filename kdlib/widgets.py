@@ -57,8 +57,15 @@ def temperature_explorer(logits: Sequence[float] | Tensor, classes: Sequence[str
     return explorer(draw, {"temperature": _temperature_slider(4.0), **sliders})
 
 
-def soft_label_explorer(images: Tensor, logits: Tensor, classes: Sequence[str]) -> ipw.VBox:
-    """Leaf through pictures and move T. images (N, 1, height, width), logits (N, C)."""
+def soft_label_explorer(
+    images: Tensor, logits: Tensor, classes: Sequence[str], labels: Tensor | None = None
+) -> ipw.VBox:
+    """Leaf through pictures and move T.
+
+    Args:
+        images: (N, 1, height, width) in [0, 1]. logits: (N, C).
+        labels: (N) right classes, to stand above the pictures.
+    """
 
     def draw(picture: int, temperature: float) -> Figure:
         row = {
@@ -66,7 +73,8 @@ def soft_label_explorer(images: Tensor, logits: Tensor, classes: Sequence[str]) 
             f"T = {temperature:.3g}": soften(logits[picture], temperature),
         }
         chosen = images[picture : picture + 1]
-        figure = plots.digit_gallery(chosen, [row], classes, [f"picture {picture}"])
+        caption = f"picture {picture}" + ("" if labels is None else f", label {classes[labels[picture]]}")
+        figure = plots.digit_gallery(chosen, [row], classes, [caption])
         figure.set_figwidth(6)
         return figure
 

@@ -259,6 +259,14 @@ def test_soft_label_explorer_shows_the_picture_asked_for_at_t():
             assert f"T = {temperature:.3g} {CLASSES[first]} {p[first]:.2f}" in alt(box)
 
 
+def test_soft_label_explorer_names_the_right_class_where_labels_are_given():
+    labels = torch.tensor([2, 0, 1])
+    box = widgets.soft_label_explorer(PICTURES, MANY, CLASSES, labels)
+    for k, label in enumerate(labels):
+        controls(box)["picture"].value = k
+        assert f"picture {k}, label {CLASSES[label]}: T = 1 " in alt(box)
+
+
 # --- loss --------------------------------------------------------------------------------------------
 
 
