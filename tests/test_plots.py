@@ -352,7 +352,8 @@ def test_heat_map_of_one_value_everywhere_can_be_drawn():
 
 
 def test_neighbours_leave_out_the_diagonal():
-    matrix = torch.tensor([[0.9, 0.08, 0.02], [0.3, 0.6, 0.1], [0.001, 0.004, 0.995]])
+    rows = [[0.9, 0.08, 0.02], [0.3, 0.6, 0.1], [0.001, 0.004, 0.995]]
+    matrix = torch.tensor(rows, dtype=torch.float64)
     before = matrix.clone()
     figure = plots.neighbours(matrix, ["cat", "dog", "hare"], title="N")
     axes, bar = figure.axes

@@ -257,6 +257,10 @@ def test_soft_label_explorer_shows_the_picture_asked_for_at_t():
             first = int(MANY[k].argmax())
             assert f"picture {k}: T = 1 {CLASSES[first]} {hard[first]:.2f}" in alt(box)
             assert f"T = {temperature:.3g} {CLASSES[first]} {p[first]:.2f}" in alt(box)
+        row = {"T = 1": hard, "T = 128": p}
+        figure = plots.digit_gallery(PICTURES[k, None], [row], CLASSES, [f"picture {k}"])
+        figure.set_figwidth(6)
+        assert picture(box) == plots.png(figure)
 
 
 def test_soft_label_explorer_names_the_right_class_where_labels_are_given():
