@@ -3,7 +3,8 @@
 # make course  execute the whole course; copies and HTML pages land in build/course
 # make check   is this machine ready?
 #
-# PYTHON=python3.13 make lab   chooses the interpreter (3.11 to 3.14)
+# PYTHON=python3.13 make lab                 chooses the interpreter (3.11 to 3.14)
+# LAB_ARGS='--no-browser --ip=0.0.0.0'       goes to JupyterLab, PYTEST_ARGS='-k temperature' to pytest
 
 PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -12,7 +13,7 @@ READY := .venv/.ready
 .PHONY: help lab test course check record lint lock clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 # uv installs the pinned wheels; --require-hashes refuses any file that differs from the lock.
 # The stamp comes last, so an interrupted installation is taken up again by the next make.
@@ -25,7 +26,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 lab: $(READY)
-	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab $(LAB_ARGS) notebooks/00_start_here.ipynb
 
 # Two workers with one thread each: on two cores that is faster than one worker with two threads.
 test: $(READY)

@@ -164,12 +164,12 @@ def test_a_reader_runs_the_notebook_and_moves_a_slider_with_the_keyboard(folder,
 
     total = len(code_cells(nbformat.read(folder / NOTEBOOK, as_version=4)))
     browser.get(address)
-    wait("an idle kernel", lambda: any("| Idle" in bar.text for bar in all_of("#jp-main-statusbar")), 40)
+    wait("an idle kernel", lambda: any("| Idle" in bar.text for bar in all_of("#jp-main-statusbar")), 90)
     (menu,) = [label for label in all_of(".lm-MenuBar-itemLabel") if label.text == "Run"]
     menu.click()
     wait("the menu", lambda: all_of('.lm-Menu-item[data-command="runmenu:run-all"]'))[0].click()
 
-    wait(f"{total} cells to run", lambda: len(prompts()) == total, 60)
+    wait(f"{total} cells to run", lambda: len(prompts()) == total, 150)
     wait("the explorer", alt)
     before = alt()
     assert before.startswith("T = 4: entropy ")
