@@ -258,6 +258,6 @@ def test_readme_without_make_says_what_the_makefile_does():
     recipes = re.findall(r"\$\(BIN\)/(.*)$", MAKEFILE, re.MULTILINE)
     for line in lines:
         if " -m pip " not in line:  # make installs with uv, which pip stands in for here
-            assert any(line == recipe.replace(" $(PYTEST_ARGS)", "") for recipe in recipes), line
+            assert any(line == re.sub(r" \$\((PYTEST|LAB)_ARGS\)", "", recipe) for recipe in recipes), line
     assert len(lines) == 5
     assert any("--require-hashes -r requirements.lock" in line for line in lines)
