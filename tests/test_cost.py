@@ -44,7 +44,7 @@ def test_parameters_and_flops_of_the_digit_cnn_have_closed_forms(width):
 CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-@pytest.mark.skipif(CPU_ATTENTION not in flop_registry, reason="this torch does not count attention on the CPU")
+@pytest.mark.skipif(CPU_ATTENTION not in flop_registry, reason="not counted on the CPU by this torch")
 def test_flops_of_attention_count_both_matrix_products():
     class Attention(nn.Module):
         def forward(self, x):
