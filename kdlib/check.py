@@ -146,7 +146,9 @@ def check_accelerator(device: str | None = None) -> Finding:
     """A small matrix product on the best device is right. A machine with a CPU only is fine."""
     import torch
 
-    device = device or _best_device()
+    from kdlib.runtime import best_device
+
+    device = device or best_device().type
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         found = f"CUDA, {properties.name}, {properties.total_memory / GB:.0f} GB"
@@ -303,6 +305,8 @@ def check_distillation(loss: Callable | None = None, steps: int = 60) -> Finding
     from torch import nn
     from torch.nn import functional
 
+    from kdlib.runtime import best_device
+
     mend = (
         "undo changes in kdlib (git status shows them), then "
         f"{_python()} -m pip install --force-reinstall torch torchvision"
@@ -310,7 +314,7 @@ def check_distillation(loss: Callable | None = None, steps: int = 60) -> Finding
     if loss is None:
         from kdlib.losses import kd_loss as loss
 
-    device = _best_device()
+    device = best_device().type
     pixels, digits = load_digits(return_X_y=True)
     images = torch.tensor(pixels / 16, dtype=torch.float32, device=device)
     labels = torch.tensor(digits, dtype=torch.int64, device=device)
@@ -401,14 +405,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a path may hold what the console cannot print
     return 0 if report(run_checks()) else 1
-
-
-def _best_device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _collect(message: dict, printed: list[str]) -> None:

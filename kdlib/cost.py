@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdlib.runtime import eval_mode
+
 __all__ = ["Cost", "measure_cost"]
 
 
@@ -71,17 +73,11 @@ def measure_cost(model: nn.Module, example: Tensor, *, repeats: int = 50) -> Cos
     if example.device != device:
         raise ValueError(f"example is on {example.device} but the model is on {device}")
 
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            with FlopCounterMode(display=False) as counter:
-                model(example)
-            seconds = _timed(lambda: model(example), device, repeats)
-            working = _peak_extra_bytes(lambda: model(example), device)
-    finally:
-        for module in in_training:
-            module.training = True
+    with eval_mode(model), torch.inference_mode():
+        with FlopCounterMode(display=False) as counter:
+            model(example)
+        seconds = _timed(lambda: model(example), device, repeats)
+        working = _peak_extra_bytes(lambda: model(example), device)
 
     deciles = statistics.quantiles(seconds, n=10, method="inclusive")
     stored = [*parameters, *model.buffers()]

@@ -60,6 +60,12 @@ class ReliabilityCurve:
     accuracy: np.ndarray
     count: np.ndarray
 
+    @property
+    def mean_gap(self) -> float:
+        """Mean |confidence − accuracy| over the bins, weighted by their counts."""
+        gaps = np.abs(self.confidence - self.accuracy)
+        return float(np.nansum(gaps * self.count) / self.count.sum())
+
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Fraction of rows whose largest logit is the label's. logits (N, C), labels (N)."""
@@ -105,9 +111,7 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -
 
     Source: Naeini et al. 2015; Guo et al. 2017 (arXiv 1706.04599), eq. 3. Biased upward on few examples.
     """
-    curve = reliability_curve(logits, labels, bins)
-    gaps = np.abs(curve.confidence - curve.accuracy)
-    return float(np.nansum(gaps * curve.count) / curve.count.sum())
+    return reliability_curve(logits, labels, bins).mean_gap
 
 
 def agreement(student_logits: Tensor, teacher_logits: Tensor) -> float:

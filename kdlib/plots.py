@@ -336,8 +336,7 @@ def reliability(curves: Mapping[str, ReliabilityCurve], *, title: str = "") -> F
                 curve.confidence[full], curve.accuracy[full], marker=MARKERS[k % 7], color=COLOURS[k % 7],
                 linestyle=LINES[k % 7], label=name,
             )
-            gap = np.nansum(np.abs(curve.confidence - curve.accuracy) * curve.count) / curve.count.sum()
-            parts.append(f"{name}: mean gap {gap:.3f}")
+            parts.append(f"{name}: mean gap {curve.mean_gap:.3f}")
         axes.set(xlabel="confidence", ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1.02))
         axes.legend()
     return describe(figure, title, "Reliability diagram", parts)

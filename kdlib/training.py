@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from kdlib.losses import kd_loss
 from kdlib.metrics import Scores, score
+from kdlib.runtime import best_device, eval_mode
 from kdlib.splits import Examples
 
 __all__ = ["History", "best_device", "evaluate", "fit", "out_of_fold", "predict"]
@@ -35,11 +36,6 @@ class History:
     watched: dict[str, list[float]] = field(default_factory=dict)
     validation: list[Scores] = field(default_factory=list)
     steps: int = 0
-
-
-def best_device() -> torch.device:
-    """The accelerator if there is one (CUDA, MPS, …), else the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def fit(
@@ -154,13 +150,8 @@ def fit(
 def predict(model: nn.Module, images: Tensor, batch_size: int = 1024) -> Tensor:
     """Logits (N, C) in eval mode, on the CPU; the model's mode is restored."""
     device = next((p.device for p in model.parameters()), images.device)
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with eval_mode(model):
         return torch.cat([model(part.to(device)).cpu() for part in images.split(batch_size)])
-    finally:
-        for module in in_training:
-            module.training = True
 
 
 def evaluate(model: nn.Module, data: Examples) -> Scores:
