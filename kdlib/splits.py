@@ -1,10 +1,54 @@
 """Labelled images, and their train, validation and test parts: what every data set here returns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
+
+from kdlib.storage import fingerprint
+
+
+class Batch(NamedTuple):
+    """What one step sees.
+
+    Attributes:
+        images: (B, …) float32 in [0, 1], on the training device.
+        labels: (B) int64; −100 where an example has no label.
+        rows: (B) positions of the examples in their data set, on the training device.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+
+
+class TrainingData(Protocol):
+    """What `fit` trains on: `Examples` as they are, or a loader from `kdlib.vision.loader`.
+
+    A batch depends on (chunk, epoch, seed) alone. However often training is interrupted and however many
+    processes share it, the same example is seen as the same crop in the same epoch.
+    """
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same data, batches coming on this device."""
+        ...
+
+    def batches(self, chunks: Iterable[Tensor], *, epoch: int = 0, seed: int = 0) -> Iterator[Batch]:
+        """One batch for each chunk of rows, a chunk being a tensor (B) of positions on the CPU."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Stands for the images, their order and what is done to them."""
+        ...
+
+
+def as_float(images: Tensor) -> Tensor:
+    """uint8 images in 0 … 255 as float32 in [0, 1]; others unchanged."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 @dataclass(frozen=True)
@@ -12,8 +56,8 @@ class Examples:
     """Labelled images held as tensors.
 
     Attributes:
-        images: (N, channels, height, width) float32 in [0, 1].
-        labels: (N) int64 class indices.
+        images: (N, channels, height, width) float32 in [0, 1], or uint8 in 0 … 255.
+        labels: (N) int64 class indices; −100 where an example has no label.
         index: (N) int64 position of each image in the original data set.
     """
 
@@ -43,6 +87,16 @@ class Examples:
             labels=self.labels.to(device),
             index=self.index.to(device),
         )
+
+    def batches(self, chunks: Iterable[Tensor], *, epoch: int = 0, seed: int = 0) -> Iterator[Batch]:
+        """See `TrainingData`: the images as they are, whatever the epoch."""
+        for rows in chunks:
+            rows = rows.to(self.images.device)
+            yield Batch(as_float(self.images[rows]), self.labels[rows], rows)
+
+    def fingerprint(self) -> str:
+        """Stands for images and labels, in their order."""
+        return fingerprint(self.images, self.labels)
 
 
 @dataclass(frozen=True)
