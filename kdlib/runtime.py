@@ -1,15 +1,27 @@
-"""What running a model needs, in training or out of it: a device, and eval mode for a while."""
+"""What running a model needs, in training or out of it: a device, seeds, and eval mode for a while."""
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Literal
+from unittest import mock
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
+
+Precision = Literal["auto", "no", "bf16"]
 
 
 def best_device() -> torch.device:
     """The accelerator if there is one (CUDA, MPS, …), else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def substream(seed: int, number: int) -> int:
+    """A seed of its own for each (seed, number): step 1 of seed 0 is not step 0 of seed 1."""
+    return ((seed % 2**31) << 32) + number
 
 
 @contextmanager
@@ -22,3 +34,60 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in in_training:
             module.training = True
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers from this seed inside; outside, as if nothing had been drawn."""
+    devices = [] if device.type == "cpu" else [device.index or 0]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def accelerated(
+    device: torch.device | str | None = None, precision: Precision = "auto"
+) -> Iterator[Accelerator]:
+    """An `accelerate.Accelerator` for one training run, leaving no trace for the next.
+
+    Accelerate keeps its settings for the whole process, so that a second run could not choose another
+    precision, nor a run here leave a Trainer's settings alone. They are set aside and put back.
+
+    Args:
+        device: where to train; None takes the best there is. Under `accelerate launch` each process has
+            its own, and only the kind can be named.
+        precision: "bf16" for bfloat16 autocast, "no" for float32, "auto" for bf16 where it pays: on CUDA
+            devices that compute in it. On CPUs without matrix units it made training slower.
+
+    Raises:
+        ValueError: a precision that is none of these, or a device that is not the launched one.
+    """
+    if precision not in ("auto", "no", "bf16"):
+        raise ValueError(f'precision must be "auto", "no" or "bf16"; got {precision!r}')
+    states = [AcceleratorState._shared_state, GradientState._shared_state]
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not launched:
+        states.append(PartialState._shared_state)
+    aside = [dict(state) for state in states]
+    for state in states:
+        state.clear()
+    wanted = torch.device(device) if device is not None else None
+    # Accelerate reads the device of a single process from the environment.
+    named = {"ACCELERATE_TORCH_DEVICE": str(wanted)} if wanted is not None and not launched else {}
+    on_cpu = wanted is not None and wanted.type == "cpu"
+    try:
+        with mock.patch.dict(os.environ, named) if named else nullcontext():
+            place = Accelerator(cpu=on_cpu, mixed_precision="no").device
+        if launched and wanted is not None and wanted.type != place.type:
+            raise ValueError(f"device is {wanted}, but this process was launched on {place}; expected None")
+        if precision == "auto":
+            native = place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            precision = "bf16" if native else "no"
+        AcceleratorState._shared_state.clear()
+        with mock.patch.dict(os.environ, named) if named else nullcontext():
+            yield Accelerator(cpu=on_cpu, mixed_precision=precision)
+    finally:
+        for state, before in zip(states, aside, strict=True):
+            state.clear()
+            state.update(before)

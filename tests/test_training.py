@@ -305,7 +305,7 @@ def test_the_progress_bar_is_shown_on_request_only(data, capsys):
     trained(data)
     assert capsys.readouterr().err == ""
     trained(data, progress=True)
-    assert "epochs" in capsys.readouterr().err
+    assert "steps" in capsys.readouterr().err
 
 
 # --- refusals --------------------------------------------------------------------------------------

@@ -31,3 +31,39 @@ def digit_cnn(width: int = 16, *, classes: int = 10, dropout: float = 0.3) -> nn
         nn.Linear(8 * width, 4 * width), nn.ReLU(), nn.Dropout(dropout),
         nn.Linear(4 * width, classes),
     )
+
+
+def convnet(
+    widths: Sequence[int],
+    *,
+    depth: int = 1,
+    stride: int = 1,
+    channels: int = 3,
+    classes: int = 2,
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """Plain convolutional network: (N, channels, H, W) in [0, 1] -> logits (N, classes), any H and W.
+
+    Each stage is `depth` times convolution, batch normalisation and ReLU, then halves height and width;
+    the mean over what is left goes to one linear layer. A normalisation without weights comes first, so
+    that the network learns mean and spread of the pixels by itself.
+
+    Args:
+        widths: channels of each stage.
+        depth: convolutions in a stage.
+        stride: of the first convolution; 2 for larger pictures makes everything four times cheaper.
+        dropout: share of features dropped before the linear layer.
+    """
+    layers: list[nn.Module] = [nn.BatchNorm2d(channels, affine=False)]
+    for stage, (before, width) in enumerate(pairwise([channels, *widths])):
+        if stage:
+            layers.append(nn.MaxPool2d(2))
+        for number in range(depth):
+            step = stride if stage == number == 0 else 1
+            layers += [
+                nn.Conv2d(width if number else before, width, 3, stride=step, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            ]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(widths[-1], classes)]
+    return nn.Sequential(*layers, *head)
