@@ -1,0 +1,298 @@
+"""A cat's or dog's face drawn from numbers: signed distances turned into anti-aliased paint.
+
+Every shape is a signed distance d(u, v), in units of the picture: negative inside, positive outside. A
+pixel of width w is covered by 1/2 − d/w of its area, clipped to [0, 1]: exact for a straight edge along the
+grid, and close for others as long as a shape is larger than a pixel. Thinner strokes are drawn one pixel
+wide and proportionally fainter, so that a whisker has the same weight of ink at every size. Layers are
+painted one over another, back to front.
+
+Faces are symmetric but for their markings, so pairs of ears, eyes and whiskers are drawn once, in the
+coordinate |u|.
+
+Source of the distances: I. Quilez, "2D distance functions", https://iquilezles.org/articles/distfunctions2d.
+"""
+
+from collections.abc import Mapping
+from math import pi
+
+import torch
+from torch import Tensor
+
+__all__ = ["coverage", "ellipse", "paint_faces", "tapered_capsule"]
+
+# Colours, as rows of (red, green, blue) in [0, 1].
+FUR = ((0.88, 0.58, 0.30), (0.62, 0.62, 0.66), (0.55, 0.39, 0.27), (0.93, 0.84, 0.68),
+       (0.36, 0.34, 0.36), (0.95, 0.94, 0.92), (0.78, 0.66, 0.50), (0.72, 0.46, 0.28))  # fmt: skip
+IRIS = ((0.55, 0.72, 0.28), (0.93, 0.71, 0.22), (0.46, 0.68, 0.86), (0.62, 0.40, 0.20))
+GROUND = ((0.62, 0.79, 0.89), (0.71, 0.85, 0.66), (0.95, 0.80, 0.66), (0.83, 0.75, 0.90),
+          (0.55, 0.63, 0.60), (0.90, 0.88, 0.80), (0.45, 0.52, 0.68), (0.74, 0.58, 0.52))  # fmt: skip
+OCCLUDER = ((0.36, 0.55, 0.27), (0.68, 0.30, 0.26), (0.28, 0.38, 0.60), (0.80, 0.72, 0.40))
+WHITE, PINK, TONGUE, DARK = (1.0, 1.0, 1.0), (0.93, 0.66, 0.66), (0.93, 0.45, 0.50), (0.10, 0.08, 0.08)
+
+
+Colour = Tensor | tuple[float, float, float]
+
+
+def coverage(distance: Tensor, pixel: Tensor | float) -> Tensor:
+    """Share of each pixel that a shape covers, in [0, 1], from its signed distance; `pixel` is its width."""
+    return (0.5 - distance / pixel).clamp(0, 1)
+
+
+def ellipse(u: Tensor, v: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
+    """Distance to an ellipse of half-axes a and b about the origin; first order, exact on the outline."""
+    x, y = u / a, v / b
+    square = x * x + y * y
+    # (|f| − 1)·|f| / |∇f| would be 0/0 at the centre; the small number only matters there.
+    slope = torch.sqrt((x / a) ** 2 + (y / b) ** 2 + 1e-9)
+    return (square - square.sqrt()) / slope
+
+
+def tapered_capsule(
+    u: Tensor, v: Tensor, du: Tensor, dv: Tensor, start: Tensor | float, end: Tensor | float
+) -> Tensor:
+    """Distance to a stroke from the origin to (du, dv) whose radius goes from `start` to `end`, round-ended.
+
+    The sides are straight, and exact up to the slope of the taper.
+    """
+    square = du * du + dv * dv + 1e-9
+    along = ((u * du + v * dv) / square).clamp(0, 1)
+    x, y = u - along * du, v - along * dv
+    # Sides that taper lie closer to the point than the perpendicular says, by the cosine of the taper.
+    cosine = (square / (square + (end - start) ** 2)).sqrt()
+    return (torch.sqrt(x * x + y * y) - (start + (end - start) * along)) * cosine
+
+
+def paint_faces(attribute: Mapping[str, Tensor], nuisance: Mapping[str, Tensor], size: int) -> Tensor:
+    """Paint one face for each row.
+
+    Args:
+        attribute: the columns named in `kdlib.vision.sketches.ATTRIBUTES`, each (B) in [−1, 1].
+        nuisance: the columns named in `kdlib.vision.sketches.NUISANCES`, each (B) in [0, 1].
+        size: height and width in pixels.
+
+    Returns:
+        (B, 3, size, size) float32 in [0, 1].
+    """
+    # Parameters become columns (B, 1), against pixels (1, size²).
+    look = {name: (value[:, None] + 1) / 2 for name, value in attribute.items()}
+    free = {name: value[:, None] for name, value in nuisance.items()}
+    centres = (torch.arange(size, device=free["turn"].device, dtype=torch.float32) + 0.5) * (2 / size) - 1
+    x, y = centres.repeat(size)[None], centres.repeat_interleave(size)[None]
+
+    canvas = _background(x, y, free)
+    u, v, pixel = _posed(x, y, free, 2 / size)
+    _Face(canvas, u, v, pixel, look, free).paint()
+    _occlude(canvas, x, y, 2 / size, free)
+    _light_and_noise(canvas, x, y, size, free)
+    return canvas.clamp_(0, 1).view(-1, 3, size, size)
+
+
+class _Face:
+    """The layers of a face, in the coordinates (u, v) of an upright one: v downwards, height about 1.5."""
+
+    def __init__(
+        self,
+        canvas: Tensor,
+        u: Tensor,
+        v: Tensor,
+        pixel: Tensor,
+        look: dict[str, Tensor],
+        free: dict[str, Tensor],
+    ) -> None:
+        self.canvas, self.pixel, self.look, self.free = canvas, pixel, look, free
+        self.u, self.v, self.side = u, v, u.abs()
+        # What lies in front of the head shifts against it when the head turns or nods.
+        self.front_u = u - 0.16 * (free["turn"] - 0.5)
+        self.front_v = v - 0.12 * (free["nod"] - 0.5)
+        self.front_side = self.front_u.abs()
+        self.fur = _colour(FUR, free["fur"]) * (0.88 + 0.24 * free["fur shade"][..., None])
+        self.marking = _colour(FUR, free["marking colour"])
+        self.line = self.fur * 0.22
+
+    def between(self, name: str, cat: float, dog: float) -> Tensor:
+        return cat + (dog - cat) * self.look[name]
+
+    def paint(self) -> None:
+        self.head_and_ears()
+        self.markings()
+        self.ears()
+        self.muzzle()
+        self.eyes()
+        self.nose_and_mouth()
+        self.whiskers()
+
+    def layer(self, distance: Tensor, colour: Colour, opacity: Tensor | float = 1.0) -> None:
+        _over(self.canvas, coverage(distance, self.pixel) * opacity, colour)
+
+    def stroke(self, distance: Tensor, width: float, colour: Colour, opacity: float = 1.0) -> None:
+        """A line of this width where the distance is 0; below a pixel's width fainter instead of thinner."""
+        drawn = self.pixel.clamp(min=width)
+        self.layer(distance.abs() - drawn / 2, colour, width / drawn * opacity)
+
+    def head_and_ears(self) -> None:
+        a, b = self.between("head", 0.60, 0.47), self.between("head", 0.50, 0.60)
+        self.head_a, self.head_b, self.head_v = a, b, 0.08
+        self.head = ellipse(self.u, self.v - self.head_v, a, b)
+
+        # One stroke that swings from upright to hanging, and from a point to a round lobe. Half-way it is
+        # short, as an ear that points at the viewer looks.
+        angle, way = self.between("ears", 0.30, 2.85), self.look["ears"]
+        length = self.between("ears", 0.46, 0.56) - 0.88 * way * (1 - way)
+        self.ear_u = self.side - self.between("ears", 0.60, 0.80) * a
+        self.ear_v = self.v - self.head_v + self.between("ears", 0.66, 0.62) * b
+        root, end = self.between("ears", 0.21, 0.12), self.between("ears", 0.015, 0.19)
+        self.ear = tapered_capsule(
+            self.ear_u, self.ear_v, length * angle.sin(), -length * angle.cos(), root, end
+        )
+        # The muzzle may reach below the chin.
+        half_width, height = self.between("muzzle", 0.13, 0.22), self.between("muzzle", 0.12, 0.27)
+        self.muzzle_height = height
+        self.muzzle_v = self.front_v - self.between("muzzle", 0.27, 0.36)
+        lobe = self.front_side - self.between("muzzle", 0.10, 0.05)
+        self.snout = ellipse(lobe, self.muzzle_v, half_width, height)
+
+        outline = torch.minimum(torch.minimum(self.head, self.ear), self.snout)
+        self.layer(outline - 0.025, self.line)
+        self.layer(outline, self.fur)
+
+    def markings(self) -> None:
+        """Stripes on the forehead, a patch over one eye, or a blaze; a third of the faces have none."""
+        kind, u, v = self.free["marking"], self.front_u, self.front_v
+        u = torch.where(self.free["marking side"] > 0.5, u, -u)
+        stripes = (self.front_side - 0.13).abs().minimum(self.front_side) - 0.025
+        stripes = torch.maximum(stripes, (v + 0.29).abs() - 0.11)
+        patch = ellipse(u - 0.25, v + 0.05, 0.21, 0.24)
+        blaze = ellipse(u, v + 0.10, 0.10, 0.42)
+        shape = torch.where(kind < 0.45, stripes, torch.where(kind < 0.75, patch, blaze))
+        shape = torch.maximum(shape, self.head + 0.02)
+        self.layer(shape, self.marking, (kind > 0.22).float() * 0.85)
+
+    def ears(self) -> None:
+        # Upright: a pink hollow. Hanging: the whole ear lies in front of the head, darker and outlined.
+        hanging = self.look["ears"]
+        shade = ((hanging - 0.25) * 2).clamp(0, 1)
+        self.layer(self.ear - 0.025, self.line, shade)
+        self.layer(self.ear, self.fur * 0.72, shade)
+        hollow = torch.maximum(self.ear + 0.065, -self.head + 0.01)
+        self.layer(hollow, PINK, (1 - 1.4 * hanging).clamp(0, 1))
+
+    def muzzle(self) -> None:
+        self.layer(self.snout + 0.01, 0.45 * self.fur + 0.53)
+
+    def eyes(self) -> None:
+        apart = 0.24
+        u, v = self.front_side - apart, self.front_v + 0.04
+        ball = ellipse(u, v, 0.125, 0.115)
+        self.layer(ball - 0.022, self.line)
+        self.layer(ball, _colour(IRIS, self.free["iris"]))
+        self.layer(ellipse(u, v, self.between("pupils", 0.018, 0.10), 0.098), DARK)
+        # Both highlights on the same side, where the light comes from.
+        shine = self.front_u - self.front_u.sign() * apart + 0.035
+        self.layer(torch.sqrt(shine**2 + (v + 0.04) ** 2) - 0.028, WHITE, 0.95)
+
+    def nose_and_mouth(self) -> None:
+        side, size = self.front_side, self.between("nose", 0.050, 0.115)
+        v = self.muzzle_v + 0.62 * self.muzzle_height
+        mouth = v - size - 0.05  # zero at the height where the lips part
+        # The tongue hangs from the lips; a cat shows its tip at most.
+        out = self.look["tongue"]
+        width = 0.085 * out
+        tongue = tapered_capsule(side, mouth - 0.03, torch.zeros_like(out), 0.16 * out, width, width)
+        self.layer(tongue - 0.018 * out, self.line, (4 * out).clamp(max=1))
+        self.layer(tongue, TONGUE, (4 * out).clamp(max=1))
+        # Lips: half circles left and right; a line up to the nose.
+        radius = 0.085
+        lips = (torch.sqrt((side - radius) ** 2 + mouth**2) - radius).abs()
+        corner = torch.sqrt((side - 2 * radius) ** 2 + mouth**2)
+        lips = torch.where(mouth > 0, lips, corner)
+        line = torch.maximum(side, (mouth + 0.04).abs() - 0.04)
+        self.stroke(torch.minimum(lips, line.clamp(min=0)), 0.026, DARK)
+        # A rounded triangle that points down.
+        slant, top = 0.8 * side + 0.6 * v - 0.35 * size, -v - 0.25 * size
+        nose = torch.sqrt(slant.clamp(min=0) ** 2 + top.clamp(min=0) ** 2) - 0.45 * size
+        nose = nose + torch.maximum(slant, top).clamp(max=0)
+        self.layer(nose, _colour((DARK, (0.28, 0.18, 0.16), (0.80, 0.45, 0.45)), self.free["nose colour"]))
+
+    def whiskers(self) -> None:
+        length = self.between("whiskers", 0.50, 0.04)
+        u, v = self.front_side - 0.15, self.muzzle_v + 0.10 * self.muzzle_height
+        nearest = None
+        for slope, start in ((-0.30, -0.05), (0.0, 0.0), (0.30, 0.05)):
+            one = tapered_capsule(u, v - start, length, slope * length, 0.0, 0.0)
+            nearest = one if nearest is None else torch.minimum(nearest, one)
+        # Dark whiskers on light fur and light ones on dark fur.
+        bright = self.fur.mean(dim=-1, keepdim=True)
+        self.stroke(nearest, 0.020, torch.where(bright < 0.5, 0.95, 0.12).expand_as(self.fur), 0.9)
+
+
+def _posed(x: Tensor, y: Tensor, free: dict[str, Tensor], width: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels in the coordinates of the upright face, and the width of a pixel there."""
+    angle = (free["rotation"] - 0.5) * (50 / 180 * pi)
+    scale = 0.92 + 0.36 * (free["scale"] - 0.5)
+    x, y = x - 0.30 * (free["right"] - 0.5), y - 0.30 * (free["down"] - 0.5)
+    cosine, sine = angle.cos() / scale, angle.sin() / scale
+    return cosine * x + sine * y, cosine * y - sine * x, width / scale
+
+
+def _background(x: Tensor, y: Tensor, free: dict[str, Tensor]) -> Tensor:
+    """Two colours that run into one another in waves: (B, 3, pixels)."""
+    first, second = _colour(GROUND, free["ground"]), _colour(GROUND, free["second ground"])
+    angle, wave = free["ground angle"] * (2 * pi), 0.5 + 5 * free["ground wave"]
+    cosine, sine = angle.cos(), angle.sin()
+    across = cosine * x + sine * y
+    along = cosine * y - sine * x
+    mix = 0.5 + 0.5 * torch.sin(wave * across + 6 * free["ground phase"] + torch.sin(2 * along + angle))
+    return torch.lerp(first.transpose(1, 2), second.transpose(1, 2), mix[:, None])
+
+
+def _occlude(canvas: Tensor, x: Tensor, y: Tensor, pixel: float, free: dict[str, Tensor]) -> None:
+    """A bar, a leaf or a ball before the face, of a size that may be 0."""
+    big, kind = free["occluder"], free["occluder kind"]
+    angle = free["occluder angle"] * pi
+    x, y = x - 1.3 * (free["occluder right"] - 0.5), y - 1.3 * (free["occluder down"] - 0.5)
+    along, across = angle.cos() * x + angle.sin() * y, angle.cos() * y - angle.sin() * x
+    bar = across.abs() - 0.17 * big
+    # A leaf is what two equal circles have in common.
+    leaf = torch.sqrt(along**2 + (across.abs() + 0.45 * big) ** 2) - 0.80 * big
+    ball = torch.sqrt(along**2 + across**2) - 0.42 * big
+    shape = torch.where(kind < 0.33, bar, torch.where(kind < 0.67, leaf, ball))
+    colour = _colour(OCCLUDER, free["occluder colour"])
+    present = (big > 0).float()
+    _over(canvas, coverage(shape - 0.03, pixel) * present, colour * 0.5)
+    _over(canvas, coverage(shape, pixel) * present, colour)
+
+
+def _light_and_noise(canvas: Tensor, x: Tensor, y: Tensor, size: int, free: dict[str, Tensor]) -> None:
+    angle = free["light angle"] * (2 * pi)
+    slope = angle.cos() * x + angle.sin() * y
+    light = (1 + 0.9 * (free["brightness"] - 0.5)) * (1 + 0.45 * free["shadow"] * (slope - 0.5))
+    canvas.mul_(light[:, None])
+    canvas.add_(_grain(free["grain"], canvas.shape[-1]) * (0.25 * free["noise"])[:, None])
+
+
+def _grain(seed: Tensor, pixels: int) -> Tensor:
+    """(B, 3, pixels) triangular noise in (−1, 1), mean 0, from an integer hash.
+
+    The numbers are the same on every device, which those of a device's own generator are not.
+    """
+    start = (seed * 2**24).to(torch.int64)[:, :, None]
+    # A 32-bit finaliser (constants of Wellons' "lowbias32"), in int64 so that no product overflows its sign.
+    h = torch.arange(3 * pixels, device=seed.device).view(1, 3, pixels) * 0x9E3779B1 + start * 0x85EBCA77
+    h = h & 0xFFFFFFFF
+    h = ((h ^ (h >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    h = ((h ^ (h >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    h = h ^ (h >> 16)
+    return ((h & 0xFFFF) + (h >> 16)).float() / 65535 - 1
+
+
+def _colour(palette: tuple, choice: Tensor) -> Tensor:
+    """The colour (B, 1, 3) that a number (B, 1) in [0, 1] picks from a palette."""
+    table = torch.tensor(palette, device=choice.device)
+    return table[(choice * len(palette)).long().clamp(max=len(palette) - 1)]
+
+
+def _over(canvas: Tensor, opacity: Tensor, colour: Colour) -> None:
+    """Paint a colour onto (B, 3, pixels) with an opacity (B, pixels)."""
+    if not isinstance(colour, Tensor):
+        colour = torch.tensor(colour, device=canvas.device).view(1, 1, 3)
+    canvas.lerp_(colour.transpose(1, 2), opacity[:, None])
