@@ -106,15 +106,16 @@ class Splits:
     Attributes:
         train, validation, test: the parts.
         classes: name of each class, by label.
+        skipped: what was found and left out, each with the reason.
     """
 
     train: Examples
     validation: Examples
     test: Examples
     classes: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = (len(self.train), len(self.validation), len(self.test))
-        return "{} training, {} validation and {} test images, {} classes".format(
-            *parts, len(self.classes)
-        )
+        text = "{} training, {} validation and {} test images, {} classes".format(*parts, len(self.classes))
+        return f"{text} ({len(self.skipped)} left out)" if self.skipped else text

@@ -34,7 +34,15 @@ _TURNS = {
 
 
 class UnreadablePhoto(ValueError):
-    """A file that is no picture, or only part of one; the message says which file and why."""
+    """A file that is no picture, or only part of one; the message says which file and why.
+
+    Attributes:
+        reason: why, without the file's name.
+    """
+
+    def __init__(self, path: str | os.PathLike, reason: object) -> None:
+        super().__init__(f"{path} cannot be read: {reason}")
+        self.reason = str(reason)
 
 
 def read_photo(path: str | os.PathLike, size: int) -> Tensor:
@@ -82,7 +90,7 @@ def decode(path: str | os.PathLike, size: int) -> tuple[Tensor, bytes]:
             reason = "not a file"
         elif os.path.getsize(path) == 0:
             reason = "the file is empty"
-        raise UnreadablePhoto(f"{path} cannot be read: {reason}") from error
+        raise UnreadablePhoto(path, reason) from error
 
 
 def square(picture: Image.Image, size: int) -> Tensor:

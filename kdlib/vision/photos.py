@@ -1,198 +1,171 @@
 """Photographs of cats and dogs, or of whatever a folder holds: found, decoded once, and cut into parts."""
 
-import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import Tensor
 
-from kdlib.vision.decoding import read_photo
+from kdlib.splits import Examples, Splits
+from kdlib.storage import fingerprint
+from kdlib.vision.decoding import check_size, read_photo
+from kdlib.vision.folders import (
+    LabelledPaths,
+    PhotoFile,
+    PhotoPaths,
+    check_share,
+    find_photos,
+    part_of_each,
+    photo_paths,
+)
+from kdlib.vision.photo_cache import Decoded, decode_files
 
-__all__ = ["LabelledPaths", "PhotoPaths", "photo_paths", "read_photo"]
+__all__ = ["LabelledPaths", "PhotoPaths", "load_photos", "photo_paths", "read_photo"]
 
-# What counts as a photograph in a folder. HEIC is listed although plain Pillow cannot read it: better
-# counted and named as unreadable than passed over in silence.
-EXTENSIONS = frozenset({
-    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif",
-    ".tiff", ".webp",
-})  # fmt: skip
-_PART_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+def load_photos(
+    folder_or_name: str | os.PathLike,
+    *,
+    size: int | None = None,
+    root: str | os.PathLike = "data/downloads",
+    cache: str | os.PathLike | None = "data/cache",
+    validation: float = 0.15,
+    breeds: bool = False,
+    duplicates: Literal["refuse", "drop"] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Splits:
+    """Labelled photographs as squares: a folder of your own, or a set that is downloaded at its first use.
 
+    Each photograph is decoded as `read_photo` does it, once; later calls read one compact file. Files that
+    cannot be read are left out with a warning that counts and names them.
 
-@dataclass(frozen=True)
-class LabelledPaths:
-    """Files of one part.
-
-    Attributes:
-        paths: N files.
-        labels: (N) int64, the position of the file's class in `PhotoPaths.classes`.
-        index: (N) int64, the file's position among all files, the same as in `Splits` from `load_photos`.
-    """
-
-    paths: tuple[Path, ...]
-    labels: Tensor
-    index: Tensor
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-
-@dataclass(frozen=True)
-class PhotoPaths:
-    """The files of a folder of photographs, not yet opened.
-
-    Attributes:
-        train, validation, test: the parts.
-        classes: names of the class folders, by label.
-    """
-
-    train: LabelledPaths
-    validation: LabelledPaths
-    test: LabelledPaths
-    classes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _File:
-    """A photograph by its name below the folder, which is the same on every system: train/cat/1.jpg."""
-
-    name: str
-    path: Path
-    part: str
-    label: int
-
-
-def photo_paths(folder: str | os.PathLike, *, validation: float = 0.15, seed: int = 0) -> PhotoPaths:
-    """The files of a folder in the layout ``train/cat/*.jpg``, with their labels.
-
-    Below the folder lie ``train`` and ``test``, and perhaps ``validation`` (or ``valid``, ``val``); in each
-    of them one folder for each class, whose name is the class's name. Photographs may lie in folders below
-    that. Hidden files and folders, and files without the extension of a picture, are passed over. Classes
-    and files are in alphabetical order.
-
-    Without a folder ``validation`` this share of each class is taken from train. Which files these are
-    depends on their names and the seed alone: a file added later moves no other.
-
-    A folder without ``test`` is refused: a test part cut here would change with the seed, and so end up
-    in somebody's training.
+    A picture that lies in two parts would let the student train on what it is tested on. Pictures are the
+    same when all their pixels are, at full size, whatever the format of the file.
 
     Args:
-        folder: what holds train and test.
-        validation: share of train to hold out, above 0 and below 1; at least one file of each class.
-        seed: chooses which.
+        folder_or_name: a folder in the layout of `photo_paths`, or
+
+            - ``"pets"``: Oxford-IIIT Pet (Parkhi et al. 2012, "Cats and dogs", CVPR), 3,680 photographs for
+              training and validation and 3,669 for testing, cats and dogs, CC BY-SA 4.0, download 0.8 GB;
+            - ``"cifar10"``: cats and dogs of CIFAR-10 (Krizhevsky 2009, "Learning multiple layers of features
+              from tiny images"), 10,000 and 2,000 images of 32×32, download 0.17 GB.
+        size: side of the square in pixels; 64 by default, and 32 for CIFAR-10.
+        root: where downloads land.
+        cache: folder for decoded photographs; None to decode every time.
+        validation: share of each class to take from train where there is no folder ``validation``.
+        breeds: for pets, the 37 breeds instead of cat and dog.
+        duplicates: of a picture in two parts: ``"refuse"``, the default for a folder, stops and names them;
+            ``"drop"``, the default for downloaded sets, which nobody can mend, keeps the one in test, else
+            the one in validation. Where validation is cut from train the latter is always done.
+        seed: chooses the validation part.
+        progress: show progress on stderr.
+
+    Returns:
+        `Splits` with images uint8 (N, 3, size, size). ``index`` counts the files of all parts in the order
+        of their names, or as the downloaded set orders them, training before test; ``skipped`` names what
+        was left out and why.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: it is not in this layout; the message says what is missing.
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder is in another layout, more than half of a part cannot be read, or (with
+            ``duplicates="refuse"``) pictures lie in two parts; the message says how to mend it.
+        kdlib.vision.downloads.DownloadFailed: says what to fetch by hand, and where to put it.
     """
-    files, classes = find_photos(Path(folder))
-    return divide(files, classes, validation=validation, seed=seed)
+    if duplicates not in ("refuse", "drop", None):
+        raise ValueError(f'duplicates is "refuse" or "drop"; got {duplicates!r}')
+    check_share(validation)
+    if size is not None:
+        check_size(size)
+    if breeds and folder_or_name != "pets":
+        raise ValueError(f'breeds=True is for "pets"; the classes of {folder_or_name} are what they are')
+    folder = Path(folder_or_name)
+    files, classes = find_photos(folder)
+    decoded = _decode(files, folder, size or 64, cache, progress)
+    return _splits(files, classes, decoded, validation, duplicates or "refuse", seed)
 
 
-def find_photos(folder: Path) -> tuple[list[_File], tuple[str, ...]]:
-    """All photographs of a folder in the order of their names, and the classes."""
-    layout = "it should hold train/cat/*.jpg, train/dog/*.jpg, test/cat/*.jpg, and so on"
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; {layout}")
-    found: dict[str, dict[str, list[Path]]] = {}
-    for part, names in _PART_NAMES.items():
-        present = [name for name in names if (folder / name).is_dir()]
-        if len(present) > 1:
-            raise ValueError(f"{folder} holds {' and '.join(present)}, which mean the same; keep one")
-        if not present:
-            if part == "train":
-                raise ValueError(f"{folder} holds no folder train; {layout}")
-            if part == "test":
-                raise ValueError(
-                    f"{folder} holds no folder test; move about a fifth of each class there once, by hand, "
-                    "so that the test photographs stay the same whatever is tried"
-                )
-            continue
-        found[part] = _class_files(folder / present[0])
-    classes = tuple(sorted(found["train"]))
-    if len(classes) < 2:
+def _decode(
+    files: Sequence[PhotoFile], folder: Path, size: int, cache: str | os.PathLike | None, progress: bool
+) -> Decoded:
+    if cache is not None:
+        # The folder's own path, so that two folders named photos do not take turns in one cache.
+        folder = folder.resolve()
+        name = f"photos-{folder.name}-{size}-{fingerprint(str(folder))[:8]}.safetensors"
+        cache = Path(cache) / name
+    paths, names = [file.path for file in files], [file.name for file in files]
+    return decode_files(paths, names, size, cache=cache, progress=progress)
+
+
+def _splits(
+    files: Sequence[PhotoFile],
+    classes: tuple[str, ...],
+    decoded: Decoded,
+    validation: float,
+    duplicates: str,
+    seed: int,
+) -> Splits:
+    _report_broken(files, decoded.broken)
+    parts = part_of_each(files, validation=validation, seed=seed)
+    rows, pictures = decoded.rows.tolist(), [bytes(digest) for digest in decoded.digests.numpy()]
+    copies = _copies(rows, pictures, [file.part for file in files])
+    if copies and duplicates == "refuse":
+        pairs = [f"{files[row].name} = {files[kept].name}" for row, kept in copies.items()]
         raise ValueError(
-            f"{folder / 'train'} should hold a folder of photographs for each of two classes or more; "
-            f"found {', '.join(classes) or 'none'}"
+            f"{len(copies)} pictures lie in two parts, so that the student would train on what it is tested "
+            f'on: {_first(pairs)}. Delete one of each pair, or pass duplicates="drop", which keeps the one '
+            "in test, else the one in validation"
         )
-    for part, of_class in found.items():
-        if set(of_class) != set(classes):
+    # Once more with the validation part cut from train, where copies lie in one folder.
+    copies = _copies(rows, pictures, parts)
+    skipped = [f"{files[row].name}: {reason}" for row, reason in decoded.broken.items()]
+    skipped += [f"{files[row].name}: the same picture as {files[kept].name}" for row, kept in copies.items()]
+
+    def part(name: str) -> Examples:
+        chosen = [at for at, row in enumerate(rows) if parts[row] == name and row not in copies]
+        index = decoded.rows[chosen]
+        labels = torch.tensor([files[row].label for row in index.tolist()], dtype=torch.int64)
+        if missing := set(range(len(classes))) - set(labels.tolist()):
+            names = ", ".join(classes[label] for label in sorted(missing))
             raise ValueError(
-                f"train and {part} should hold the same classes; train has photographs of "
-                f"{', '.join(classes)}, {part} of {', '.join(sorted(of_class)) or 'none'}"
+                f"no photograph of {names} is left in {name}; left out were {_first(skipped)}"
             )
-    files = [
-        _File(path.relative_to(folder).as_posix(), path, part, classes.index(name))
-        for part, of_class in found.items()
-        for name, paths in of_class.items()
-        for path in paths
-    ]
-    return sorted(files, key=lambda file: file.name), classes
+        return Examples(decoded.images[chosen], labels, index)
+
+    return Splits(part("train"), part("validation"), part("test"), classes, tuple(skipped))
 
 
-def divide(files: list[_File], classes: tuple[str, ...], *, validation: float, seed: int) -> PhotoPaths:
-    """The files in their three parts; where there is no validation part it is cut from train."""
-    parts = [file.part for file in files]
-    if "validation" not in parts:
-        for row in held_out([f.name if f.part == "train" else None for f in files],
-                            [f.label for f in files], share=validation, seed=seed):  # fmt: skip
-            parts[row] = "validation"
-
-    def part(name: str) -> LabelledPaths:
-        rows = [row for row, its_part in enumerate(parts) if its_part == name]
-        labels = torch.tensor([files[row].label for row in rows])
-        return LabelledPaths(tuple(files[row].path for row in rows), labels, torch.tensor(rows))
-
-    return PhotoPaths(part("train"), part("validation"), part("test"), classes)
-
-
-def held_out(names: list[str | None], labels: list[int], *, share: float, seed: int) -> list[int]:
-    """Rows of the named examples to hold out, this share of each class; a row without a name stays.
-
-    By the order of a hash of seed and name, which no version of any library changes.
-    """
-    if not 0 < share < 1:
-        raise ValueError(f"validation is a share of the training part, above 0 and below 1; got {share}")
-    by_class: dict[int, list[tuple[bytes, int]]] = {}
-    for row, (name, label) in enumerate(zip(names, labels, strict=True)):
-        if name is not None:
-            draw = hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
-            by_class.setdefault(label, []).append((draw, row))
-    rows = []
-    for members in by_class.values():
-        count = max(1, round(share * len(members)))
-        if count >= len(members):
+def _report_broken(files: Sequence[PhotoFile], broken: dict[int, str]) -> None:
+    if not broken:
+        return
+    named = _first([f"{files[row].name} ({reason})" for row, reason in broken.items()])
+    total = Counter(file.part for file in files)
+    for part, count in Counter(files[row].part for row in broken).items():
+        if 2 * count > total[part]:
             raise ValueError(
-                f"validation={share} would take {count} of the {len(members)} training photographs of "
-                "a class; add photographs, or make it smaller"
+                f"{count} of the {total[part]} files in {part} cannot be read: {named}. That is more than "
+                "half: is this the folder you mean, and did its copying or unpacking finish?"
             )
-        rows += [row for _, row in sorted(members)[:count]]
-    return sorted(rows)
+    warnings.warn(
+        f"{len(broken)} of {len(files)} files cannot be read and are left out: {named}", stacklevel=4
+    )
 
 
-def _class_files(folder: Path) -> dict[str, list[Path]]:
-    """Photographs below each class folder that holds any."""
-    classes = {}
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.name.startswith("."):
-            paths = list(_photographs(entry))
-            if paths:
-                classes[entry.name] = paths
-    return classes
+def _copies(rows: Sequence[int], pictures: Sequence[bytes], parts: Sequence[str]) -> dict[int, int]:
+    """Rows to leave out because a part that comes first has the picture, each with the row that is kept."""
+    order = ("test", "validation", "train")
+    of_picture = defaultdict(list)
+    for row, picture in zip(rows, pictures, strict=True):
+        of_picture[picture].append(row)
+    copies = {}
+    for same in of_picture.values():
+        kept = min(same, key=lambda row: order.index(parts[row]))
+        copies |= {row: kept for row in same if parts[row] != parts[kept]}
+    return copies
 
 
-def _photographs(folder: Path) -> Iterator[Path]:
-    seen = set()
-    for where, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(where)
-        # A link to a folder above would be followed for ever.
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        if real in seen:
-            continue
-        seen.add(real)
-        for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
-                yield Path(where, name)
+def _first(names: Sequence[str], count: int = 5) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
