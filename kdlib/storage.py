@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import secrets
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +15,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-__all__ = ["DamagedFile", "fingerprint", "load_tensors", "replaced", "save_tensors"]
+__all__ = ["DamagedFile", "ForeignFile", "fingerprint", "load_tensors", "replaced", "save_tensors"]
 
-_CHECKSUM, _METADATA = "sha256", "kdlib"
+_METADATA = "kdlib"
 
 
 class DamagedFile(ValueError):
     """A file that is not what was written: truncated, altered, or of another kind."""
+
+
+class ForeignFile(DamagedFile):
+    """A sound file that something else has written."""
 
 
 @contextmanager
@@ -31,8 +37,8 @@ def replaced(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Of one name for each process: two writers do not write into each other's file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # A name of its own for each writer, be it a thread or a process on another machine.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -56,17 +62,12 @@ def fingerprint(*parts: object) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, nn.Module):
-            digest.update(repr(part).encode())
+            _add(digest, "module", repr(part).encode())
             for name, value in part.state_dict().items():
-                digest.update(name.encode())
-                _add_tensor(digest, value)
-        elif isinstance(part, Tensor):
-            _add_tensor(digest, part)
-        elif isinstance(part, bytes):
-            digest.update(part)
+                _add(digest, "name", name.encode())
+                _add_value(digest, value)
         else:
-            digest.update(json.dumps(part, sort_keys=True).encode())
-        digest.update(b"\0")
+            _add_value(digest, part)
     return digest.hexdigest()[:32]
 
 
@@ -77,7 +78,9 @@ def save_tensors(
     # Clones: safetensors refuses two names for one piece of memory, and wants contiguous tensors.
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     text = json.dumps(metadata or {}, sort_keys=True)
-    payload = save(tensors, {_METADATA: text, _CHECKSUM: _checksum(tensors, text)})
+    # One entry: safetensors writes several in an order that changes from run to run.
+    header = json.dumps({"metadata": text, "sha256": _checksum(tensors, text)}, sort_keys=True)
+    payload = save(tensors, {_METADATA: header})
     with replaced(path) as file:
         file.write(payload)
 
@@ -87,6 +90,7 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        ForeignFile: something else has written it.
         DamagedFile: it cannot be read or its checksum is wrong; the message says how to mend it.
     """
     path = Path(path)
@@ -94,27 +98,63 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
         raise FileNotFoundError(f"there is no file {path}")
     try:
         with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
+            header = (file.metadata() or {}).get(_METADATA)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise DamagedFile(f"{path} cannot be read ({error}); delete it and make it again") from error
-    if _CHECKSUM not in header or _METADATA not in header:
-        raise DamagedFile(f"{path} was not written by kdlib: it holds no checksum; choose another name")
-    if header[_CHECKSUM] != _checksum(tensors, header[_METADATA]):
+        reason = "is truncated" if _is_truncated(path) else f"cannot be read ({error})"
+        raise DamagedFile(f"{path} {reason}; delete it and make it again") from error
+    if header is None:
+        raise ForeignFile(f"{path} was not written by kdlib: it holds no checksum; choose another name")
+    try:
+        written = json.loads(header)
+        text, checksum = written["metadata"], written["sha256"]
+        sound = checksum == _checksum(tensors, text)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
         raise DamagedFile(f"{path} has changed since it was written; delete it and make it again")
-    return tensors, json.loads(header[_METADATA])
+    return tensors, json.loads(text)
+
+
+def _is_truncated(path: Path) -> bool:
+    """Whether the file ends before what its header announces (safetensors' format: length, JSON, data)."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 8
+        size = os.fstat(file.fileno()).st_size
+        # A header beyond 100 MB is none, as safetensors has it; those bytes are something else.
+        if len(start) < 8 or size < 8 + length <= 8 + 100_000_000:
+            return True
+        try:
+            entries = json.loads(file.read(min(length, size)))
+            ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return False
+    return size < 8 + length + max(ends, default=0)
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: str) -> str:
-    digest = hashlib.sha256(metadata.encode())
+    digest = hashlib.sha256()
+    _add(digest, "metadata", metadata.encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
-        _add_tensor(digest, tensors[name])
+        _add(digest, "name", name.encode())
+        _add_value(digest, tensors[name])
     return digest.hexdigest()
 
 
-def _add_tensor(digest, tensor: Tensor) -> None:
-    tensor = tensor.detach().cpu().contiguous()
-    digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    # The bytes themselves: numpy has no bfloat16.
-    digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+def _add_value(digest, value: object) -> None:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous()
+        # The bytes themselves: numpy has no bfloat16.
+        content = memoryview(value.reshape(-1).view(torch.uint8).numpy())
+        _add(digest, f"{value.dtype} {tuple(value.shape)}", content)
+    elif isinstance(value, bytes):
+        _add(digest, "bytes", value)
+    else:
+        _add(digest, "json", json.dumps(value, sort_keys=True).encode())
+
+
+def _add(digest, kind: str, content: bytes | memoryview) -> None:
+    # The length goes first, so that no two lists of parts run together into the same bytes.
+    digest.update(f"{kind} {len(content)}\n".encode())
+    digest.update(content)
