@@ -10,6 +10,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "check": ("kdlib.check", "is this machine ready for the course?"),
     "course": ("kdlib.course", "execute every notebook, without a browser"),
+    "fetch": ("kdlib.fetch", "download photographs of cats and dogs"),
 }
 
 

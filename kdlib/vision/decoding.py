@@ -11,7 +11,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-__all__ = ["DECODER", "UnreadablePhoto", "decode", "quiet_pillow", "read_photo", "square"]
+__all__ = [
+    "DECODER", "UnreadablePhoto", "check_size", "decode", "digest_of", "quiet_pillow", "read_photo", "square",
+]  # fmt: skip
 
 # Of the pixels below: raise it when they change, so that caches of the old ones are made again.
 DECODER = f"1, Pillow {Image.__version__}"
@@ -78,9 +80,7 @@ def decode(path: str | os.PathLike, size: int) -> tuple[Tensor, bytes]:
                 # Before a pixel is decoded: a few kilobytes can unpack to more than the memory.
                 raise ValueError(f"{picture.width}×{picture.height} pixels are more than {limit:,}")
             picture = _as_rgb(picture)
-        digest = hashlib.blake2b(f"{picture.size}".encode(), digest_size=16)
-        digest.update(picture.tobytes())
-        return square(picture, size), digest.digest()
+        return square(picture, size), digest_of(picture)
     # Pillow's readers of damaged files raise nearly everything: SyntaxError, struct.error, KeyError, …
     except Exception as error:
         reason = error
@@ -102,6 +102,11 @@ def square(picture: Image.Image, size: int) -> Tensor:
     picture = picture.crop((left, top, left + side, top + side))
     pixels = np.array(picture.resize((size, size), Image.Resampling.BILINEAR))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def digest_of(picture: Image.Image) -> bytes:
+    """16 bytes that stand for the pixels of an RGB picture and its shape."""
+    return hashlib.blake2b(f"{picture.size}".encode() + picture.tobytes(), digest_size=16).digest()
 
 
 def check_size(size: int) -> None:

@@ -135,7 +135,9 @@ def find_photos(folder: Path) -> tuple[list[PhotoFile], tuple[str, ...]]:
     return sorted(files, key=lambda file: file.name), classes
 
 
-def _divide(files: Sequence[PhotoFile], classes: tuple[str, ...], *, validation: float, seed: int) -> PhotoPaths:
+def _divide(
+    files: Sequence[PhotoFile], classes: tuple[str, ...], *, validation: float, seed: int
+) -> PhotoPaths:
     """The files in their three parts."""
     parts = part_of_each(files, validation=validation, seed=seed)
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from PIL import Image
+from torchvision.datasets import OxfordIIITPet
 
 from kdlib.splits import Examples, Splits
 from kdlib.storage import fingerprint
-from kdlib.vision.decoding import check_size, read_photo
+from kdlib.vision.decoding import check_size, digest_of, read_photo, square
+from kdlib.vision.downloads import fetch_cifar10, fetch_pets
 from kdlib.vision.folders import (
     LabelledPaths,
     PhotoFile,
@@ -81,10 +84,47 @@ def load_photos(
         check_size(size)
     if breeds and folder_or_name != "pets":
         raise ValueError(f'breeds=True is for "pets"; the classes of {folder_or_name} are what they are')
-    folder = Path(folder_or_name)
-    files, classes = find_photos(folder)
-    decoded = _decode(files, folder, size or 64, cache, progress)
-    return _splits(files, classes, decoded, validation, duplicates or "refuse", seed)
+    if folder_or_name == "cifar10":
+        files, classes, decoded = _cifar10(root, size or 32, progress)
+    else:
+        if folder_or_name == "pets":
+            folder = fetch_pets(root, progress=progress)
+            files, classes = _pets(folder, breeds)
+        else:
+            folder = Path(folder_or_name)
+            files, classes = find_photos(folder)
+        decoded = _decode(files, folder, size or 64, cache, progress)
+    if duplicates is None:
+        duplicates = "drop" if folder_or_name in ("cifar10", "pets") else "refuse"
+    return _splits(files, classes, decoded, validation, duplicates, seed)
+
+
+def _pets(folder: Path, breeds: bool) -> tuple[list[PhotoFile], tuple[str, ...]]:
+    files = []
+    for part, split in (("train", "trainval"), ("test", "test")):
+        pets = OxfordIIITPet(folder.parent, split=split)
+        labels = pets._labels if breeds else pets._bin_labels
+        files += [
+            PhotoFile(f"{part}/{path.name}", path, part, label)
+            for path, label in zip(pets._images, labels, strict=True)
+        ]
+    return files, tuple(pets.classes) if breeds else ("cat", "dog")
+
+
+def _cifar10(
+    root: str | os.PathLike, size: int, progress: bool
+) -> tuple[list[PhotoFile], tuple[str, ...], Decoded]:
+    classes, files, pictures = ("cat", "dog"), [], []
+    for part, cifar in zip(("train", "test"), fetch_cifar10(root, progress=progress), strict=True):
+        label_of = {cifar.class_to_idx[name]: label for label, name in enumerate(classes)}
+        for row, (pixels, target) in enumerate(zip(cifar.data, cifar.targets, strict=True)):
+            if target in label_of:
+                # No file of its own: the name is for messages, and for the cut of the validation part.
+                files.append(PhotoFile(f"{part}/{row:05}", Path(), part, label_of[target]))
+                pictures.append(Image.fromarray(pixels))
+    images = torch.stack([square(picture, size) for picture in pictures])
+    digests = torch.tensor([list(digest_of(picture)) for picture in pictures], dtype=torch.uint8)
+    return files, classes, Decoded(images, torch.arange(len(files)), digests, {})
 
 
 def _decode(
