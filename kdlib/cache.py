@@ -127,8 +127,8 @@ class CachedTeacher:
         m = self._manifest
         if not self._belongs_to(data):
             raise ValueError(
-                f"the teacher outputs in {self.folder} were made from other data: {files.DATA_CHANGED}. Make them "
-                f"for these with cache_teacher, in another folder or with overwrite=True"
+                f"the teacher outputs in {self.folder} were made from other data: {files.DATA_CHANGED}. Make "
+                f"them for these with cache_teacher, in another folder or with overwrite=True"
             )
         if m.varies and seed != m.seed:
             raise ValueError(

@@ -1,0 +1,268 @@
+"""Files that are whole or not there: what a damaged one is called, and what a fingerprint stands for."""
+
+import hashlib
+import os
+import struct
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+
+from kdlib.storage import DamagedFile, ForeignFile, fingerprint, load_tensors, replaced, save_tensors
+from kdlib.vision.nets import digit_cnn
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
+          torch.uint8, torch.uint16, torch.bool]
+
+
+def written(path, **metadata):
+    tensors = {"a": torch.arange(12.0).reshape(3, 4), "b": torch.tensor([True, False])}
+    save_tensors(path, tensors, metadata)
+    return tensors
+
+
+# --- what comes back -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (0, 3), (5,), (2, 3, 4)], ids=str)
+def test_a_tensor_comes_back_as_it_was(tmp_path, dtype, shape):
+    tensor = torch.randint(0, 100, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    save_tensors(tmp_path / "file", {"tensor": tensor})
+    back = load_tensors(tmp_path / "file")[0]["tensor"]
+    assert back.dtype == dtype and back.shape == shape and torch.equal(back, tensor)
+
+
+def test_views_that_share_memory_come_back_as_they_were(tmp_path):
+    whole = torch.arange(12.0).reshape(3, 4)
+    save_tensors(tmp_path / "file", {"whole": whole, "across": whole.T, "every other": whole[::2]})
+    back, _ = load_tensors(tmp_path / "file")
+    assert torch.equal(back["across"], whole.T) and torch.equal(back["every other"], whole[::2])
+
+
+@settings(max_examples=15)
+@given(st.dictionaries(st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text() | st.lists(
+    st.floats(allow_nan=False)), max_size=4))
+def test_metadata_come_back_as_they_were(tmp_path_factory, metadata):
+    path = tmp_path_factory.mktemp("metadata") / "file"
+    save_tensors(path, {}, metadata)
+    assert load_tensors(path) == ({}, metadata)
+
+
+def test_numbers_as_keys_become_text_as_in_all_json(tmp_path):
+    save_tensors(tmp_path / "file", {}, {10: "ten", 9: "nine"})
+    assert load_tensors(tmp_path / "file")[1] == {"10": "ten", "9": "nine"}
+
+
+def test_the_same_tensors_are_the_same_bytes(tmp_path):
+    """Rust seeds each hash map anew, and safetensors writes metadata in the order of one."""
+    written(tmp_path / "first", step=3, lr=0.1)
+    for _ in range(20):
+        tensors = {"b": torch.tensor([True, False]), "a": torch.arange(12.0).reshape(3, 4)}
+        save_tensors(tmp_path / "again", tensors, {"lr": 0.1, "step": 3})
+        assert (tmp_path / "again").read_bytes() == (tmp_path / "first").read_bytes()
+
+
+# --- whole or not there ----------------------------------------------------------------------------
+
+
+def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError, match="on purpose"), replaced(path) as file:
+        file.write(b"half of the n")
+        raise RuntimeError("on purpose")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_the_name_shows_the_old_file_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "folder" / "file"
+    with replaced(path) as file:
+        file.write(b"first")
+        assert not path.exists()
+    with replaced(path) as file:
+        file.write(b"second")
+        file.flush()
+        assert path.read_bytes() == b"first"
+    assert path.read_bytes() == b"second"
+
+
+def test_bytes_reach_the_disk_before_the_name_does(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, name=name, real=real: (calls.append(name), real(*a)))
+    written(tmp_path / "file")
+    assert calls == ["fsync", "replace"]
+
+
+def test_threads_that_write_one_file_at_once_leave_it_whole(tmp_path):
+    path, failures, start = tmp_path / "file", [], threading.Barrier(4)
+
+    def write(number):
+        start.wait()
+        try:
+            for _ in range(10):
+                save_tensors(path, {"number": torch.full((5000,), number)}, {"number": number})
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    tensors, metadata = load_tensors(path)
+    assert (tensors["number"] == metadata["number"]).all()
+    assert os.listdir(tmp_path) == ["file"]
+
+
+# --- damage ----------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file .*nothing"):
+        load_tensors(tmp_path / "nothing")
+
+
+def test_every_truncation_is_named(tmp_path):
+    path = tmp_path / "file"
+    written(path)
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DamagedFile, match="file is truncated; delete it and make it again"):
+            load_tensors(path)
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / "file"
+    tensors = written(path, step=3)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in (0, 6):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << bit
+            path.write_bytes(changed)
+            with pytest.raises(DamagedFile):
+                load_tensors(path)
+    path.write_bytes(whole)
+    assert torch.equal(load_tensors(path)[0]["a"], tensors["a"])
+
+
+def test_bytes_appended_are_noticed(tmp_path):
+    path = tmp_path / "file"
+    written(path)
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(DamagedFile, match="cannot be read"):
+        load_tensors(path)
+
+
+def test_a_file_of_something_else_is_told_from_a_damaged_one(tmp_path):
+    save_file({"a": torch.zeros(3)}, tmp_path / "other", {"format": "pt"})
+    with pytest.raises(ForeignFile, match="was not written by kdlib"):
+        load_tensors(tmp_path / "other")
+    (tmp_path / "text").write_text("Dear reader, this is no tensor at all.")
+    with pytest.raises(DamagedFile, match="cannot be read"):
+        load_tensors(tmp_path / "text")
+
+
+@pytest.mark.parametrize("header", [b"[]", b"null", b'{"a": 3}', b'{"a": {}}', b"\xff\xfe", b"{"])
+def test_a_header_of_garbage_is_damage_and_nothing_worse(tmp_path, header):
+    (tmp_path / "file").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(DamagedFile):
+        load_tensors(tmp_path / "file")
+
+
+# --- fingerprints ----------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_is_the_same_on_every_machine():
+    """Caches and checkpoints outlive the process: the rule is spelled out here, and must not drift."""
+    parts = (torch.arange(3, dtype=torch.int16), {"b": 1, "a": [2.5, None]}, b"bytes")
+    spelled_out = (
+        b"torch.int16 (3,) 6\n" + struct.pack("<3h", 0, 1, 2)
+        + b'json 26\n{"a": [2.5, null], "b": 1}'
+        + b"bytes 5\nbytes"
+    )
+    assert fingerprint(*parts) == hashlib.sha256(spelled_out).hexdigest()[:32]
+
+
+def test_a_fingerprint_looks_at_values_not_at_memory():
+    image = torch.rand(2, 3, 4, 5)
+    assert fingerprint(image) == fingerprint(image.to(memory_format=torch.channels_last))
+    assert fingerprint(image[::2]) == fingerprint(image[::2].clone())
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+
+
+DIFFERENT = {
+    "order": ((1, 2), (2, 1)),
+    "number of parts": ((b"a", b"b"), (b"ab",)),
+    "a separator in a part": ((b"a", b"b"), (b"a\0b",)),
+    "text against bytes": (('"a"',), (b'"a"',)),
+    "number against bytes": ((1,), (b"1",)),
+    "one value": ((torch.tensor([1.0, 2.0]),), (torch.tensor([1.0, 2.5]),)),
+    "the sign of a zero": ((torch.tensor([0.0]),), (torch.tensor([-0.0]),)),
+    "shape": ((torch.zeros(2, 3),), (torch.zeros(3, 2),)),
+    "dtype": ((torch.zeros(2, dtype=torch.int32),), (torch.zeros(2),)),
+    "empty shapes": ((torch.zeros(0, 3),), (torch.zeros(3, 0),)),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_what_differs_has_another_fingerprint(case):
+    one, other = DIFFERENT[case]
+    assert fingerprint(*one) != fingerprint(*other)
+
+
+def test_a_module_counts_with_weights_buffers_and_architecture():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Dropout(0.1))
+    seen = {fingerprint(model)}
+    assert fingerprint(model.eval()) in seen, "the mode is not the model"
+    with torch.no_grad():
+        model[0].weight.view(-1)[7] += 1e-3
+    seen.add(fingerprint(model))
+    model[1].running_var[1] = 2
+    seen.add(fingerprint(model))
+    model[2] = nn.GELU()
+    seen.add(fingerprint(model))
+    model[3].p = 0.2
+    seen.add(fingerprint(model))
+    assert len(seen) == 5
+
+
+def test_a_module_with_state_that_is_no_tensor():
+    class Counting(nn.Linear):
+        calls = 0
+
+        def get_extra_state(self):
+            return {"calls": self.calls}
+
+        def set_extra_state(self, state):
+            self.calls = state["calls"]
+
+    torch.manual_seed(0)
+    model = Counting(2, 2)
+    before = fingerprint(model)
+    model.calls = 3
+    assert fingerprint(model) != before
+
+
+def test_two_models_of_one_seed_agree_and_of_two_seeds_do_not():
+    def build(seed):
+        torch.manual_seed(seed)
+        return digit_cnn(4)
+
+    assert fingerprint(build(0)) == fingerprint(build(0)) != fingerprint(build(1))
+
+
+def test_what_cannot_be_named_is_refused():
+    with pytest.raises(TypeError):
+        fingerprint(object())
