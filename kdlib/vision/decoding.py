@@ -97,10 +97,10 @@ def square(picture: Image.Image, size: int) -> Tensor:
     """The largest centred square of an RGB picture as uint8 (3, size, size)."""
     width, height = picture.size
     side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    # Cut before resizing: a strip of 1×10,000 pixels would first become one of 64×640,000.
-    picture = picture.crop((left, top, left + side, top + side))
-    pixels = np.array(picture.resize((size, size), Image.Resampling.BILINEAR))
+    left, top = (width - side) / 2, (height - side) / 2
+    # Only the square is computed: a strip of 1×10,000 pixels would otherwise first become 64×640,000.
+    box = (left, top, left + side, top + side)
+    pixels = np.array(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
