@@ -92,7 +92,10 @@ def load_photos(
             files, classes = _pets(folder, breeds)
         else:
             folder = Path(folder_or_name)
-            files, classes = find_photos(folder)
+            try:
+                files, classes = find_photos(folder)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f'{error}. Or did you mean "pets" or "cifar10"?') from None
         decoded = _decode(files, folder, size or 64, cache, progress)
     if duplicates is None:
         duplicates = "drop" if folder_or_name in ("cifar10", "pets") else "refuse"
@@ -154,9 +157,9 @@ def _splits(
     if copies and duplicates == "refuse":
         pairs = [f"{files[row].name} = {files[kept].name}" for row, kept in copies.items()]
         raise ValueError(
-            f"{len(copies)} pictures lie in two parts, so that the student would train on what it is tested "
-            f'on: {_first(pairs)}. Delete one of each pair, or pass duplicates="drop", which keeps the one '
-            "in test, else the one in validation"
+            f"the same picture lies in two parts, {len(copies)} time{'s' * (len(copies) > 1)}, so that the "
+            f"student would train on what it is tested on: {_first(pairs)}. Delete one of each pair, or pass "
+            'duplicates="drop", which keeps the one in test, else the one in validation'
         )
     # Once more with the validation part cut from train, where copies lie in one folder.
     copies = _copies(rows, pictures, parts)
