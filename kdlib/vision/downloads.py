@@ -7,17 +7,21 @@ issues on the server that moved or failed: pytorch/vision 5925, keras-team/keras
 
 import os
 import shutil
+import time
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from filelock import FileLock
-from huggingface_hub.file_download import http_get
 from torchvision.datasets import CIFAR10, OxfordIIITPet
 from torchvision.datasets.utils import calculate_md5, extract_archive
 from tqdm.auto import tqdm
 
 __all__ = ["Archive", "DownloadFailed", "download", "fetch_cifar10", "fetch_pets", "unpack"]
 
+_PAUSES = (1, 4)  # seconds, before trying again where nothing came
 _PAST_THE_END = "HTTP status 416"  # range not satisfiable: part is longer than the file
 
 
@@ -150,44 +154,58 @@ def unpack(path: Path, folder: str) -> Path:
 
 def _fetch(address: str, part: Path, md5: str, progress: bool) -> str | None:
     """Complete part from this address; why not, or None."""
+    pauses = list(_PAUSES)
     while True:
-        had = part.stat().st_size if part.exists() else 0
+        had = _size(part)
         if had and calculate_md5(part) == md5:  # killed between the last byte and the new name
             return None
         failure = _append(address, part, had, progress)
         if failure is None and calculate_md5(part) == md5:
             return None
-        has = part.stat().st_size
         if failure in (None, _PAST_THE_END):
-            part.unlink()
+            part.unlink(missing_ok=True)
             if not had:
                 return "the file there has another checksum"
             continue  # part was the beginning of another file: once more from the first byte
-        if not has:
-            part.unlink()
-        if has <= had:
+        if _size(part) > had:
+            pauses = list(_PAUSES)  # something came: go on from there
+        elif not pauses or failure.startswith("HTTP status 4"):
+            if not _size(part):
+                part.unlink(missing_ok=True)
             return failure
-        # Something came: go on from there.
+        else:
+            time.sleep(pauses.pop(0))
 
 
 def _append(address: str, part: Path, had: int, progress: bool) -> str | None:
-    """Add what is missing to the first `had` bytes; why that failed, or None. http_get retries by itself."""
+    """Add what is missing to the first `had` bytes; why that failed, or None."""
+    # As it lies there: not compressed once more on the way.
+    headers = {"User-Agent": "kdlib", "Accept-Encoding": "identity"}
+    if had:
+        headers["Range"] = f"bytes={had}-"
     try:
-        with open(part, "ab") as file:
-            http_get(
-                address,
-                file,
-                resume_size=had,
-                headers={"Accept-Encoding": "identity"},  # as it lies there: not unpacked on the way
-                displayed_filename=part.stem,
-                tqdm_class=None if progress else _Silent,
-            )
-    except Exception as error:  # those of whichever HTTP library huggingface_hub uses
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        return f"{type(error).__name__}: {error}" if status is None else f"HTTP status {status}"
+        with urlopen(Request(address, headers=headers), timeout=30) as response, open(part, "ab") as file:
+            if had and response.status != 206:  # the server sends all of it whatever was asked
+                file.truncate(0)
+                had = 0
+            total = None if response.length is None else had + response.length
+            with tqdm(
+                desc=part.stem, initial=had, total=total, unit="B", unit_scale=True, disable=not progress
+            ) as bar:
+                # read1 hands over what there is, so that nothing is lost when the connection breaks.
+                while chunk := response.read1(1 << 16):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+                    had += len(chunk)
+    except HTTPError as error:
+        error.close()
+        return f"HTTP status {error.code}"
+    except (OSError, HTTPException) as error:
+        return str(getattr(error, "reason", None) or error or type(error).__name__)
+    if total is not None and had < total:
+        return f"the connection broke after {had:,} of {total:,} bytes"
     return None
 
 
-class _Silent(tqdm):
-    def __init__(self, *args, **options) -> None:
-        super().__init__(*args, **options | {"disable": True})
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
