@@ -10,6 +10,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "check": ("kdlib.check", "is this machine ready for the course?"),
     "course": ("kdlib.course", "execute every notebook, without a browser"),
+    "experiment": ("kdlib.vision.experiment", "cat or dog in full, on sketches or photographs"),
     "fetch": ("kdlib.fetch", "download photographs of cats and dogs"),
 }
 

@@ -13,7 +13,6 @@ import base64
 import hashlib
 import json
 import os
-import platform
 import re
 import sys
 import tempfile
@@ -195,26 +194,6 @@ def serialise(notebook: NotebookNode) -> str:
     return nbformat.writes(notebook).rstrip("\n") + "\n"
 
 
-def describe_environment() -> dict[str, object]:
-    """What the minutes depend on: versions and hardware, no names of machines, no paths."""
-    from importlib.metadata import version
-
-    import torch
-    import transformers
-
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
-        "cpu_count": usable,
-        "kdlib": version("kdlib"),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
 def results_text(
     done: Iterable[Executed], environment: Mapping[str, object], earlier: Mapping | None = None
 ) -> str:
@@ -258,6 +237,8 @@ def run_course(root: Path, wanted: Sequence[str] = (), *, record: bool = False) 
     """Execute the notebooks, then write what came of it: copies and pages, or the record."""
     root = root.resolve()
     names = find_notebooks(root, wanted)
+    from kdlib.environment import describe_environment  # imports torch, which arguments need not
+
     environment = describe_environment()
     results = root / (RESULTS if record else BUILD / "course.json")
     earlier = _earlier(results, environment, refuse=record) if wanted else None

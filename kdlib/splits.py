@@ -42,7 +42,11 @@ class TrainingData(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Stands for the images, their order and what is done to them."""
+        """Stands for images, labels, their order and what is done to them."""
+        ...
+
+    def inputs_fingerprint(self) -> str:
+        """The same without the labels: for a teacher's outputs, which do not depend on them."""
         ...
 
 
@@ -97,6 +101,10 @@ class Examples:
     def fingerprint(self) -> str:
         """Stands for images and labels, in their order."""
         return fingerprint(self.images, self.labels)
+
+    def inputs_fingerprint(self) -> str:
+        """Stands for the images, in their order."""
+        return fingerprint(self.images)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Augmentation:
             raise ValueError(f"crop and cutout are pixels, 0 or more; got {self.crop} and {self.cutout}")
 
     def draw(self, count: int, height: int, width: int, *, epoch: int, seed: int) -> Tensor:
-        """(count, 5) int64 on the CPU, a row each: shift down, shift right, mirrored or not, cutout's y, x."""
+        """(count, 5) int64 on the CPU, a row each: shift down, right, mirrored or not, cutout's y, x."""
         generator = torch.Generator().manual_seed(substream(seed, epoch))
 
         def whole(low: int, high: int) -> Tensor:
@@ -117,6 +117,10 @@ class Loader:
         """Stands for images, labels, order and augmentation."""
         return fingerprint(self.examples.fingerprint(), asdict(self.augmentation))
 
+    def inputs_fingerprint(self) -> str:
+        """Stands for images, order and augmentation."""
+        return fingerprint(self.examples.inputs_fingerprint(), asdict(self.augmentation))
+
 
 class StreamingLoader:
     """The same batches read from files as they are needed, for sets larger than memory.
@@ -180,8 +184,12 @@ class StreamingLoader:
 
     def fingerprint(self) -> str:
         """Stands for the files, by name, size and time of change, labels, order and augmentation."""
+        return fingerprint(self.inputs_fingerprint(), self.labels)
+
+    def inputs_fingerprint(self) -> str:
+        """Stands for the files, their order and augmentation."""
         files = [(p.as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in self.paths]
-        return fingerprint(files, self.labels, self.size, asdict(self.augmentation))
+        return fingerprint(files, self.size, asdict(self.augmentation))
 
 
 @dataclass(frozen=True)
