@@ -174,7 +174,11 @@ def test_one_transparent_colour_of_rgb_lies_on_white(tmp_path):
 @pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
 def test_sixteen_bits_keep_the_upper_byte(tmp_path, ending):
     values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
-    path = save(Image.fromarray(values), tmp_path / f"a.{ending}")
+    path = tmp_path / f"a.{ending}"
+    if ending == "pgm":  # older versions of Pillow read it but do not write it
+        path.write_bytes(b"P5 16 16 65535\n" + values.astype(">u2").tobytes())
+    else:
+        save(Image.fromarray(values), path)
     found = read_photo(path, 16)
     assert found.float().std() > 50  # clipped at 255 nearly everything would be white
     assert torch.equal(found, torch.from_numpy((values >> 8).astype(np.uint8)).expand(3, 16, 16))
