@@ -102,8 +102,8 @@ class _Face:
         self.canvas, self.pixel, self.look, self.free = canvas, pixel, look, free
         self.u, self.v, self.side = u, v, u.abs()
         # What lies in front of the head shifts against it when the head turns or nods.
-        self.front_u = u - 0.16 * (free["turn"] - 0.5)
-        self.front_v = v - 0.12 * (free["nod"] - 0.5)
+        self.front_u = u - 0.14 * (free["turn"] - 0.5)
+        self.front_v = v - 0.10 * (free["nod"] - 0.5)
         self.front_side = self.front_u.abs()
         self.fur = _colour(FUR, free["fur"]) * (0.88 + 0.24 * free["fur shade"][..., None])
         self.marking = _colour(FUR, free["marking colour"])
@@ -227,9 +227,9 @@ class _Face:
 
 def _posed(x: Tensor, y: Tensor, free: dict[str, Tensor], width: float) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels in the coordinates of the upright face, and the width of a pixel there."""
-    angle = (free["rotation"] - 0.5) * (50 / 180 * pi)
-    scale = 0.92 + 0.36 * (free["scale"] - 0.5)
-    x, y = x - 0.30 * (free["right"] - 0.5), y - 0.30 * (free["down"] - 0.5)
+    angle = (free["rotation"] - 0.5) * (80 / 180 * pi)
+    scale = 0.92 + 0.28 * (free["scale"] - 0.5)
+    x, y = x - 0.24 * (free["right"] - 0.5), y - 0.24 * (free["down"] - 0.5)
     cosine, sine = angle.cos() / scale, angle.sin() / scale
     return cosine * x + sine * y, cosine * y - sine * x, width / scale
 
@@ -237,7 +237,7 @@ def _posed(x: Tensor, y: Tensor, free: dict[str, Tensor], width: float) -> tuple
 def _background(x: Tensor, y: Tensor, free: dict[str, Tensor]) -> Tensor:
     """Two colours that run into one another in waves: (B, 3, pixels)."""
     first, second = _colour(GROUND, free["ground"]), _colour(GROUND, free["second ground"])
-    angle, wave = free["ground angle"] * (2 * pi), 0.5 + 5 * free["ground wave"]
+    angle, wave = free["ground angle"] * (2 * pi), 0.5 + 9 * free["ground wave"]
     cosine, sine = angle.cos(), angle.sin()
     across = cosine * x + sine * y
     along = cosine * y - sine * x
@@ -251,10 +251,10 @@ def _occlude(canvas: Tensor, x: Tensor, y: Tensor, pixel: float, free: dict[str,
     angle = free["occluder angle"] * pi
     x, y = x - 1.3 * (free["occluder right"] - 0.5), y - 1.3 * (free["occluder down"] - 0.5)
     along, across = angle.cos() * x + angle.sin() * y, angle.cos() * y - angle.sin() * x
-    bar = across.abs() - 0.17 * big
+    bar = across.abs() - 0.13 * big
     # A leaf is what two equal circles have in common.
-    leaf = torch.sqrt(along**2 + (across.abs() + 0.45 * big) ** 2) - 0.80 * big
-    ball = torch.sqrt(along**2 + across**2) - 0.42 * big
+    leaf = torch.sqrt(along**2 + (across.abs() + 0.36 * big) ** 2) - 0.64 * big
+    ball = torch.sqrt(along**2 + across**2) - 0.34 * big
     shape = torch.where(kind < 0.33, bar, torch.where(kind < 0.67, leaf, ball))
     colour = _colour(OCCLUDER, free["occluder colour"])
     present = (big > 0).float()
@@ -265,9 +265,9 @@ def _occlude(canvas: Tensor, x: Tensor, y: Tensor, pixel: float, free: dict[str,
 def _light_and_noise(canvas: Tensor, x: Tensor, y: Tensor, size: int, free: dict[str, Tensor]) -> None:
     angle = free["light angle"] * (2 * pi)
     slope = angle.cos() * x + angle.sin() * y
-    light = (1 + 0.9 * (free["brightness"] - 0.5)) * (1 + 0.45 * free["shadow"] * (slope - 0.5))
+    light = (1 + 0.7 * (free["brightness"] - 0.5)) * (1 + 0.35 * free["shadow"] * (slope - 0.5))
     canvas.mul_(light[:, None])
-    canvas.add_(_grain(free["grain"], canvas.shape[-1]) * (0.25 * free["noise"])[:, None])
+    canvas.add_(_grain(free["grain"], canvas.shape[-1]) * (0.11 * free["noise"])[:, None])
 
 
 def _grain(seed: Tensor, pixels: int) -> Tensor:

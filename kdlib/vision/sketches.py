@@ -78,7 +78,7 @@ CHOICES = (
 NUISANCES = (*CENTRED, *AMOUNTS, *CHOICES)
 
 # Share of the pictures with something in front of the face.
-OCCLUDED = 0.4
+OCCLUDED = 0.2
 
 # Pixels drawn at a time: about forty float32 temporaries of this size should stay in a core's cache.
 BLOCK = 32 * 1024
@@ -162,6 +162,10 @@ def load_sketches(
         ValueError: naming the argument, its value and what was expected.
     """
     counts = {"train": train, "validation": validation, "test": test}
+    for part, count in counts.items():
+        _check_whole(part, count, 0)
+    _check_whole("size", size, 8)
+    _check_strength("nuisance", nuisance)
     parts = {
         part: _draw_part(part, count, size, seed, separation, nuisance, device or "cpu")
         for part, count in counts.items()
@@ -173,7 +177,12 @@ def sample_attributes(labels: Tensor, generator: torch.Generator, *, separation:
     """Attributes given the class, by inverting the distribution function: (N) labels to (N, 7) float32.
 
     The same generator state gives the mirror image, −a, for the other label.
+
+    Raises:
+        ValueError: a label other than 0 and 1, or a separation that is not positive and finite.
     """
+    if not ((labels == 0) | (labels == 1)).all():
+        raise ValueError(f"labels must be 0 for cat and 1 for dog; got {labels.unique().tolist()}")
     slopes = _slopes(separation)
     uniform = torch.rand(len(labels), len(slopes), dtype=torch.float64, generator=generator)
     dog = torch.log1p(uniform * torch.expm1(slopes)) * (2 / slopes) - 1
@@ -195,7 +204,7 @@ def sample_nuisances(count: int, generator: torch.Generator, *, strength: float 
         generator: on the CPU.
         strength: from 0 to 2: how far poses leave the middle, and how much light, noise and occlusion vary.
     """
-    _check_range("strength", strength, 0, 2, "0 for clean portraits, 1 for the course's pictures")
+    _check_strength("strength", strength)
     uniform = torch.rand(count, len(NUISANCES), dtype=torch.float64, generator=generator)
     column = {name: uniform[:, k] for k, name in enumerate(NUISANCES)}
     for name in CENTRED:
@@ -230,7 +239,7 @@ def draw_sketches(attributes: Tensor, nuisances: Tensor, size: int = 32) -> Tens
             "attributes and nuisances must have one row for each face; "
             f"got {len(attributes)} and {len(nuisances)}"
         )
-    size = _whole_number("size", size, 8)
+    _check_whole("size", size, 8)
     images = torch.empty(len(attributes), 3, size, size, dtype=torch.uint8, device=attributes.device)
     rows = max(1, BLOCK // size**2) if attributes.device.type == "cpu" else 4096
     for start in range(0, len(images), rows):
@@ -250,24 +259,24 @@ def morph(
     """One face on its way from a certain cat to a certain dog, with the true probability of each picture.
 
     All attributes move together, a_k = t from −1 to +1, and nothing else does. The log-odds are linear in t:
-    equal steps would show little but certainty. t = (s + 3 s³) / 4 for equal steps of s dwells on the
+    equal steps would show little but certainty. t = (s + s³) / 2 for equal steps of s dwells on the
     doubtful.
 
     Args:
         steps: number of pictures, ≥ 2.
         size: of each, in pixels.
-        nuisances: (29) or (1, 29), to choose colours and pose; None is a ginger face on a plain ground.
+        nuisances: (29) or (1, 29), to choose colours and pose; None is a ginger face before light blue.
         separation: as in `load_sketches`.
 
     Returns:
         images (steps, 3, size, size) uint8, and P(dog | attributes) (steps) float64.
     """
-    steps = _whole_number("steps", steps, 2)
+    _check_whole("steps", steps, 2)
     s = torch.linspace(-1, 1, steps, dtype=torch.float64)
-    attributes = ((s + 3 * s**3) / 4)[:, None].repeat(1, len(ATTRIBUTES)).float()
+    attributes = ((s + s**3) / 2)[:, None].repeat(1, len(ATTRIBUTES)).float()
     if nuisances is None:
         nuisances = _plain()
-    rows = nuisances.view(1, -1).expand(steps, -1)
+    rows = nuisances.reshape(1, -1).expand(steps, -1)
     probability = torch.sigmoid(log_odds(attributes, separation=separation))
     return draw_sketches(attributes.to(rows.device), rows, size), probability
 
@@ -287,7 +296,6 @@ def _draw_part(
     nuisance: float,
     device: torch.device | str,
 ) -> SketchExamples:
-    count = _whole_number(part, count, 0)
     labels = torch.randint(2, (count,), generator=_stream(seed, part, "labels"))
     attributes = sample_attributes(labels, _stream(seed, part, "attributes"), separation=separation)
     nuisances = sample_nuisances(count, _stream(seed, part, "nuisances"), strength=nuisance)
@@ -314,22 +322,19 @@ def _slopes(separation: float) -> Tensor:
 
 
 def _check_columns(name: str, values: Tensor, columns: tuple[str, ...]) -> None:
-    if values.ndim < 1 or values.shape[-1] != len(columns):
+    if values.ndim == 0 or values.shape[-1] != len(columns):
         raise ValueError(
             f"{name} must have {len(columns)} columns ({', '.join(columns)}); got shape {tuple(values.shape)}"
         )
 
 
-def _check_range(name: str, value: float, low: float, high: float, meaning: str) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be between {low} and {high}; got {value!r}. Choose {meaning}")
+def _check_strength(name: str, value: float) -> None:
+    if not 0 <= value <= 2:
+        raise ValueError(
+            f"{name} must be between 0 and 2; got {value!r}. 0 draws clean portraits, 1 the course's pictures"
+        )
 
 
-def _whole_number(name: str, value: int, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
+def _check_whole(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}")
-    return number
