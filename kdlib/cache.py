@@ -117,8 +117,7 @@ class CachedTeacher:
 
         Args:
             data: what the student will be trained on: the data that were cached or, for a cache of clean
-                outputs, a loader that augments them. Labels of `Examples` may differ: the teacher did not
-                see them.
+                outputs, a loader that augments them. Labels may differ: the teacher did not see them.
             seed, epochs: as given to `fit`.
 
         Raises:
@@ -146,10 +145,10 @@ class CachedTeacher:
     def _belongs_to(self, data: TrainingData) -> bool:
         if len(data) != len(self):
             return False
-        if self._manifest.data == _inputs(data):
+        if self._manifest.data == data.inputs_fingerprint():
             return True
-        clean = _unaugmented(data)
-        return clean is not None and not self._manifest.varies and self._manifest.data == _inputs(clean)
+        clean = None if self._manifest.varies else _unaugmented(data)
+        return clean is not None and self._manifest.data == clean.inputs_fingerprint()
 
     def to(self, device: torch.device | str, *, limit: int | None = None) -> Self:
         """Hold all outputs as tensors on a device, if they fit; else they go on being read from the files.
@@ -362,13 +361,6 @@ def open_cache(
     return cached
 
 
-def _inputs(data: TrainingData) -> str:
-    """Stands for what the teacher sees: not for the labels, where the data can tell the two apart."""
-    if isinstance(data, Examples):
-        return fingerprint(data.images)
-    return getattr(data, "inputs_fingerprint", data.fingerprint)()
-
-
 def _unaugmented(data: TrainingData) -> Examples | None:
     examples = getattr(data, "examples", None)
     return examples if isinstance(examples, Examples) else None
@@ -389,8 +381,9 @@ def _look_at(data: TrainingData, seed: int) -> tuple[str, Tensor, bool]:
     if not varies and clean is not None:
         unchanged = as_float(clean.images[rows.to(clean.images.device)])
         if torch.equal(first, unchanged.to(first.device)):
-            return _inputs(clean), first, varies  # a loader that does nothing: as if it were not there
-    return _inputs(data), first, varies
+            # A loader that does nothing: as if it were not there.
+            return clean.inputs_fingerprint(), first, varies
+    return data.inputs_fingerprint(), first, varies
 
 
 def _output(teacher: nn.Module, images: Tensor) -> Tensor:
