@@ -281,6 +281,9 @@ def test_same_pixels_in_another_file_have_the_same_digest(tmp_path):
     first, second = save(scene(), tmp_path / "c.png"), save(other, tmp_path / "d.png")
     assert torch.equal(decode(first, 8)[0], decode(second, 8)[0])
     assert decode(first, 8)[1] != decode(second, 8)[1]
+    almost = scene()
+    almost.putpixel((30, 20), tuple(value ^ 1 for value in almost.getpixel((30, 20))))
+    assert decode(first, 8)[1] != decode(save(almost, tmp_path / "g.png"), 8)[1]
     # As many pixels of one colour in another shape are another picture.
     tall = save(Image.new("RGB", (2, 8)), tmp_path / "e.png")
     wide = save(Image.new("RGB", (8, 2)), tmp_path / "f.png")

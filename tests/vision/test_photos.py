@@ -101,6 +101,17 @@ def test_order_is_alphabetical_whatever_the_file_system_says(folder):
     assert [found[row] for row in range(50)] == every
 
 
+def test_classes_are_alphabetical_whatever_the_file_system_says(tmp_path):
+    names = ["newt", "Zebra", "ant", "dog", "bee", "cat", "owl"]
+    for seed, name in enumerate(names):
+        for number, part in enumerate(("train", "train", "test")):
+            add(tmp_path, f"{part}/{name}/{number}.png", 10 * seed + number)
+    splits = load(tmp_path)
+    assert splits.classes == ("Zebra", "ant", "bee", "cat", "dog", "newt", "owl")
+    for row, path in enumerate(photo_paths(tmp_path).test.paths):
+        assert splits.classes[splits.test.labels[row]] == path.parent.name
+
+
 def test_nested_folders_upper_case_and_everything_hidden(folder):
     add(folder, "train/cat/b/c/deep.JPG", 901)
     add(folder, "train/cat/UPPER.JPeG", 902)
