@@ -33,7 +33,7 @@ from kdlib.metrics import agreement, fit_temperature, kl_to_teacher, score
 from kdlib.splits import Examples, Splits
 from kdlib.storage import fingerprint, replaced
 from kdlib.training import fit, predict
-from kdlib.vision.arms import PHOTOS, SKETCHES, Recipe, Training, arms, hard_labels, hide_labels, train
+from kdlib.vision.arms import SKETCHES, Recipe, Training, arms, hard_labels, hide_labels, photo_recipe, train
 from kdlib.vision.loader import Loader
 from kdlib.vision.photos import load_photos
 from kdlib.vision.results import columns, pack, report, verdicts
@@ -274,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("data", help='"sketches", "pets", "cifar10", or a folder with train/CLASS/*.jpg and test/CLASS/*.jpg')
     add("--size", type=int, help="side of the pictures in pixels (sketches, cifar10: 32; photographs: 64)")
     add("--seeds", type=int, default=10, help="paired runs of each arm (%(default)s)")
-    add("--labels", type=int, default=300, help="labels of the student in `few` (%(default)s)")
+    add("--labels", type=int, help="labels of the student in `few` (sketches: 100; photographs: 300)")
     add("--epochs", type=float, default=1.0, metavar="FACTOR", help="multiplies the recipe's epochs (1)")
     add("--work", type=Path, default=Path("data/cache/experiment"),
         help="where teachers and finished runs are kept (%(default)s)")
@@ -299,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(
-    data: str, *, size: int | None = None, seeds: int = 10, labels: int = 300, epochs: float = 1.0,
+    data: str, *, size: int | None = None, seeds: int = 10, labels: int | None = None, epochs: float = 1.0,
     work: str | os.PathLike = "data/cache/experiment", progress: bool = True,
 ) -> Study:
     """Load the pictures and lay out the study; see the command's options.
@@ -307,13 +307,17 @@ def prepare(
     Raises:
         ValueError, OSError: as `load_photos` and `load_sketches` raise them.
     """
-    recipe = SKETCHES if data in ("sketches", "cifar10") else PHOTOS
-    recipe = replace(recipe, size=size or recipe.size,
-                     teacher=_scaled(recipe.teacher, epochs), student=_scaled(recipe.student, epochs))
-    if data == "sketches":
-        splits = load_sketches(4000, 1000, 2000, size=recipe.size)
+    sketches = data == "sketches"
+    size = size or (32 if data in ("sketches", "cifar10") else 64)
+    recipe = replace(SKETCHES, size=size) if sketches else photo_recipe(size)
+    recipe = replace(
+        recipe, teacher=_scaled(recipe.teacher, epochs), student=_scaled(recipe.student, epochs)
+    )
+    labels = labels or (100 if sketches else 300)
+    if sketches:
+        splits = load_sketches(4000, 1000, 2000, size=size, nuisance=0.5)
     else:
-        splits = load_photos(data, size=recipe.size, progress=progress)
+        splits = load_photos(data, size=size, progress=progress)
     identity = fingerprint(splits.train.fingerprint(), splits.validation.fingerprint(), labels,
                            _plain(asdict(recipe)))
     return Study(splits, recipe, Path(work) / identity[:12], seeds, labels, progress)
