@@ -384,6 +384,20 @@ def test_a_mere_flip_is_noticed_as_augmentation(tmp_path, count):
         assert make(tmp_path / f"{seed}", loader, seed=seed).seed == seed
 
 
+def test_crops_fixed_once_for_each_seed_are_bound_to_it(folder, data):
+    class Fixed(Examples):
+        """The same crops in every epoch, other ones for another seed."""
+
+        def batches(self, chunks, *, epoch=0, seed=0):
+            for batch in super().batches(chunks):
+                yield batch._replace(images=batch.images.roll(seed, -1))
+
+    fixed = Fixed(data.images, data.labels, data.index)
+    cached = make(folder, fixed, seed=2)
+    with pytest.raises(ValueError, match="crops of seed=2; got seed=3"):
+        cached.check(fixed, seed=3, epochs=1)
+
+
 # --- refusals --------------------------------------------------------------------------------------
 
 
