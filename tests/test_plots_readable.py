@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from kdlib import plots
+from kdlib import galleries, plots
 from kdlib.metrics import reliability_curve
 
 DIGITS = [str(k) for k in range(10)]
@@ -39,6 +39,7 @@ ARMS = {"alone": [82.0, 84.5, 83.0], "distilled, T = 4, α = 0.1": [93.9, 94.6, 
 POINTS = np.linspace(-6, 6, 121)
 BELL = scipy.special.softmax(-0.5 * (POINTS - 1) ** 2)
 CURVE = reliability_curve(torch.tensor(RANDOM.normal(size=(300, 5))), torch.arange(300) % 5)
+FACES = torch.tensor(RANDOM.integers(0, 256, size=(7, 3, 16, 16)), dtype=torch.uint8)
 
 
 def catalogue(classes: list[str]) -> dict[str, Figure]:
@@ -64,6 +65,12 @@ def catalogue(classes: list[str]) -> dict[str, Figure]:
         ),
         "reliability": plots.reliability({"teacher": CURVE}, title="Calibration"),
         "loss_picture": plots.loss_picture(TEACHER, STUDENT, 3, classes, temperature=4.0, alpha=0.3),
+        "pictures": plots.pictures(
+            FACES, [f"{classes[k]}, truth 0.{k}1\nteacher 0.12" for k in range(7)], columns=4, title="Seven"
+        ),
+        "truth_scatter": plots.truth_scatter(
+            BELL, {"teacher": BELL**2, "student": BELL / 2}, event=classes[0], title="Against the truth"
+        ),
     }
 
 
@@ -88,11 +95,11 @@ def numbers(text: str) -> list[float]:
 
 
 def test_the_catalogue_holds_every_figure_of_the_module():
-    """A figure that is added to plots.py is added above, and so comes under all tests of this section."""
+    """A figure that is added to kdlib.plots is added above, and so comes under all tests of this section."""
     makers = {
         name
         for name, function in inspect.getmembers(plots, inspect.isfunction)
-        if function.__module__ == plots.__name__ and not name.startswith("_")
+        if function.__module__ in (plots.__name__, galleries.__name__) and not name.startswith("_")
         and inspect.signature(function).return_annotation is Figure
     }
     assert set(KINDS) == makers
@@ -337,3 +344,23 @@ def test_numbers_in_coloured_cells_can_be_read(figures, kind):
         cell = shown.to_rgba(shown.get_array()[row, column])
         bright = sorted(np.dot(linear_rgb(c), (0.2126, 0.7152, 0.0722)) for c in (cell, text.get_color()))
         assert (bright[1] + 0.05) / (bright[0] + 0.05) >= 4.5, text
+
+
+def test_pictures_are_shown_as_they_are():
+    figure = plots.pictures(FACES, ["a"] * 7, columns=4)
+    shown = [axes.get_images()[0].get_array() for axes in figure.axes if axes.get_images()]
+    assert len(shown) == len(figure.axes) == 7
+    for pixels, face in zip(shown, FACES, strict=True):
+        assert np.array_equal(pixels, face.numpy().transpose(1, 2, 0))
+    assert all(axes.get_images()[0].get_interpolation() == "nearest" for axes in figure.axes[:7])
+    with pytest.raises(ValueError, match="one caption for each picture; got 2 for 7"):
+        plots.pictures(FACES, ["a", "b"])
+
+
+def test_the_scatter_shows_every_pair_and_says_how_far_apart_they_are():
+    truth, said = torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.3, 0.5, 0.4])
+    figure = plots.truth_scatter(truth, {"teacher": said}, event="dog")
+    dots, perfect = figure.axes[0].get_lines()
+    assert np.allclose(dots.get_xydata(), torch.stack([truth, said], 1))
+    assert np.array_equal(perfect.get_xydata(), [[0, 0], [1, 1]])
+    assert "teacher: mean distance 0.30" in plots.alt_text(figure)  # (0.3 + 0 + 0.6) / 3
