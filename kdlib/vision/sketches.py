@@ -147,6 +147,10 @@ def load_sketches(
     Random numbers are drawn on the CPU, so that every machine and device gets the same faces, to within
     rounding of a pixel value.
 
+    How hard it is, with everything left as it is (seed 0, 3,000 test pictures, one run each): seeing the
+    attributes 97.9 %; a network of 219,000 parameters on 4,000 pictures 95.1 %; one of 6,000 parameters
+    92.2 % on the same, 83.1 % on 300 of them.
+
     Args:
         train, validation, test: number of pictures, ≥ 0.
         size: height and width in pixels, ≥ 8.
