@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from kdlib.metrics import Scores, Verdict, compare
     from kdlib.training import History, evaluate, fit
     from kdlib.vision.digits import load_digits
+    from kdlib.vision.photos import load_photos
+    from kdlib.vision.sketches import load_sketches
 
 __version__ = "0.1.0"
 
@@ -22,12 +24,14 @@ _HOMES = {
     "kdlib.metrics": ("Scores", "Verdict", "compare"),
     "kdlib.training": ("History", "evaluate", "fit"),
     "kdlib.vision.digits": ("load_digits",),
+    "kdlib.vision.photos": ("load_photos",),
+    "kdlib.vision.sketches": ("load_sketches",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Cost", "History", "Scores", "Verdict", "compare", "evaluate", "fit", "kd_loss",
-    "load_digits", "measure_cost", "soft_target_loss", "soften",
+    "load_digits", "load_photos", "load_sketches", "measure_cost", "soft_target_loss", "soften",
 ]
 
 

@@ -16,6 +16,8 @@ from kdlib.metrics import (
     agreement,
     compare,
     expected_calibration_error,
+    fit_temperature,
+    gap_closed,
     interval,
     kl_to_teacher,
     negative_log_likelihood,
@@ -358,3 +360,40 @@ def test_no_bins_and_no_temperature_are_refused():
         reliability_curve(torch.zeros(5, 3), torch.zeros(5, dtype=torch.long), bins=0)
     with pytest.raises(ValueError, match="temperature must be a positive"):
         kl_to_teacher(torch.zeros(5, 3), torch.zeros(5, 3), temperature=0)
+
+
+# --- temperature scaling and the gap ----------------------------------------------------------------
+
+
+def test_the_fitted_temperature_is_where_a_fine_grid_finds_the_lowest_log_loss(predictions):
+    logits, labels = predictions
+    grid = np.exp(np.linspace(np.log(0.2), np.log(5), 601))
+    losses = [log_loss(labels, F.softmax(logits.double() / t, -1), labels=range(6)) for t in grid]
+    assert fit_temperature(logits, labels) == pytest.approx(grid[int(np.argmin(losses))], rel=5e-3)
+
+
+@pytest.mark.parametrize("factor", [0.2, 1.0, 3.0])
+def test_the_fitted_temperature_undoes_a_scaling_of_calibrated_logits(factor):
+    random = torch.Generator().manual_seed(1)
+    logits = 2 * torch.randn(20_000, 4, generator=random)
+    labels = torch.multinomial(logits.softmax(-1), 1, generator=random).squeeze(1)
+    assert fit_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.03)
+
+
+def test_the_fitted_temperature_stays_in_bounds_where_no_finite_one_is_best():
+    logits, labels = torch.tensor([[3.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1])
+    # Where the log-loss is 0 to the last digit, one T is as good as another.
+    assert 0.01 <= fit_temperature(logits, labels) < 0.1
+    assert fit_temperature(logits, 1 - labels) == pytest.approx(100, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("student", "baseline", "teacher", "share"),
+    [(0.85, 0.8, 0.9, 0.5), (0.9, 0.8, 0.9, 1.0), (0.8, 0.8, 0.9, 0.0), (0.75, 0.8, 0.9, -0.5)],
+)
+def test_the_share_of_the_gap(student, baseline, teacher, share):
+    assert gap_closed(student, baseline, teacher) == pytest.approx(share)
+
+
+def test_there_is_no_gap_to_close_to_a_teacher_that_is_no_better():
+    assert math.isnan(gap_closed(0.85, 0.8, 0.8))

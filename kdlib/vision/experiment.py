@@ -5,7 +5,7 @@
 
 Three situations. `all`: teacher and student have the same labels. `few`: the student has a few labels, and
 the teacher scores all the other images, unlabelled for the student, as a transfer set. `teachers`: the
-student of the first situation with teachers trained for a quarter, once and twice as long.
+student of the first situation with teachers trained for a quarter, once and twice as long (half the seeds).
 
 T and α are chosen on the validation part, in each situation anew; the test part is scored once, with the
 chosen pair. Arms with the same seed share initialisation, order, crops and number of steps. Every finished
@@ -42,6 +42,7 @@ from kdlib.vision.sketches import SketchExamples, load_sketches
 __all__ = ["Study", "main", "prepare"]
 
 TEMPERATURES, ALPHAS, CHOICE_SEEDS = (1.0, 2.0, 4.0, 8.0), (0.1, 0.5), 2
+SITUATIONS = ("all", "few", "teachers")
 TEACHER_SEED, TEACHERS = 1000, {"quarter": 0.25, "standard": 1.0, "double": 2.0}
 
 
@@ -65,19 +66,22 @@ class Study:
     labels: int = 300
     progress: bool = True
 
+    def run_situation(self, situation: str) -> dict[str, list[dict]]:
+        """All runs of one situation, by arm; those on disk are not run again."""
+        pair = self.choose("few" if situation == "few" else "all")
+        seeds = self.seeds
+        if situation == "teachers":
+            seeds = max(2, (seeds + 1) // 2)  # each needs what three teachers say about its crops
+        jobs = [(seed, arm) for seed in range(seeds) for arm in self._arms(situation)]
+        found: dict[str, list[dict]] = {}
+        for seed, arm in tqdm(jobs, desc=situation, disable=not self.progress):
+            found.setdefault(arm, []).append(self.run(situation, arm, seed, *pair, test=True))
+        return found
+
     def results(self) -> dict[str, object]:
         """Run what has not been run yet, and put everything together."""
+        found = {situation: self.run_situation(situation) for situation in SITUATIONS}
         chosen = {situation: self.choose(situation) for situation in ("all", "few")}
-        found: dict[str, dict[str, list[dict]]] = {}
-        jobs = [
-            *[("all", arm, seed) for seed in range(self.seeds) for arm in self._arms("all", chosen)],
-            *[("few", arm, seed) for seed in range(self.seeds) for arm in self._arms("few", chosen)],
-            *[("teachers", name, seed) for seed in range(self.seeds) for name in TEACHERS],
-        ]
-        for situation, arm, seed in tqdm(jobs, desc="runs", disable=not self.progress):
-            pair = chosen["few" if situation == "few" else "all"]
-            run = self.run(situation, arm, seed, *pair, test=True)
-            found.setdefault(situation, {}).setdefault(arm, []).append(run)
         return {
             "environment": describe_environment(),
             "data": self._describe_data(),
@@ -200,8 +204,10 @@ class Study:
     def _log(self) -> "_RunLog":
         return _RunLog(self.folder / "runs.jsonl")
 
-    def _arms(self, situation: str, chosen: Mapping[str, tuple[float, float]]) -> list[str]:
-        names = [*arms(*chosen[situation]), "distilled, fine-tuned"]
+    def _arms(self, situation: str) -> list[str]:
+        if situation == "teachers":
+            return list(TEACHERS)
+        names = [*arms(1.0, 0.0), "distilled, fine-tuned"]
         if isinstance(self.data.train, SketchExamples) and situation == "all":
             names.append("distilled from the truth")
         return names
@@ -244,7 +250,7 @@ class Study:
 
 
 class _RunLog:
-    """Finished runs, one JSON line each, on disk before the next begins."""
+    """Finished runs, one JSON line each, on disk before the next begins; processes can share it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -254,9 +260,15 @@ class _RunLog:
         if whole != text:  # killed while it wrote its last line
             with replaced(path) as file:
                 file.write(whole)
-        self._runs = {json.dumps(run["key"]): run for run in map(json.loads, whole.splitlines())}
+        self._runs: dict[str, dict] = {}
+        self._read = 0
 
     def find(self, key: Sequence) -> dict | None:
+        if self._path.exists() and self._path.stat().st_size != self._read:
+            text = self._path.read_bytes()
+            whole = text[: text.rfind(b"\n") + 1]
+            self._runs = {json.dumps(run["key"]): run for run in map(json.loads, whole.splitlines())}
+            self._read = len(whole)
         return self._runs.get(json.dumps(key))
 
     def append(self, run: dict) -> None:
@@ -264,7 +276,6 @@ class _RunLog:
             file.write(json.dumps(run) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._runs[json.dumps(run["key"])] = run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -278,6 +289,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--epochs", type=float, default=1.0, metavar="FACTOR", help="multiplies the recipe's epochs (1)")
     add("--work", type=Path, default=Path("data/cache/experiment"),
         help="where teachers and finished runs are kept (%(default)s)")
+    add("--only", choices=SITUATIONS, help="run this situation and stop: to share the work of one "
+        "experiment among processes, which the command without --only then puts together")
     add("--out", type=Path, help="write the results as JSON here")
     add("--quiet", action="store_true", help="no progress bars")
     given = parser.parse_args(argv)
@@ -287,6 +300,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         study = prepare(given.data, size=given.size, seeds=given.seeds, labels=given.labels,
                         epochs=given.epochs, work=given.work, progress=not given.quiet)
         print(study.data)
+        if given.only:
+            study.run_situation(given.only)
+            return 0
         results = study.results()
     except (ValueError, OSError) as error:
         print(f"kdlib experiment: {error}", file=sys.stderr)
