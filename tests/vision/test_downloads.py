@@ -280,7 +280,7 @@ def test_a_folder_is_unpacked_beside_the_archive(tmp_path):
     path = tmp_path / "things.tar.gz"
     path.write_bytes(CONTENT)
     (tmp_path / ".things.part" / "things").mkdir(parents=True)  # of somebody killed
-    (tmp_path / ".things.part" / "things" / "stale").write_text("")
+    (tmp_path / ".things.part" / "things" / "stale.txt").write_text("")
     (tmp_path / "things").mkdir()
     (tmp_path / "things" / "old").write_text("")
     assert unpack(path, "things") == tmp_path / "things"
