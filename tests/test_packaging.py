@@ -8,12 +8,14 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -235,13 +237,32 @@ print("imported", kdlib.__name__)
 # --- README.md -------------------------------------------------------------------------------
 
 
-def test_example_of_the_readme_runs_as_it_stands():
+def example_of_the_readme(number, folder, last_line):
+    """Run the README's n-th Python example in a folder, without warnings; what it prints."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert "from kdlib import kd_loss" in example
-    script = "import warnings; warnings.simplefilter('error')\n" + example + "\nprint(loss.item() > 0)"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert result.stdout == "True\n", result.stderr
+    example = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[number]
+    script = f"import warnings; warnings.simplefilter('error')\n{example}\n{last_line}"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_readmes_loss_runs_as_it_stands(tmp_path):
+    assert example_of_the_readme(0, tmp_path, "print(loss.item() > 0)") == "True\n"
+
+
+def test_the_readmes_training_runs_as_it_stands_on_a_folder_of_pictures(tmp_path):
+    random = np.random.default_rng(0)
+    for part, count in (("train", 6), ("test", 2)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "my_photographs" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 256, (70, 80, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    printed = example_of_the_readme(1, tmp_path, "print(teacher is not student)")
+    assert re.fullmatch(r"accuracy .*%, NLL .* nats, ECE .*%\nTrue\n", printed)
+    assert {"teacher.safetensors", "student.safetensors"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_every_make_command_of_the_readme_exists():
