@@ -182,7 +182,7 @@ def photo_recipe(size: int) -> Recipe:
         ),
         student=Training(
             partial(convnet, (8, 16, 32, 32), stride=stride),
-            epochs=40,
+            epochs=20,
             lr=1e-2,
             augmentation=Augmentation(crop=size // 8),
         ),
