@@ -1,5 +1,6 @@
 """A training run on disk: everything that the next step depends on, in one file."""
 
+import glob
 import json
 import os
 import time
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from kdlib.storage import load_tensors, replaced, save_tensors
+from kdlib.storage import fingerprint, load_tensors, replaced, save_tensors
 
 __all__ = ["Checkpoint", "TrainingLog", "describe", "under"]
 
@@ -42,7 +43,18 @@ class Checkpoint:
         self._student, self._optimizer, self._schedule = student, optimizer, schedule
 
     def save(self, tensors: Mapping[str, Tensor], kept: Mapping[str, object]) -> None:
-        """Write weights, optimizer and schedule, the further tensors, and JSON values."""
+        """Write weights, optimizer and schedule, the further tensors, and JSON values.
+
+        Raises:
+            FloatingPointError: weights that are not finite, as after a gradient that was not. The file that
+                is there stays as it was.
+        """
+        if bad := [name for name, p in self._student.named_parameters() if not p.isfinite().all()]:
+            raise FloatingPointError(
+                f"the weights {', '.join(bad[:3])} are not finite, though the loss was; try clip=1.0, a "
+                f"smaller lr, and look for a square root or a logarithm of zero in the loss. "
+                f"{self.path} is unchanged"
+            )
         optimizer = self._optimizer.state_dict()
         moments = {
             f"optimizer/{number}/{name}": value
@@ -65,8 +77,7 @@ class Checkpoint:
         Raises:
             ValueError: the file is damaged, or belongs to another run; it says what differs.
         """
-        for left in self.path.parent.glob(f".{self.path.name}.*.part"):
-            left.unlink(missing_ok=True)  # of a process that was killed while it wrote
+        _remove_leftovers(self.path)
         if not self.path.exists():
             return None
         tensors, metadata = load_tensors(self.path)
@@ -110,6 +121,7 @@ class TrainingLog:
         self._path = Path(path) if path is not None else None
         self._start = time.monotonic()
         if self._path is not None:
+            _remove_leftovers(self._path)
             lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
             with replaced(self._path) as file:
                 file.writelines(lines[:epochs_done])
@@ -123,10 +135,27 @@ class TrainingLog:
 
 
 def describe(part: object) -> object:
-    """Stands for a loss function: its name, with the arguments of a `functools.partial`."""
+    """Stands for a loss function: its name, with the arguments of a `functools.partial`.
+
+    Two functions of the same name cannot be told apart, whatever they close over; nor can two lambdas.
+    """
     if isinstance(part, partial):
-        return [describe(part.func), list(map(str, part.args)), {k: str(v) for k, v in part.keywords.items()}]
+        keywords = {name: _argument(value) for name, value in part.keywords.items()}
+        return [describe(part.func), [_argument(value) for value in part.args], keywords]
     return getattr(part, "__qualname__", type(part).__name__)
+
+
+def _argument(value: object) -> object:
+    # A function prints with its address, which is another one in each process; a long tensor, in part.
+    if isinstance(value, Tensor):
+        return fingerprint(value)
+    return describe(value) if callable(value) else str(value)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """What processes left that were killed while they wrote the file."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        left.unlink(missing_ok=True)
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -43,24 +43,26 @@ class Run:
         self.best_weights: dict[str, Tensor] = {}
         self._place, self._lr = place, lr
         # Sums over the epoch stay on the device: reading them at every step would wait for it.
-        self._sums = torch.zeros(1 + len(watched), device=place.device)
-        self._seen, self._looked, self._figures = 0, time.monotonic(), ""
+        # The last one counts examples.
+        self._sums = torch.zeros(2 + len(watched), device=place.device)
+        self._seen, self._looked, self._figures = False, time.monotonic(), ""
 
     def count(self, values: Mapping[str, Tensor], examples: int) -> None:
         """One step was taken."""
-        self._sums += torch.stack([value.detach().float() for value in values.values()]) * examples
-        self._seen += examples
+        self._sums[:-1] += torch.stack([value.detach().float() for value in values.values()]) * examples
+        self._sums[-1] += examples
+        self._seen = True
         self.history.steps += 1
 
-    def close_epoch(self, examples: int) -> None:
+    def close_epoch(self) -> None:
         """Turn the sums into the epoch's means."""
         total = self._total()
-        loss, *watched = (total / examples).tolist()
+        loss, *watched = (total[:-1] / total[-1]).tolist()
         self.history.loss.append(loss)
         for values, value in zip(self.history.watched.values(), watched, strict=True):
             values.append(value)
         self._sums.zero_()
-        self._seen = 0
+        self._seen = False
 
     def validated(self, scores: Scores, student: nn.Module, *, keep_best: bool) -> None:
         """Take down the scores; with `keep_best`, remember the weights of the lowest log-loss."""
@@ -81,7 +83,8 @@ class Run:
         """For the progress bar; reads the running loss, and so waits for the device, once a second."""
         if self._seen and time.monotonic() - self._looked > 1:
             self._looked = time.monotonic()
-            self._figures = f"loss {self._finite(self._sums)[0].item() / self._seen:.3f}"
+            sums = self._finite(self._sums).tolist()
+            self._figures = f"loss {sums[0] / max(sums[-1], 1):.3f}"
         elif not self._seen:
             self._figures = f"loss {self.history.loss[-1]:.3f}"
             if self.history.validation:

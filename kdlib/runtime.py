@@ -1,5 +1,6 @@
 """What running a model needs, in training or out of it: a device, seeds, and eval mode for a while."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,9 +20,13 @@ def best_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def substream(seed: int, number: int) -> int:
-    """A seed of its own for each (seed, number): step 1 of seed 0 is not step 0 of seed 1."""
-    return ((seed % 2**31) << 32) + number
+def substream(seed: int, purpose: str, number: int) -> int:
+    """A seed of its own for each (seed, purpose, number): step 1 of seed 0 is not step 0 of seed 1.
+
+    Mixed into all bits: of what it is given, torch's generator on the CPU takes the lowest 32.
+    """
+    digest = hashlib.blake2b(f"{seed} {purpose} {number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
 
 
 @contextmanager
@@ -55,8 +60,8 @@ def accelerated(
     precision, nor a run here leave a Trainer's settings alone. They are set aside and put back.
 
     Args:
-        device: where to train; None takes the best there is. Under `accelerate launch` each process has
-            its own, and only the kind can be named.
+        device: where to train; None takes the best there is. Under `accelerate launch` or `torchrun` each
+            process has its own, and only the kind can be named.
         precision: "bf16" for bfloat16 autocast, "no" for float32, "auto" for bf16 where it pays: on CUDA
             devices that compute in it. On CPUs without matrix units it made training slower.
 
@@ -75,7 +80,8 @@ def accelerated(
     wanted = torch.device(device) if device is not None else None
     # Accelerate reads the device of a single process from the environment.
     named = {"ACCELERATE_TORCH_DEVICE": str(wanted)} if wanted is not None and not launched else {}
-    on_cpu = wanted is not None and wanted.type == "cpu"
+    # Without being told so, accelerate takes processes launched on a machine of CPUs for strangers.
+    on_cpu = wanted.type == "cpu" if wanted else launched and best_device().type == "cpu"
     try:
         with mock.patch.dict(os.environ, named) if named else nullcontext():
             place = Accelerator(cpu=on_cpu, mixed_precision="no").device

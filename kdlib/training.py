@@ -57,8 +57,10 @@ def fit(
 ) -> History:
     """Train `student` in place: AdamW, one-cycle learning rate, a fresh order of the data each epoch.
 
-    Under `accelerate launch` every process takes its share of each batch; the gradient is that of the
-    whole batch. Only batch normalisation, whose statistics are each process's own, can tell the difference.
+    Under `accelerate launch`, or `torchrun` on CPUs, every process takes its share of each batch; the
+    gradient is that of the whole batch. Two things can tell the difference: batch normalisation, whose
+    statistics are each process's own, and a loss that leaves out some examples (of label −100, say), whose
+    mean is over the rest of each process's.
 
     Args:
         student: (N, …) images -> (N, C) logits; moved to the device.
@@ -116,7 +118,8 @@ def fit(
                 "epochs": epochs, "lr": lr, "batch_size": batch_size, "weight_decay": weight_decay,
                 "clip": clip, "patience": patience, "seed": seed, "precision": place.mixed_precision,
                 "data": data.fingerprint(), "validation": validation and validation.fingerprint(),
-                "teacher": _identity(teacher), "loss": describe(loss), "watch": list(watch or {}),
+                "teacher": _identity(teacher), "student": fingerprint(str(student)), "loss": describe(loss),
+                "watch": list(watch or {}),
             }
             saved = Checkpoint(checkpoint, settings, student, optimizer, schedule)
             run.restore(saved)
@@ -128,10 +131,11 @@ def fit(
         student.train()
         for epoch, batch, share in _steps(data, batch_size, epochs, run, patience, seed, place):
             # Seeded anew at each step: a resumed run need not know how many numbers dropout had drawn.
-            torch.manual_seed(substream(seed, history.steps * place.num_processes + place.process_index))
+            number = history.steps * place.num_processes + place.process_index
+            torch.manual_seed(substream(seed, "step", number))
             with place.autocast():
                 teacher_logits = opinion(epoch, batch)
-                student_logits = forward(batch.images)
+                student_logits = forward(batch.images).float()
             values = {n: f(student_logits, teacher_logits, batch.labels) for n, f in measured.items()}
             optimizer.zero_grad()
             place.backward(values["loss"] * share)
@@ -143,7 +147,7 @@ def fit(
             bar.update()
 
             if history.steps % steps == 0:
-                run.close_epoch(len(data))
+                run.close_epoch()
                 if validation is not None:
                     run.validated(evaluate(student, validation), student, keep_best=patience is not None)
                 records.write(_record(history, schedule.get_last_lr()[0]))
@@ -151,6 +155,8 @@ def fit(
             if checkpoint is not None and history.steps % (checkpoint_every or steps) == 0:
                 run.save(saved)
         bar.close()
+        if checkpoint is not None and history.steps % (checkpoint_every or steps):
+            run.save(saved)
         if history.best is not None:
             student.load_state_dict(run.best_weights)
         if place.num_processes > 1:
@@ -285,7 +291,7 @@ def _opinion(
 
 @torch.no_grad()
 def _without_gradients(model: nn.Module, images: Tensor) -> Tensor:
-    return model(images)
+    return model(images).float()
 
 
 def _identity(teacher: "nn.Module | Tensor | CachedTeacher | None") -> str | None:

@@ -44,7 +44,7 @@ class Augmentation:
 
     def draw(self, count: int, height: int, width: int, *, epoch: int, seed: int) -> Tensor:
         """(count, 5) int64 on the CPU, a row each: shift down, right, mirrored or not, cutout's y, x."""
-        generator = torch.Generator().manual_seed(substream(seed, epoch))
+        generator = torch.Generator().manual_seed(substream(seed, "crop", epoch))
 
         def whole(low: int, high: int) -> Tensor:
             return torch.randint(low, high, (count,), generator=generator)
@@ -235,7 +235,7 @@ def _in_cutout(position: Tensor, centre: Tensor, side: int) -> Tensor:
 
 
 def _grey(dtype: torch.dtype) -> float:
-    return 128 if dtype == torch.uint8 else 0.5
+    return 128 if dtype == torch.uint8 else 128 / 255
 
 
 def _check_size(augmentation: Augmentation, size: Sequence[int]) -> None:
