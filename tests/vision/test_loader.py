@@ -1,0 +1,322 @@
+"""Loaders: crops against torchvision one image at a time, what depends on what, and memory against files."""
+
+import math
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as v2
+
+from kdlib.splits import Examples
+from kdlib.vision.loader import Augmentation, Loader, StreamingLoader
+
+STRONG = Augmentation(flip=True, crop=4, cutout=5)
+SIZE = 12
+
+
+def pictures(count=9, height=SIZE, width=SIZE, channels=3):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, channels, height, width), generator=generator, dtype=torch.uint8)
+    return Examples(images, torch.arange(count) % 2, torch.arange(100, 100 + count))
+
+
+def one_batch(loader, rows=None, **settings):
+    rows = torch.arange(len(loader)) if rows is None else torch.as_tensor(rows)
+    (batch,) = loader.batches([rows], **settings)
+    return batch
+
+
+def by_torchvision(image, drawn, augmentation):
+    """What a row of draws does to one image, step by step."""
+    height, width = image.shape[-2:]
+    down, right, mirrored, cut_y, cut_x = drawn.tolist()
+    reach = augmentation.crop
+    padded = v2.pad(image, [reach], padding_mode="reflect") if reach else image
+    crop = v2.crop(padded, reach + down, reach + right, height, width)
+    crop = v2.horizontal_flip(crop) if mirrored else crop
+    if side := augmentation.cutout:
+        top, left = cut_y - side // 2, cut_x - side // 2
+        bottom, last = min(top + side, height), min(left + side, width)
+        top, left = max(top, 0), max(left, 0)
+        crop = v2.erase(crop, top, left, bottom - top, last - left, torch.tensor(128, dtype=torch.uint8))
+    return crop.float() / 255
+
+
+# --- the pixels ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        STRONG,
+        Augmentation(),
+        Augmentation(flip=False, crop=0, cutout=1),
+        Augmentation(flip=False, crop=7, cutout=4),
+        Augmentation(flip=True, crop=0, cutout=20),  # larger than the picture
+    ],
+)
+@pytest.mark.parametrize(("height", "width", "channels"), [(12, 12, 3), (8, 11, 1)])
+def test_crops_are_those_of_torchvision(augmentation, height, width, channels):
+    examples = pictures(40, height, width, channels)
+    drawn = augmentation.draw(40, height, width, epoch=3, seed=5)
+    batch = one_batch(Loader(examples, augmentation), epoch=3, seed=5)
+    for image, row, found in zip(examples.images, drawn, batch.images, strict=True):
+        assert torch.equal(found, by_torchvision(image, row, augmentation))
+
+
+def test_the_largest_shift_reflects_the_whole_picture():
+    examples = pictures(60, 5, 5)
+    augmentation = Augmentation(flip=False, crop=4)
+    drawn = augmentation.draw(60, 5, 5, epoch=0, seed=0)
+    assert drawn[:, :2].abs().max() == 4
+    batch = one_batch(Loader(examples, augmentation))
+    for image, row, found in zip(examples.images, drawn, batch.images, strict=True):
+        assert torch.equal(found, by_torchvision(image, row, augmentation))
+
+
+def test_without_augmentation_the_images_come_as_they_are():
+    examples = pictures()
+    batch = one_batch(Loader(examples), epoch=4, seed=1)
+    assert torch.equal(batch.images, examples.images.float() / 255)
+    assert torch.equal(batch.labels, examples.labels)
+    assert torch.equal(batch.rows, torch.arange(9))
+
+
+def test_bytes_and_floats_give_the_same_crops():
+    examples = pictures()
+    floats = Examples(examples.images.float() / 255, examples.labels, examples.index)
+    found, expected = (one_batch(Loader(e, STRONG), epoch=1) for e in (floats, examples))
+    assert found.images.dtype == expected.images.dtype == torch.float32
+    assert torch.equal(found.images, expected.images)
+
+
+def test_batches_are_channels_last():
+    images = one_batch(Loader(pictures(), STRONG)).images
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert not images.is_contiguous()
+
+
+def test_the_data_are_not_changed_by_what_is_drawn_over_them():
+    examples = pictures()
+    before, loader = examples.images.clone(), Loader(examples, STRONG)
+    list(loader.batches(torch.arange(9).split(4)))
+    assert torch.equal(examples.images, before)
+    assert torch.equal(loader.examples.images, before)
+
+
+# --- what a crop depends on ------------------------------------------------------------------------
+
+
+def test_a_crop_is_the_same_whatever_batch_it_is_in():
+    loader = Loader(pictures(), STRONG)
+    whole = one_batch(loader, epoch=2, seed=7).images
+    order = torch.tensor([5, 0, 8, 3, 1, 7, 2, 6, 4])
+    for size in (1, 2, 9):
+        for batch in loader.batches(order.split(size), epoch=2, seed=7):
+            assert torch.equal(batch.images, whole[batch.rows])
+            assert torch.equal(batch.labels, loader.labels[batch.rows])
+    assert torch.equal(one_batch(loader, [3, 3], epoch=2, seed=7).images, whole[[3, 3]])
+
+
+def test_a_crop_changes_with_epoch_seed_and_row():
+    same = Examples(pictures(1).images.expand(9, -1, -1, -1), torch.zeros(9).long(), torch.arange(9))
+    loader = Loader(same, STRONG)
+    first = one_batch(loader, epoch=0, seed=0).images
+    assert len(first.unique(dim=0)) > 6
+    for settings in ({"epoch": 1, "seed": 0}, {"epoch": 0, "seed": 1}):
+        assert not torch.equal(one_batch(loader, **settings).images, first)
+    assert torch.equal(one_batch(loader, epoch=0, seed=0).images, first)
+
+
+def test_epoch_1_of_seed_0_is_not_epoch_0_of_seed_1():
+    first, second = (STRONG.draw(50, 9, 9, epoch=e, seed=s) for e, s in ((1, 0), (0, 1)))
+    assert not torch.equal(first, second)
+
+
+def test_drawing_leaves_the_random_numbers_outside_alone():
+    state = torch.get_rng_state()
+    one_batch(Loader(pictures(), STRONG))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- the draws -------------------------------------------------------------------------------------
+
+
+def within(count, total, share, deviations=5):
+    """Whether a count can come from a binomial distribution."""
+    return abs(count - total * share) <= deviations * math.sqrt(total * share * (1 - share))
+
+
+def test_half_are_mirrored_and_every_shift_and_place_is_as_frequent_as_the_others():
+    count = 20_000
+    drawn = Augmentation(crop=3, cutout=2).draw(count, 8, 11, epoch=0, seed=0)
+    assert within(drawn[:, 2].sum().item(), count, 0.5)
+    assert drawn[:, 2].unique().tolist() == [0, 1]
+    for column, low, high in ((0, -3, 3), (1, -3, 3), (3, 0, 7), (4, 0, 10)):
+        values, counts = drawn[:, column].unique(return_counts=True)
+        assert values.tolist() == list(range(low, high + 1))
+        assert all(within(n, count, 1 / len(values)) for n in counts.tolist())
+
+
+def test_draws_are_independent_across_columns_rows_epochs_and_seeds():
+    count = 20_000
+    first, later, other = (
+        Augmentation(crop=3, cutout=2).draw(count, 8, 8, epoch=e, seed=s).double()
+        for e, s in ((0, 0), (1, 0), (0, 1))
+    )
+    everything = torch.cat([first, first.roll(1, dims=0), later, other], dim=1)
+    correlation = torch.corrcoef(everything.T).fill_diagonal_(0)
+    assert correlation.abs().max() < 5 / math.sqrt(count)
+
+
+def test_without_flip_nothing_is_mirrored_and_without_crop_nothing_moves():
+    drawn = Augmentation(flip=False, crop=0).draw(500, 8, 8, epoch=0, seed=0)
+    assert not drawn[:, :3].any()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"crop": -1}, "0 or more; got -1 and 0"), ({"cutout": -2}, "0 or more; got 4 and -2")],
+)
+def test_negative_pixels_are_refused(changed, message):
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**changed)
+
+
+def test_a_crop_that_could_not_be_reflected_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="crop=8 must be smaller than the images, 8×9 pixels"):
+        Loader(pictures(2, 8, 9), Augmentation(crop=8))
+    with pytest.raises(ValueError, match="crop=8 must be smaller than the images, 8×8 pixels"):
+        StreamingLoader([tmp_path / "a.png"], [0], 8, Augmentation(crop=8))
+
+
+# --- from files ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path):
+    """The pictures as PNG, which keeps every pixel."""
+    examples, paths = pictures(), []
+    for number, image in enumerate(examples.images):
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(paths[-1])
+    return paths, examples
+
+
+# From Python 3.12 on a fork of a process with threads gives a warning; DataLoader forks, and only decodes.
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("augmentation", [None, STRONG, Augmentation(crop=1)], ids=["none", "strong", "crop"])
+def test_files_give_the_very_batches_of_the_set_in_memory(files, workers, augmentation):
+    paths, examples = files
+    streamed = StreamingLoader(paths, examples.labels, SIZE, augmentation, workers=workers)
+    chunks = torch.tensor([4, 1, 8, 0, 2, 7, 3]).split(3)
+    found = list(streamed.batches(chunks, epoch=2, seed=9))
+    expected = list(Loader(examples, augmentation).batches(chunks, epoch=2, seed=9))
+    assert len(found) == len(expected) == 3
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.rows, other.rows)
+        assert one.images.dtype == torch.float32
+        assert one.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_streaming_loader_takes_labels_as_numbers_and_files_as_names(files):
+    paths, examples = files
+    loader = StreamingLoader([str(p) for p in paths], examples.labels.tolist(), SIZE)
+    assert len(loader) == 9
+    assert loader.labels.dtype == torch.int64
+    assert one_batch(loader, [2]).labels.tolist() == [0]
+
+
+def test_a_file_without_its_label_is_refused(files):
+    with pytest.raises(ValueError, match="one label for each file; got 9 paths and 8 labels"):
+        StreamingLoader(files[0], [0] * 8, SIZE)
+
+
+def test_a_file_that_cannot_be_read_is_named(files):
+    paths, examples = files
+    paths[3].write_bytes(b"no picture")
+    loader = StreamingLoader(paths, examples.labels, SIZE)
+    with pytest.raises(ValueError, match=r"3\.png"):
+        one_batch(loader)
+
+
+# --- devices and fingerprints ----------------------------------------------------------------------
+
+
+def test_moving_a_loader_moves_what_it_gives(files):
+    loader = Loader(pictures(), STRONG).to("meta")
+    assert loader.augmentation == STRONG
+    assert {loader.labels.device.type, loader.examples.images.device.type} == {"meta"}
+    moved = StreamingLoader(files[0], files[1].labels, SIZE, STRONG, workers=1).to("meta")
+    assert (moved.device.type, moved.labels.device.type) == ("meta", "meta")
+    assert (moved.size, moved.augmentation, moved.workers, moved.paths) == (SIZE, STRONG, 1, files[0])
+
+
+def changed_examples(examples):
+    """The same set with one thing changed: what, and whether the images or their order changed with it."""
+    images, labels, index = examples.images, examples.labels, examples.index
+    pixel = images.clone()
+    pixel[4, 1, 2, 3] ^= 1
+    label = labels.clone()
+    label[4] = 1 - label[4]
+    order = torch.tensor([1, 0, *range(2, len(labels))])
+    return [
+        ("pixel", Examples(pixel, labels, index), True),
+        ("label", Examples(images, label, index), False),
+        ("order", Examples(images[order], labels[order], index), True),
+        ("fewer", examples[:-1], True),
+    ]
+
+
+@pytest.mark.parametrize("make", [lambda e: e, lambda e: Loader(e, STRONG)], ids=["examples", "loader"])
+def test_a_fingerprint_changes_with_images_labels_and_order(make):
+    original = make(pictures())
+    for what, changed, inputs_too in changed_examples(pictures()):
+        assert make(changed).fingerprint() != original.fingerprint(), what
+        differs = make(changed).inputs_fingerprint() != original.inputs_fingerprint()
+        assert differs == inputs_too, what
+
+
+def test_a_fingerprint_does_not_change_with_memory_order_or_a_move():
+    examples = pictures()
+    images = examples.images.contiguous(memory_format=torch.channels_last)
+    same = [Examples(images, examples.labels, examples.index), examples.to("cpu"), Loader(examples).examples]
+    for other in same:
+        assert other.fingerprint() == examples.fingerprint()
+        assert Loader(other, STRONG).fingerprint() == Loader(examples, STRONG).fingerprint()
+        assert Loader(other).inputs_fingerprint() == Loader(examples).inputs_fingerprint()
+    assert Loader(examples, STRONG).to("cpu").fingerprint() == Loader(examples, STRONG).fingerprint()
+
+
+@pytest.mark.parametrize("which", ["fingerprint", "inputs_fingerprint"])
+def test_a_fingerprint_changes_with_every_part_of_the_augmentation(files, which):
+    paths, examples = files
+    kinds = [None, STRONG, Augmentation(False, 4, 5), Augmentation(True, 3, 5), Augmentation(True, 4, 4)]
+    held = {getattr(Loader(examples, kind), which)() for kind in kinds}
+    streamed = {getattr(StreamingLoader(paths, examples.labels, SIZE, kind), which)() for kind in kinds}
+    assert len(held) == len(streamed) == len(kinds)
+
+
+def test_a_streaming_fingerprint_changes_with_files_size_order_and_labels(files):
+    paths, examples = files
+
+    def both(paths=paths, labels=examples.labels, size=SIZE):
+        loader = StreamingLoader(paths, labels, size)
+        return loader.fingerprint(), loader.inputs_fingerprint()
+
+    original = both()
+    assert both() == original
+    assert StreamingLoader(paths, examples.labels, SIZE, workers=2).fingerprint() == original[0]
+    labels, inputs = both(labels=1 - examples.labels)
+    assert labels != original[0]
+    assert inputs == original[1]
+    swapped = [paths[1], paths[0], *paths[2:]]
+    others = [both(size=SIZE + 1), both(paths=swapped), both(paths[:8], examples.labels[:8])]
+    with open(paths[0], "ab") as file:
+        file.write(b"\0")
+    others.append(both())
+    for position in (0, 1):
+        assert len({original[position], *(other[position] for other in others)}) == 5
