@@ -1,0 +1,257 @@
+"""Checkpoints of training: taken up again in one process, and refused with the reason."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from kdlib.checkpoint import TrainingLog, describe
+from kdlib.losses import kd_loss
+from kdlib.splits import Examples
+from kdlib.storage import save_tensors
+from kdlib.training import fit
+
+
+def pictures(count=21, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(count, 1, 3, 3, generator=generator)
+    return Examples(images, torch.randint(0, 3, (count,), generator=generator), torch.arange(count))
+
+
+def network(dropout=0.3):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(9, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 3))
+
+
+SETTINGS = {"epochs": 3, "lr": 1e-2, "batch_size": 5, "device": "cpu", "seed": 0}  # five steps an epoch
+
+
+class Stopping:
+    """Cross-entropy that raises after so many steps, as Ctrl-C would."""
+
+    def __init__(self, after=None):
+        self.after, self.steps = after, 0
+
+    def __call__(self, student_logits, teacher_logits, labels):
+        if self.steps == self.after:
+            raise KeyboardInterrupt
+        self.steps += 1
+        return nn.functional.cross_entropy(student_logits, labels)
+
+
+def run(path, *, student=None, after=None, **changed):
+    student = student or network()
+    loss = Stopping(after)
+    settings = {"data": pictures(), "loss": loss, "checkpoint": path, **SETTINGS, **changed}
+    if after is None:
+        history = facts(fit(student, **settings))
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            fit(student, **settings)
+        history = None
+    return student.state_dict(), history, loss.steps
+
+
+def facts(history):
+    """A history as plain values, which can be compared."""
+    scores = [{**vars(s), "correct": s.correct.tolist()} for s in history.validation]
+    return {**vars(history), "validation": scores}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run.safetensors"
+
+
+# --- taking a run up again -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("every", "redone"), [(None, 3), (4, 0), (3, 2), (100, 8)])
+@pytest.mark.parametrize("changed", [{}, {"validation": pictures(9, 1), "patience": 2, "clip": 0.5}])
+def test_an_interrupted_run_ends_as_an_undisturbed_one(path, every, redone, changed):
+    expected, undisturbed, steps = run(None, **changed)
+    run(path, after=8, checkpoint_every=every, **changed)
+    found, history, more = run(path, checkpoint_every=every, **changed)
+    assert same(found, expected)
+    assert history == undisturbed
+    assert more == steps - 8 + redone
+
+
+@pytest.mark.parametrize("every", [None, 4, 7, 100])
+def test_a_finished_run_returns_at_once_with_its_weights_and_history(path, every):
+    validation = pictures(9, 1)
+    expected, history, _ = run(path, checkpoint_every=every, validation=validation, patience=3)
+    before = path.read_bytes()
+    found, again, steps = run(path, checkpoint_every=every, validation=validation, patience=3)
+    assert steps == 0
+    assert same(found, expected)
+    assert again == history
+    assert path.read_bytes() == before
+
+
+def test_a_run_that_stopped_early_does_not_go_on_when_it_is_taken_up(path):
+    changed = {"epochs": 20, "lr": 0.3, "patience": 1, "validation": pictures(9, 1), "checkpoint_every": 3}
+    expected, history, steps = run(path, **changed)
+    assert steps < 100
+    found, again, more = run(path, **changed)
+    assert (more, again) == (0, history)
+    assert same(found, expected)
+
+
+def test_a_checkpoint_makes_no_difference_to_training(path):
+    assert same(run(path, checkpoint_every=2)[0], run(None)[0])
+
+
+def test_leftovers_of_killed_writers_are_removed_and_nothing_else_is(tmp_path):
+    path, log = tmp_path / "run[1].safetensors", tmp_path / "log.jsonl"
+    ours = [tmp_path / ".run[1].safetensors.7-ab.part", tmp_path / ".log.jsonl.7-ab.part"]
+    others = [tmp_path / ".run1.safetensors.7-ab.part", tmp_path / "run[1].safetensors.part"]
+    for file in ours + others:
+        file.write_bytes(b"half")
+    run(path, log=log)
+    assert not any(file.exists() for file in ours)
+    assert all(file.exists() for file in others)
+
+
+# --- refusals --------------------------------------------------------------------------------------
+
+
+def other_loss(student_logits, teacher_logits, labels):
+    return nn.functional.cross_entropy(student_logits, labels)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"lr": 2e-2}, "lr was 0.01, is 0.02"),
+        ({"epochs": 4}, "epochs was 3, is 4"),
+        ({"batch_size": 7}, "batch_size was 5, is 7"),
+        ({"weight_decay": 0.0}, "weight_decay was 0.0001, is 0.0"),
+        ({"clip": 1.0}, "clip was None, is 1.0"),
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"precision": "bf16"}, "precision was no, is bf16"),
+        ({"data": pictures(seed=1)}, "data was"),
+        ({"validation": pictures(9)}, "validation was None, is"),
+        ({"validation": pictures(9), "patience": 1}, "patience was None, is 1; validation was None"),
+        ({"teacher": torch.zeros(21, 3)}, "teacher was None, is"),
+        ({"loss": other_loss}, "loss was Stopping, is other_loss"),
+        ({"watch": {"more": other_loss}}, r"watch was \[\], is \['more'\]"),
+        ({"student": network(dropout=0.2)}, "student was"),
+        ({"lr": 2e-2, "seed": 1}, "lr was 0.01, is 0.02; seed was 0, is 1"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_checkpoint_of_another_run_is_refused_and_left_alone(path, changed, reason):
+    run(path, after=7)
+    before = path.read_bytes()
+    student = changed.get("student") or network()
+    start = {name: value.clone() for name, value in student.state_dict().items()}
+    with pytest.raises(ValueError, match=f"belongs to another run: .*{reason}.*Delete it to start anew"):
+        run(path, **{**changed, "student": student})
+    assert path.read_bytes() == before
+    assert same(student.state_dict(), start)
+
+
+def test_a_teacher_whose_weights_have_changed_is_refused(path):
+    teacher = network()
+    run(path, teacher=teacher)
+    run(path, teacher=network())  # an equal one is none other
+    with torch.no_grad():
+        teacher[1].weight[0, 0] += 1e-3
+    with pytest.raises(ValueError, match="teacher was"):
+        run(path, teacher=teacher)
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (partial(kd_loss, temperature=3.0, alpha=0.5), "temperature': '2.0'.*temperature': '3.0'"),
+        (kd_loss, "loss was"),
+        (partial(other_loss), "other_loss"),
+    ],
+)
+def test_a_partial_is_known_by_its_arguments(path, other, reason):
+    settings = {"teacher": torch.zeros(21, 3)}
+    run(path, loss=partial(kd_loss, temperature=2.0, alpha=0.5), **settings)
+    run(path, loss=partial(kd_loss, temperature=2.0, alpha=0.5), **settings)
+    with pytest.raises(ValueError, match=reason):
+        run(path, loss=other, **settings)
+
+
+def test_the_description_of_a_loss_holds_no_address_and_tells_arguments_apart():
+    def described(**arguments):
+        return json.dumps(describe(partial(kd_loss, **arguments)))
+
+    assert "0x" not in described(base=kd_loss, part=partial(kd_loss, 1), weight=torch.zeros(3))
+    long = torch.zeros(5000)
+    other = long.clone()
+    other[2500] = 1  # which printing leaves out
+    assert described(weight=long) == described(weight=long.clone()) != described(weight=other)
+    assert described(base=kd_loss) != described(base=other_loss)
+    assert describe(nn.CrossEntropyLoss()) == "CrossEntropyLoss"
+
+
+def test_a_truncated_or_altered_checkpoint_is_refused_and_stays(path):
+    run(path, after=7)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-20] ^= 1
+    for spoilt, reason in [
+        (whole[: len(whole) // 2], "is truncated"),
+        (whole[:3], "is truncated"),
+        (b"", "is truncated"),
+        (bytes(flipped), "has changed since it was written"),
+    ]:
+        path.write_bytes(spoilt)
+        with pytest.raises(ValueError, match=rf"run\.safetensors {reason}; delete it"):
+            run(path)
+        assert path.read_bytes() == spoilt
+    path.write_bytes(whole)
+    assert run(path)[2] == 10
+
+
+def test_a_file_that_is_no_checkpoint_is_refused_and_stays(path):
+    path.write_bytes(b"notes of mine, " * 100)
+    with pytest.raises(ValueError, match="run.safetensors"):
+        run(path)
+    assert path.read_bytes().startswith(b"notes")
+    save_tensors(path, {"a": torch.zeros(2)})
+    with pytest.raises(ValueError, match="is not a checkpoint of fit; choose another name"):
+        run(path)
+
+
+# --- the log ---------------------------------------------------------------------------------------
+
+
+def test_a_log_keeps_the_lines_of_the_epochs_done_and_writes_the_others_again(tmp_path):
+    path = tmp_path / "deeper" / "log.jsonl"
+    log = TrainingLog(path)
+    assert path.read_bytes() == b""
+    for epoch in (1, 2, 3):
+        log.write({"epoch": epoch})
+        assert len(path.read_text().splitlines()) == epoch  # there at once, not when the run ends
+    with open(path, "ab") as file:
+        file.write(b'{"epoch": 4, "lo')  # cut off in the middle
+    TrainingLog(path, epochs_done=2).write({"epoch": 3, "again": True})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert lines[2]["again"]
+    assert all(line["seconds"] >= 0 for line in lines)
+
+
+def test_a_new_run_does_not_add_to_the_log_of_another(tmp_path):
+    for _ in range(2):
+        run(None, log=tmp_path / "log.jsonl")
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
+
+
+def test_without_a_file_nothing_is_logged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    TrainingLog(None).write({"epoch": 1})
+    assert not list(tmp_path.iterdir())
