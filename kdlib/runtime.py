@@ -3,13 +3,13 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Literal
-from unittest import mock
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import patch_environment
 from torch import nn
 
 Precision = Literal["auto", "no", "bf16"]
@@ -79,11 +79,11 @@ def accelerated(
         state.clear()
     wanted = torch.device(device) if device is not None else None
     # Accelerate reads the device of a single process from the environment.
-    named = {"ACCELERATE_TORCH_DEVICE": str(wanted)} if wanted is not None and not launched else {}
+    named = {"accelerate_torch_device": str(wanted)} if wanted is not None and not launched else {}
     # Without being told so, accelerate takes processes launched on a machine of CPUs for strangers.
     on_cpu = wanted.type == "cpu" if wanted else launched and best_device().type == "cpu"
     try:
-        with mock.patch.dict(os.environ, named) if named else nullcontext():
+        with patch_environment(**named):
             place = Accelerator(cpu=on_cpu, mixed_precision="no").device
         if launched and wanted is not None and wanted.type != place.type:
             raise ValueError(f"device is {wanted}, but this process was launched on {place}; expected None")
@@ -91,7 +91,7 @@ def accelerated(
             native = place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
             precision = "bf16" if native else "no"
         AcceleratorState._shared_state.clear()
-        with mock.patch.dict(os.environ, named) if named else nullcontext():
+        with patch_environment(**named):
             yield Accelerator(cpu=on_cpu, mixed_precision=precision)
     finally:
         for state, before in zip(states, aside, strict=True):
