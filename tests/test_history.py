@@ -1,0 +1,216 @@
+"""When training stops, what it keeps and writes down, and how seldom it waits for the device."""
+
+import json
+import math
+import traceback
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kdlib import history
+from kdlib.splits import Examples
+from kdlib.storage import load_tensors
+from kdlib.training import evaluate, fit
+
+SETTINGS = {"batch_size": 4, "device": "cpu", "seed": 0}
+
+
+def pictures(count=18, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(count, 1, 3, 3, generator=generator)
+    return Examples(images, torch.randint(0, 3, (count,), generator=generator), torch.arange(count))
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def one_cycle(step, total, highest):
+    """The learning rate after so many steps, as PyTorch documents its default cycle."""
+
+    def cosine(start, end, share):
+        return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+    top = 0.3 * total - 1
+    if step <= top:
+        return cosine(highest / 25, highest, step / top)
+    return cosine(highest, highest / 25e4, (step - top) / (total - 1 - top))
+
+
+# --- the log ---------------------------------------------------------------------------------------
+
+
+def test_the_log_holds_what_the_history_holds_and_the_learning_rate_of_the_cycle(tmp_path):
+    found = fit(
+        network(), pictures(), epochs=6, lr=0.02, validation=pictures(9, 1), log=tmp_path / "log.jsonl",
+        watch={"size": lambda s, t, y: s.square().mean()}, **SETTINGS,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines] == [5, 10, 15, 20, 25, 30]
+    assert [line["loss"] for line in lines] == found.loss
+    assert [line["size"] for line in lines] == found.watched["size"]
+    assert [line["validation"]["nll"] for line in lines] == [s.nll for s in found.validation]
+    assert [line["validation"]["accuracy"] for line in lines] == [s.accuracy for s in found.validation]
+    # At the end of an epoch stands the rate of the step to come; after the last there is none.
+    expected = [one_cycle(step, 30, 0.02) for step in (5, 10, 15, 20, 25)]
+    assert [line["lr"] for line in lines[:-1]] == pytest.approx(expected, rel=1e-9)
+
+
+# --- patience --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Make validation find these losses, one an epoch, and remember the weights of each epoch."""
+
+    def tell(losses):
+        weights = []
+
+        def found(student, data):
+            weights.append([p.detach().clone() for p in student.parameters()])
+            scores = evaluate(student, data)
+            return type(scores)(scores.accuracy, losses[len(weights) - 1], scores.ece, scores.correct)
+
+        monkeypatch.setattr("kdlib.training.evaluate", found)
+        return weights
+
+    return tell
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "epochs", "best"),
+    [
+        ([3, 2, 2, 2, 1], 2, 4, 1),  # an equal loss is no progress
+        ([3, 2, 2.5, 1, 1.5, 1.4], 2, 6, 3),
+        ([1, 2, 2, 2, 2, 2], 1, 2, 0),
+        ([6, 5, 4, 3, 2, 1], 1, 6, 5),
+        ([1, 2, 2, 2, 2, 2], 9, 6, 0),  # it never stops, and still returns to the best
+    ],
+)
+def test_training_stops_when_patience_ends_and_returns_to_the_best_weights(
+    told, losses, patience, epochs, best
+):
+    weights, student = told(losses), network()
+    found = fit(
+        student, pictures(), epochs=6, lr=0.05, patience=patience, validation=pictures(9, 1), **SETTINGS
+    )
+    assert len(found.loss) == len(found.validation) == epochs
+    assert found.steps == 5 * epochs
+    assert found.best == best
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), weights[best], strict=True))
+
+
+def test_without_patience_the_last_weights_are_kept(told):
+    weights, student = told([1, 2, 3]), network()
+    found = fit(student, pictures(), epochs=3, lr=0.05, validation=pictures(9, 1), **SETTINGS)
+    assert found.best is None
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), weights[2], strict=True))
+
+
+@pytest.mark.parametrize("changed", [{"patience": 0, "validation": pictures()}, {"patience": 2}])
+def test_patience_without_validation_or_below_one_epoch_is_refused(changed):
+    with pytest.raises(ValueError, match="expected at least 1 and a validation part"):
+        fit(network(), pictures(), epochs=2, lr=0.05, **changed, **SETTINGS)
+
+
+def test_steps_between_checkpoints_below_one_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="checkpoint_every=0 counts steps"):
+        fit(network(), pictures(), epochs=1, lr=1.0, checkpoint=tmp_path, checkpoint_every=0, **SETTINGS)
+
+
+# --- losses and weights that are not finite --------------------------------------------------------
+
+
+class Spoilt:
+    """A loss that from a step on is not finite, or has a gradient that is not."""
+
+    def __init__(self, at, *, gradient=False):
+        self.left, self.gradient = at, gradient
+
+    def __call__(self, student_logits, teacher_logits, labels):
+        self.left -= 1
+        loss = nn.functional.cross_entropy(student_logits, labels)
+        if self.left > 0:
+            return loss
+        # The square root of zero is zero, and its slope infinite.
+        return loss + (student_logits * 0).sum().sqrt() if self.gradient else loss * float("inf")
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_a_loss_or_gradient_that_is_not_finite_never_reaches_the_checkpoint(tmp_path, gradient, every):
+    path = tmp_path / "run.safetensors"
+    loss = Spoilt(7, gradient=gradient)
+    with pytest.raises(FloatingPointError, match=r"finite|is (inf|nan)"):
+        fit(
+            network(), pictures(), epochs=3, lr=0.01, loss=loss, checkpoint=path, checkpoint_every=every,
+            **SETTINGS,
+        )  # fmt: skip
+    tensors, metadata = load_tensors(path)
+    assert metadata["kept"]["steps"] == 6
+    assert all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point())
+
+
+# --- waiting for the device ------------------------------------------------------------------------
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often a value was read from a tensor, but for the optimizer's own counts of steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        reads = function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
+        if reads and not any("optim" in frame.filename for frame in traceback.extract_stack(limit=12)):
+            self.count += 1
+        return function(*arguments, **(named or {}))
+
+
+def waits(monkeypatch, count, clock=lambda: 0.0):
+    monkeypatch.setattr(history.time, "monotonic", clock)
+
+    def loss(student_logits, teacher_logits, labels):  # kd_loss looks at its input on a CPU, at each call
+        return nn.functional.cross_entropy(student_logits, labels)
+
+    with Waits() as mode:
+        fit(
+            network(), pictures(count), epochs=2, lr=0.01, loss=loss, clip=1.0, teacher=network(),
+            watch={"again": loss}, validation=pictures(9, 1), patience=2, **SETTINGS,
+        )  # fmt: skip
+    return mode.count
+
+
+def test_values_are_read_once_an_epoch_not_at_each_step(monkeypatch):
+    few, many = waits(monkeypatch, 16), waits(monkeypatch, 160)  # 4 and 40 steps an epoch
+    assert few == many > 0
+
+
+def test_the_running_loss_is_read_once_a_second(monkeypatch):
+    seconds = iter(range(100_000))
+    still, moving = waits(monkeypatch, 160), waits(monkeypatch, 160, lambda: float(next(seconds)))
+    assert moving > still
+
+
+def test_the_progress_bar_shows_the_mean_loss_so_far_also_after_a_resumption(tmp_path, monkeypatch):
+    seconds, shown = iter(range(0, 100_000, 10)), []
+    monkeypatch.setattr(history.time, "monotonic", lambda: float(next(seconds)))
+    figures = history.Run.figures
+    monkeypatch.setattr(history.Run, "figures", lambda run: shown.append(figures(run)) or shown[-1])
+    for left in (3, None):
+        def loss(student_logits, teacher_logits, labels, left=left):
+            if left is not None and len(shown) >= left:
+                raise InterruptedError
+            return student_logits.mean() * 0 + 2.0
+
+        try:
+            fit(network(), pictures(), epochs=1, lr=0.01, loss=loss, checkpoint=tmp_path / "run",
+                checkpoint_every=2, **SETTINGS)  # fmt: skip
+        except InterruptedError:
+            assert left == 3
+    assert shown == ["loss 2.000"] * (3 + 3)
