@@ -299,6 +299,7 @@ def test_a_folder_is_unpacked_beside_the_archive(tmp_path):
         (tar({"other/a": b""}), "it holds no folder things"),
         (tar({"things/a": b"", "../outside": b""}), "outside"),
     ],
+    ids=["cut short", "no archive", "another folder", "a way out"],
 )
 def test_what_cannot_be_unpacked_leaves_nothing(tmp_path, content, reason):
     path = tmp_path / "here" / "things.tar.gz"
