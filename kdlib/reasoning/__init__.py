@@ -1,0 +1,1 @@
+"""Language models that write their reasoning down: puzzles, answers, traces, distillation."""
