@@ -1,0 +1,184 @@
+"""Texts as token ids: what is trained on, what is only read, and in which order."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from kdlib.runtime import substream
+
+__all__ = [
+    "IGNORED", "EpochOrder", "TokenExample", "collate", "collate_prompts", "tokenize", "tokenize_prompts",
+]  # fmt: skip
+
+IGNORED = -100
+"""The label of a position that does not count."""
+
+
+class HasStatement(Protocol):
+    """A `Problem` or a `Trace`."""
+
+    statement: str
+
+
+class HasText(HasStatement, Protocol):
+    """A `Trace`: `text` is the completion, without end-of-text token."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenExample:
+    """A prompt and what is to follow it, as token ids; `completion` holds the closing end-of-text token."""
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+def tokenize_prompts(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[HasStatement | tuple[str, str] | str]
+) -> list[TokenExample]:
+    """The statements as user turns, with the template's generation prompt (`<think>\\n` where it has one).
+
+    Raises:
+        ValueError: no examples, a tokenizer without chat template, or something that is no example.
+    """
+    statements = [statement for statement, _, _ in map(_parts, examples)]
+    return [TokenExample(prompt) for prompt in _prompts(tokenizer, statements)]
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[HasText | tuple[str, str]]
+) -> list[TokenExample]:
+    """Statements and completions: user turn, generation prompt, completion, end-of-text token.
+
+    Prompt and completion are encoded apart, as they are in generation: a token never spans both. A `Trace`
+    that was cut off (`finished` is False) gets no end-of-text token.
+
+    Raises:
+        ValueError: no examples, a completion that repeats the `<think>` of the generation prompt, a tokenizer
+            without chat template or end-of-text token, or something that is no example.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("tokenizer has no eos_token; expected one, for a completion to end with")
+    statements, texts, finished = zip(*map(_parts, examples), strict=True) if len(examples) else ((), (), ())
+    if None in texts:
+        raise ValueError(f"examples[{texts.index(None)}] has no completion; expected a Trace or a pair")
+    prompts = _prompts(tokenizer, statements)
+    _check_thought_opened_once(tokenizer, prompts[0], texts)
+    texts = [text.removesuffix(tokenizer.eos_token) for text in texts]
+    completions = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [
+        TokenExample(prompt, (*completion, tokenizer.eos_token_id) if whole else tuple(completion))
+        for prompt, completion, whole in zip(prompts, completions, finished, strict=True)
+    ]
+
+
+def collate(examples: Sequence[TokenExample], pad: int) -> dict[str, Tensor | int]:
+    """One batch, padded on the right to L, the longest of its examples.
+
+    Returns:
+        input_ids (N, L); attention_mask (N, L), 0 on padding; labels (N, L), not shifted, `IGNORED` on
+        prompts and padding, whatever the id of the padding token; kept, the number of last columns that
+        predict something or are predicted; places (n,), where the n labels stand in all but the first of
+        those columns, flattened: labels[:, 1 − kept:].flatten()[places].
+    """
+    length = max(map(len, examples))
+    first = min(len(example.prompt) for example in examples)
+    input_ids = torch.full((len(examples), length), pad)
+    attention_mask = torch.zeros(len(examples), length, dtype=torch.long)
+    labels = torch.full((len(examples), length), IGNORED)
+    for row, example in enumerate(examples):
+        start, end = len(example.prompt), len(example)
+        input_ids[row, :end] = torch.tensor(example.prompt + example.completion)
+        attention_mask[row, :end] = 1
+        labels[row, start:end] = input_ids[row, start:end]
+    # Position t predicts token t + 1, so that the logits needed begin one column before the first label.
+    kept = length - first + 1
+    places = (labels[:, first:] != IGNORED).flatten().nonzero().squeeze(-1)
+    return {
+        "input_ids": input_ids, "attention_mask": attention_mask, "labels": labels,
+        "places": places, "kept": kept,
+    }  # fmt: skip
+
+
+def collate_prompts(examples: Sequence[TokenExample], pad: int) -> dict[str, Tensor]:
+    """Prompts padded on the left, for generation: input_ids and attention_mask, both (N, longest prompt)."""
+    length = max(len(example.prompt) for example in examples)
+    input_ids = torch.full((len(examples), length), pad)
+    attention_mask = torch.zeros(len(examples), length, dtype=torch.long)
+    for row, example in enumerate(examples):
+        input_ids[row, length - len(example.prompt):] = torch.tensor(example.prompt)
+        attention_mask[row, length - len(example.prompt):] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+class EpochOrder(Sampler[int]):
+    """A fresh order of the examples each epoch, which follows from seed, epoch and their number alone.
+
+    So arms of a comparison meet their examples in the same order, and a resumed run goes on in it.
+
+    Args:
+        lengths: of the examples, in tokens.
+        seed: of the order.
+        group: examples that share a step, if they shall be of similar length (which saves padding; the order
+            then depends on the lengths too); None mixes all.
+    """
+
+    def __init__(self, lengths: Sequence[int], seed: int, group: int | None = None) -> None:
+        self._lengths, self._seed, self._group, self._epoch = list(lengths), seed, group, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(substream(self._seed, "order", self._epoch))
+        if self._group is None:
+            return iter(torch.randperm(len(self), generator=generator).tolist())
+        return iter(get_length_grouped_indices(self._lengths, self._group, generator=generator))
+
+
+def _parts(example: object) -> tuple[str, str | None, bool]:
+    """Statement, completion or None, and whether the completion came to its end."""
+    if isinstance(example, str):
+        return example, None, True
+    if isinstance(example, tuple) and len(example) == 2 and all(isinstance(part, str) for part in example):
+        return *example, True
+    statement, text = getattr(example, "statement", None), getattr(example, "text", None)
+    if isinstance(statement, str) and (text is None or isinstance(text, str)):
+        return statement, text, getattr(example, "finished", True)
+    raise ValueError(f"examples holds {example!r}; expected a Trace or a pair (statement, completion)")
+
+
+def _prompts(tokenizer: PreTrainedTokenizerBase, statements: Sequence[str]) -> list[tuple[int, ...]]:
+    if not statements:
+        raise ValueError("examples is empty; expected at least one")
+    if tokenizer.chat_template is None:
+        raise ValueError("tokenizer has no chat_template; expected one, or set tokenizer.chat_template")
+    turns = [[{"role": "user", "content": statement}] for statement in statements]
+    encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+    return [tuple(ids) for ids in encoded["input_ids"]]
+
+
+def _check_thought_opened_once(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], texts: Sequence[str]
+) -> None:
+    if not tokenizer.decode(prompt).rstrip().endswith("<think>"):
+        return
+    for number, text in enumerate(texts):
+        if text.lstrip().startswith("<think>"):
+            raise ValueError(
+                f"examples[{number}] has a completion that begins with <think>, which the chat template has "
+                f"already written; expected what follows it: drop {text[: text.index('<think>') + 8]!r}"
+            )

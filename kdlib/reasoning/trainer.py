@@ -1,0 +1,322 @@
+"""transformers' Trainer with the distillation loss, a mean over tokens, and completions by the student."""
+
+import inspect
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from kdlib.losses import Divergence, kd_loss, soft_target_loss
+from kdlib.reasoning.examples import EpochOrder, TokenExample, collate, collate_prompts
+from kdlib.runtime import eval_mode, seeded, substream
+
+__all__ = ["DistillationTrainer", "Objective", "Sampling"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised over the tokens of a completion: α·CE(label) + (1 − α)·T²·D(teacher, student)."""
+
+    alpha: float
+    temperature: float = 1.0
+    divergence: Divergence = "forward"
+    beta: float = 0.5
+
+    def terms(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
+        """Sums over n tokens: "loss" and, where both count, "hard" and "soft" as they enter unweighted.
+
+        Args:
+            student: (n, V) logits.
+            teacher: (n, W) logits, W ≤ V, of the student's first W tokens; None where α is 1.
+            labels: (n,) token ids.
+        """
+        if self.alpha == 1:
+            return {"loss": kd_loss(student, None, labels, alpha=1.0, reduction="sum")}
+        soft = soft_target_loss(
+            student[:, : teacher.shape[-1]], teacher, temperature=self.temperature,
+            divergence=self.divergence, beta=self.beta, reduction="sum",
+        )  # fmt: skip
+        if self.alpha == 0:
+            return {"loss": soft}
+        # Over all of the student's logits: it learns not to choose those that are no token.
+        hard = kd_loss(student, None, labels, alpha=1.0, reduction="sum")
+        return {"loss": self.alpha * hard + (1 - self.alpha) * soft, "hard": hard, "soft": soft}
+
+    def names(self) -> tuple[str, ...]:
+        return ("loss", "hard", "soft") if 0 < self.alpha < 1 else ("loss",)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the student writes completions while it learns from them."""
+
+    max_new_tokens: int
+    temperature: float
+    seed: int
+
+
+@dataclass
+class Curve:
+    """The figures of each step so far; those of the last steps are still on the device."""
+
+    names: tuple[str, ...]
+    records: list[dict] = field(default_factory=list)
+    pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class DistillationTrainer(Trainer):
+    """A Trainer for completions.
+
+    Its loss is a sum over the counted tokens of a step divided by their number in that step, over all
+    micro-batches and processes: accumulation and sharing change nothing but rounding. A mean of the
+    micro-batches' means would give tokens of short completions a larger weight.
+
+    Args:
+        student: trained in place.
+        args: Trainer's.
+        examples: with completions, or prompts alone where `sampling` says how the student completes them.
+        tokenizer: saved with each checkpoint.
+        objective: the loss.
+        teacher: on the student's device, in eval mode; None where the objective needs none.
+        width: number of logits that belong to a token, for teacher and student alike.
+        seed: of the order of the examples.
+        group_by_length: see `EpochOrder`.
+        progress: show a progress bar.
+    """
+
+    loss_is_scaled_for_ga = True  # transformers from 5.20 on; for those before, see __init__
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        args: TrainingArguments,
+        examples: list[TokenExample],
+        tokenizer: PreTrainedTokenizerBase,
+        objective: Objective,
+        *,
+        teacher: PreTrainedModel | None,
+        width: int,
+        sampling: Sampling | None,
+        seed: int,
+        group_by_length: bool,
+        progress: bool,
+    ) -> None:
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        collator = collate if sampling is None else collate_prompts
+        use_cache = student.config.use_cache
+        super().__init__(
+            student, args, lambda batch: collator(batch, self._pad), examples, processing_class=tokenizer
+        )
+        # Trainer turns the cache off in the configuration, and would save it so; the forward passes below say
+        # for themselves that they need none.
+        student.config.use_cache = use_cache
+        self.model_accepts_loss_kwargs = True  # Trainer shall not divide by the number of micro-batches
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_Steps(self, progress and self.is_world_process_zero()))
+        self._objective, self._teacher, self._width, self._sampling = objective, teacher, width, sampling
+        self._takes_kept = [
+            model is not None and "logits_to_keep" in inspect.signature(model.forward).parameters
+            for model in (student, teacher)
+        ]
+        group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self._order = EpochOrder([*map(len, examples)], seed, group if group_by_length else None)
+        self._parameters = student.num_parameters(exclude_embeddings=True)
+        self.curve = Curve(objective.names())
+        self._sums: Tensor | None = None
+        self._items: Tensor | None = None
+        self._start = time.perf_counter()
+
+    # --- what is trained on ---------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset=None) -> EpochOrder:
+        return self._order
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        """The micro-batches of a step, and how many tokens count in them, over all processes.
+
+        On-policy the completions are written here, all of them: a step's tokens must be counted before the
+        gradient of its first micro-batch.
+        """
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        if self._sampling is not None:
+            batches = [self._completed(batch, number) for number, batch in enumerate(batches)]
+        items = torch.tensor(sum(len(batch["places"]) for batch in batches), device=device)
+        if self.args.world_size > 1:
+            items = self.accelerator.reduce(items, "sum")
+        self._items = items
+        return batches, items
+
+    @torch.no_grad()
+    def _completed(self, prompts: dict[str, Tensor], number: int) -> dict[str, Tensor | int]:
+        """A batch of prompts with completions that the student writes now.
+
+        The random numbers are of this step, micro-batch and process alone, so that a resumed run writes the
+        same. A completion that reaches `max_new_tokens` counts as far as it goes, without an end.
+        """
+        sampling, model = self._sampling, self.accelerator.unwrap_model(self.model)
+        place = self.state.global_step * self.args.world_size + self.args.process_index
+        seed = substream(substream(sampling.seed, "completions", place), "micro-batch", number)
+        device = self.args.device
+        with eval_mode(model), seeded(seed, device):
+            written = model.generate(
+                **{name: tensor.to(device) for name, tensor in prompts.items()},
+                generation_config=self._generation(model),
+            )
+        length, ends = prompts["input_ids"].shape[1], self._ends(model)
+        examples = [
+            TokenExample(tuple(row[start:length]), _until_end(row[length:], ends))
+            for row, start in zip(
+                written.tolist(), (length - prompts["attention_mask"].sum(-1)).tolist(), strict=True
+            )
+        ]
+        return collate(examples, self._pad)
+
+    def _generation(self, model: PreTrainedModel) -> GenerationConfig:
+        # All is said here: what is left out is taken from the model's own settings (top-k, penalties).
+        beyond = list(range(self._width, model.get_output_embeddings().weight.shape[0]))
+        return GenerationConfig(
+            max_new_tokens=self._sampling.max_new_tokens, max_length=None, min_length=0, do_sample=True,
+            temperature=self._sampling.temperature, top_k=0, top_p=1.0, repetition_penalty=1.0,
+            num_beams=1, num_return_sequences=1, use_cache=True, suppress_tokens=beyond or None,
+            eos_token_id=sorted(self._ends(model)), pad_token_id=self._pad,
+        )  # fmt: skip
+
+    def _ends(self, model: PreTrainedModel) -> set[int]:
+        own = model.generation_config.eos_token_id
+        own = own if isinstance(own, list) else [own]
+        return {self.processing_class.eos_token_id, *(end for end in own if end is not None)}
+
+    # --- the loss -------------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """This micro-batch's share of the step's mean over tokens."""
+        kept, places = inputs["kept"], inputs["places"]
+        labels = inputs["labels"][:, 1 - kept :].flatten()[places]
+        student = self._logits(model, inputs, self._takes_kept[0])
+        teacher = None
+        if self._teacher is not None:
+            with torch.no_grad(), self.accelerator.autocast():
+                teacher = self._logits(self._teacher, inputs, self._takes_kept[1])[:, : self._width]
+        terms = self._objective.terms(student, teacher, labels)
+        sums = torch.stack([terms[name].detach() for name in self.curve.names])
+        self._sums = sums if self._sums is None else self._sums + sums
+        # Sharing processes take the mean of their gradients, where the sum is meant.
+        loss = terms["loss"] * self.args.world_size / num_items_in_batch.clamp(min=1)
+        return (loss, None) if return_outputs else loss
+
+    def _logits(self, model, inputs, takes_kept: bool) -> Tensor:
+        """(n, V): what predicts each counted token."""
+        kept = inputs["kept"]
+        narrowed = {"logits_to_keep": kept} if takes_kept else {}
+        logits = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False,
+            **narrowed,
+        ).logits  # fmt: skip
+        return logits[:, -kept:-1].flatten(0, 1)[inputs["places"]]
+
+    def floating_point_ops(self, inputs) -> int:
+        # Trainer's would count the parameters anew in each micro-batch.
+        return 6 * inputs["input_ids"].numel() * self._parameters
+
+    # --- what is kept of it ---------------------------------------------------------------------------
+
+    def close_step(self) -> None:
+        """The optimizer has taken a step."""
+        self.curve.pending.append((self._sums, self._items))
+        self._sums = None
+
+    def flush(self) -> None:
+        """Read the figures of the last steps from the device; every process must call it.
+
+        Raises:
+            FloatingPointError: a loss was not finite.
+        """
+        curve = self.curve
+        if not curve.pending:
+            return
+        # In float64 from here on: float32 does not hold every number of tokens.
+        sums = torch.stack([sums for sums, _ in curve.pending]).to(torch.float64)
+        items = torch.stack([items for _, items in curve.pending])
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(sums, "sum")
+        first = self.state.global_step - len(curve.pending) + 1
+        curve.pending.clear()
+        for step, (values, tokens) in enumerate(zip(sums.tolist(), items.tolist(), strict=True), first):
+            values = [value / max(tokens, 1) for value in values]
+            if not math.isfinite(values[0]):
+                raise FloatingPointError(
+                    f"the loss of step {step} is {values[0]}; try a smaller lr (now "
+                    f"{self.args.learning_rate}), max_grad_norm=1.0, and look for NaN in the teacher's logits"
+                )
+            named = dict(zip(curve.names, values, strict=True))
+            curve.records.append({"step": step, **named, "tokens": tokens})
+
+    def _save_checkpoint(self, model, trial) -> None:
+        self.flush()
+        if bad := [name for name, p in self.model.named_parameters() if not p.isfinite().all()]:
+            raise FloatingPointError(
+                f"the weights {', '.join(bad[:3])} are not finite, though the loss was; try "
+                "max_grad_norm=1.0 and a smaller lr. Checkpoints of earlier steps are unchanged"
+            )
+        # Trainer writes its history last: a checkpoint that has one is whole.
+        self.state.log_history = [*self.curve.records, {"seconds": self.curve.seconds + self.elapsed()}]
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # each process writes one; then the first may write the history
+
+    def take_up(self, history: list[dict]) -> None:
+        """The figures of the steps that a checkpoint holds."""
+        self.curve.records = [record for record in history if "loss" in record and "tokens" in record]
+        self.curve.seconds = sum(record.get("seconds", 0.0) for record in history if "loss" not in record)
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self._start
+
+
+class _Steps(TrainerCallback):
+    """Tells the trainer of its steps, and shows them."""
+
+    def __init__(self, trainer: DistillationTrainer, progress: bool) -> None:
+        self._trainer, self._progress, self._bar = trainer, progress, None
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        self._trainer._start = time.perf_counter()
+        if self._progress:
+            self._bar = tqdm(desc="steps", total=state.max_steps, initial=state.global_step, leave=False)
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        self._trainer.close_step()
+        # Seldom: reading the figures waits for the device.
+        if state.global_step % 50 == 0 or state.global_step >= state.max_steps:
+            self._trainer.flush()
+        if self._bar is not None:
+            if state.global_step % 50 == 0:
+                loss = self._trainer.curve.records[-1]["loss"]
+                self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            self._bar.update()
+
+    def on_train_end(self, args, state, control, **_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _until_end(tokens: list[int], ends: set[int]) -> tuple[int, ...]:
+    """The tokens up to the first end-of-text token, which is kept; all of them where there is none."""
+    end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return tuple(tokens[: end + 1])

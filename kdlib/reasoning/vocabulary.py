@@ -1,0 +1,69 @@
+"""Which entries of two models' logits stand for the same token."""
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["check_same_tokens", "logit_width", "real_tokens"]
+
+
+def real_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Number of leading logits that belong to a token: the highest token id plus one.
+
+    Checkpoints pad the rest of the vocabulary axis to a round number: Qwen2.5's 151,665 tokens have 151,936
+    logits at 1.5B and 152,064 at 7B.
+    """
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def logit_width(model: PreTrainedModel) -> int:
+    """The size of a model's vocabulary axis, padding included."""
+    head = model.get_output_embeddings()
+    return head.weight.shape[0] if head is not None else model.config.get_text_config().vocab_size
+
+
+def check_same_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase | None,
+    **models: PreTrainedModel,
+) -> int:
+    """See that every model has a logit for each token, and that the teacher means the same tokens by them.
+
+    Args:
+        tokenizer: the student's.
+        teacher_tokenizer: the teacher's; None where it is the student's.
+        models: by the name they have in an error message.
+
+    Returns:
+        `real_tokens(tokenizer)`: the number of logits to compare.
+
+    Raises:
+        ValueError: naming the first token that differs, or the model that is too narrow.
+    """
+    if teacher_tokenizer is not None:
+        _check_tokenizers(tokenizer, teacher_tokenizer)
+    real = real_tokens(tokenizer)
+    for name, model in models.items():
+        if logit_width(model) < real:
+            raise ValueError(
+                f"{name} has {logit_width(model)} logits, but tokenizer has tokens up to id {real - 1}; "
+                f"expected at least {real}: take the tokenizer it was built for, or call "
+                f"{name}.resize_token_embeddings({real})"
+            )
+    return real
+
+
+def _check_tokenizers(
+    tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    ours = {number: token for token, number in tokenizer.get_vocab().items()}
+    theirs = {number: token for token, number in teacher_tokenizer.get_vocab().items()}
+    for number in sorted(ours.keys() | theirs.keys()):
+        if ours.get(number) != theirs.get(number):
+            raise ValueError(
+                f"teacher_tokenizer has {_token(theirs, number)} where tokenizer has {_token(ours, number)}; "
+                "logits can only be compared token by token: take a teacher of the same family, or learn "
+                "from its texts (teacher=None), which any tokenizer can read"
+            )
+
+
+def _token(tokens: dict[int, str], number: int) -> str:
+    return f"token {number} {tokens[number]!r}" if number in tokens else f"no token {number}"
