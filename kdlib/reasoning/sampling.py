@@ -1,0 +1,237 @@
+"""Completions of a causal language model; each with random numbers of its own, whatever the batch."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+__all__ = ["Completion", "Writer"]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after a prompt.
+
+    Attributes:
+        text: without the end-of-sequence token; other special tokens are kept as they were written.
+        tokens: how many were generated, that of the end included.
+        finished: whether the end was written; otherwise `max_new_tokens` cut it off.
+    """
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+class Writer:
+    """A model and its tokenizer with the settings they write with.
+
+    Args:
+        model: any causal language model of transformers. Its own generation settings (repetition penalty,
+            top-k, …) are set aside: temperature and top-p are all there is.
+        tokenizer: has a chat template. Tokens that only the model has, as padding of its vocabulary, are
+            never chosen.
+        temperature: divides the logits; 0 takes the most probable token.
+        top_p: only the most probable tokens are drawn from, as many as it takes to hold this share.
+        max_new_tokens: a completion ends there at the latest.
+
+    Raises:
+        ValueError: a setting out of its range, or tokenizer and model that do not fit together.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+    ) -> None:
+        if not 0 <= temperature < float("inf"):
+            raise ValueError(f"temperature must be at least 0 (0: the likeliest token); got {temperature!r}")
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p must lie above 0 and not above 1 (1: all tokens); got {top_p!r}")
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens!r}")
+        if model.config.is_encoder_decoder:
+            raise ValueError(
+                f"model must be a causal language model; {type(model).__name__} has an encoder of its own"
+            )
+        if not tokenizer.chat_template:
+            raise ValueError("tokenizer has no chat template for the prompts; set tokenizer.chat_template")
+        if tokenizer.eos_token_id is None:
+            raise ValueError("tokenizer has no end-of-sequence token, so nothing would end; set eos_token")
+        self._known = max(tokenizer.get_vocab().values()) + 1
+        rows = model.get_input_embeddings().weight.shape[0]
+        if self._known > rows:
+            raise ValueError(
+                f"tokenizer has {self._known} tokens, but model embeds {rows}: load both from one place, "
+                f"or call model.resize_token_embeddings({self._known})"
+            )
+        self.model, self.tokenizer = model, tokenizer
+        self.temperature, self.top_p, self.max_new_tokens = temperature, top_p, max_new_tokens
+        self._ends = _ends(model, tokenizer)
+        self._pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+    def prompt(self, statement: str) -> list[int]:
+        """Token ids of the statement as the user's turn, up to where the model begins.
+
+        Raises:
+            ValueError: it leaves fewer than `max_new_tokens` of the model's positions.
+        """
+        turn = [{"role": "user", "content": statement}]
+        encoded = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)
+        ids = encoded["input_ids"]
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and len(ids) + self.max_new_tokens > positions:
+            raise ValueError(
+                f"max_new_tokens is {self.max_new_tokens}, but the model has {positions} positions, and the "
+                f"prompt {statement[:60]!r} takes {len(ids)} of them; expected at most {positions - len(ids)}"
+            )
+        return ids
+
+    def write(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Completion]:
+        """A completion for each prompt, all in one batch.
+
+        Each has a seed of its own, and draws one number from it for each token. With other prompts in the
+        batch the same numbers meet logits that differ by rounding (in the last bits in float32, more in
+        bfloat16); now and then that makes another token.
+
+        Raises:
+            FloatingPointError: logits that are not finite.
+        """
+        longest = max(map(len, prompts))
+        ids = torch.full((len(prompts), longest), self._pad)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        device = self.model.device
+        choice = TokenChoice(
+            self._uniforms(seeds).to(device), longest, self._known, self.temperature, self.top_p
+        )
+        settings = GenerationConfig(
+            # The choice leaves one token with a finite score; finding that takes no random number.
+            do_sample=False, max_new_tokens=self.max_new_tokens, use_cache=True,
+            eos_token_id=self._ends, pad_token_id=self._pad,
+        )  # fmt: skip
+        with _no_settings_of_its_own(self.model):
+            written = self.model.generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings,
+                logits_processor=LogitsProcessorList([choice]),
+            )  # fmt: skip
+        if not choice.finite:
+            raise FloatingPointError(
+                "the model's logits are not finite: its weights are damaged, or its dtype is too narrow "
+                "(bfloat16 reaches further than float16)"
+            )
+        return [self._completion(row) for row in written[:, longest:].tolist()]
+
+    def _uniforms(self, seeds: Sequence[int]) -> Tensor:
+        """(B, max_new_tokens) numbers in [0, 1)."""
+        if not self.temperature:
+            return torch.empty(len(seeds), 0)
+        # Philox takes the whole seed as its key; torch's generator on the CPU would take 32 bits of it.
+        streams = [np.random.Generator(np.random.Philox(key=seed)) for seed in seeds]
+        return torch.from_numpy(np.stack([s.random(self.max_new_tokens, np.float32) for s in streams]))
+
+    def _completion(self, ids: list[int]) -> Completion:
+        end = next((place for place, token in enumerate(ids) if token in self._ends), None)
+        # Special tokens are kept: some tokenizers count </think> among them.
+        text = self.tokenizer.decode(
+            ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return Completion(text, len(ids) if end is None else end + 1, end is not None)
+
+
+class TokenChoice(LogitsProcessor):
+    """Chooses a token in each row, by that row's own uniform numbers, and rules out all others.
+
+    From the distribution that transformers' temperature and top-p leave, by inversion: the first token, in
+    the order of the vocabulary, up to which the probabilities add up to more than the row's number.
+
+    Args:
+        uniforms: (B, steps) in [0, 1).
+        start: length of the prompts, so that the step is known.
+        known: tokens from this one on are never chosen.
+        temperature, top_p: as in `Writer`.
+    """
+
+    def __init__(self, uniforms: Tensor, start: int, known: int, temperature: float, top_p: float) -> None:
+        self._uniforms, self._start, self._known = uniforms, start, known
+        self._temperature = TemperatureLogitsWarper(float(temperature)) if temperature else None
+        self._share, self._top_p = top_p, TopPLogitsWarper(float(top_p))
+        self._finite = torch.ones((), dtype=torch.bool, device=uniforms.device)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all logits so far were numbers, −∞ among them."""
+        return bool(self._finite)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, V) float32 scores with one finite number a row, for (B, L) tokens so far."""
+        # Kept on the device: asking would wait for it at each step.
+        self._finite &= scores.amax(-1).isfinite().all()
+        known = scores[:, : self._known]
+        if self._temperature is None:
+            chosen = known.argmax(-1)
+        else:
+            chosen = self._drawn(self._temperature(input_ids, known), input_ids.shape[1] - self._start)
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0)
+
+    def _drawn(self, scores: Tensor, step: int) -> Tensor:
+        probabilities = scores.softmax(-1)
+        if self._share == 1:
+            return inverted(probabilities, self._uniforms[:, step])
+        largest, chosen = probabilities.max(-1)
+        # Where one token holds the whole share there is no choice. Most tokens of a trained model are such,
+        # and top-p sorts its rows, which on a CPU takes as long as a small model.
+        open_rows = (largest < self._share).nonzero().squeeze(1)
+        if len(open_rows):
+            left = self._top_p(None, scores[open_rows]).softmax(-1)
+            chosen[open_rows] = inverted(left, self._uniforms[open_rows, step])
+        return chosen
+
+
+def inverted(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """(B) classes from (B, C) probabilities: the quantile of each row's uniform number in [0, 1).
+
+    A class of probability 0 is never chosen, whatever the rounding of the sums.
+    """
+    # At such classes the sum counts as 0: a parallel scan may round it above its neighbours'.
+    cumulative = probabilities.cumsum(-1).masked_fill_(probabilities == 0, 0)
+    total = cumulative.amax(-1)
+    below_total = torch.nextafter(total, torch.zeros_like(total))
+    reached = torch.minimum(uniforms * total, below_total)
+    return (cumulative > reached[:, None]).int().argmax(-1)
+
+
+def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a completion: the tokenizer's, and those that the model has beside it."""
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [own]
+    # A model made from a configuration has that class's default, which means nothing to this tokenizer.
+    return own if tokenizer.eos_token_id in own else [tokenizer.eos_token_id]
+
+
+@contextmanager
+def _no_settings_of_its_own(model: PreTrainedModel) -> Iterator[None]:
+    # What a generation config leaves open, generate takes from the model's.
+    aside, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = aside
