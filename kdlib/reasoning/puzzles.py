@@ -1,0 +1,237 @@
+"""Puzzles of heads and feet, drawn at random: always with exactly one answer, told apart by a key.
+
+"A cage holds chickens and rabbits: 10 heads and 28 feet. How many of each?" is the first of a family. Other
+animals have other numbers of legs, three animals need a third fact, and in a chain the answer of one cage is
+the number of heads in the next. With counts a and b, legs l < m, heads H and feet F,
+
+    a + b = H,   l·a + m·b = F   ⟹   b = (F − l·H) / (m − l)
+
+so a puzzle has an answer if b is a whole number between 0 and H. The puzzle is about 1,500 years old: Sunzi
+Suanjing, chapter 3, problem 31 (35 heads, 94 feet).
+
+`solve` comes from `kdlib.reasoning.solving`; `kdlib.reasoning.wording` puts puzzles and solutions in words.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kdlib.reasoning.cages import ANIMALS, Animal, Cage, Fact, Kind, Puzzle, check_names
+from kdlib.reasoning.solving import Solution, solve
+
+__all__ = [
+    "ANIMALS", "Animal", "Cage", "Fact", "Puzzle", "PuzzleSplits", "Solution",
+    "make_puzzle", "puzzle_splits", "solve",
+]  # fmt: skip
+
+MULTIPLES = (1, 2, 3, 4)  # of the third fact: as many, twice as many, …
+
+
+def make_puzzle(
+    kind: Kind = "pair",
+    *,
+    rng: random.Random,
+    heads: tuple[int, int] = (2, 50),
+    animals: Sequence[str] | None = None,
+    cages: int = 2,
+    shuffle: bool = False,
+) -> Puzzle:
+    """Draw a puzzle that has exactly one answer, with at least one animal of every kind it names.
+
+    Pairs and chains: all counts that fit `heads` are equally likely. Three: the fact is a multiple (1 to 4
+    times) or a difference, with equal chances.
+
+    Args:
+        kind: "pair", "three" or "chain".
+        rng: source of randomness; the same state gives the same puzzle.
+        heads: least and largest number of heads, both included; in a chain, of the first cage.
+        animals: names to choose from; all of `ANIMALS` when None. Animals of one cage differ in legs.
+        cages: length of a chain, at least 2.
+        shuffle: whether animals are named in any order; otherwise those with fewer legs come first. In a
+            chain the next cage asks for the animal named last.
+
+    Raises:
+        ValueError: for a kind, range, length or name that is none, or if no such puzzle exists.
+    """
+    low, high = _check_request(kind, heads, cages)
+    names = _check_animals(animals, 3 if kind == "three" else 2)
+    if kind == "three":
+        return Puzzle((_draw_three(rng, low, high, names, shuffle),))
+    length = cages if kind == "chain" else 1
+    counts = _falling(rng, low, high, length)
+    drawn, used = [], set()
+    for position, (total, last) in enumerate(zip(counts, counts[1:], strict=False)):
+        chosen = _choose(rng, names, 2, used, drawn[-1].animals[-1] if drawn else None)
+        if shuffle:
+            rng.shuffle(chosen)
+        used.update(chosen)
+        first_legs, last_legs = (ANIMALS[name].legs for name in chosen)
+        feet = first_legs * (total - last) + last_legs * last
+        drawn.append(Cage(tuple(chosen), None if position else total, feet))
+    return Puzzle(tuple(drawn))
+
+
+def _check_request(kind: str, heads: tuple[int, int], cages: int, argument: str = "heads") -> tuple[int, int]:
+    if kind not in ("pair", "three", "chain"):
+        raise ValueError(f'kind must be "pair", "three" or "chain"; got {kind!r}')
+    if kind == "chain" and (not isinstance(cages, int) or cages < 2):
+        raise ValueError(f"cages, the length of a chain, must be at least 2; got {cages!r}")
+    try:
+        low, high = heads
+    except (TypeError, ValueError):
+        low = high = None
+    if not all(isinstance(bound, int) for bound in (low, high)) or low > high:
+        raise ValueError(f"{argument} must be (least, largest), two whole numbers; got {heads!r}")
+    least = {"pair": 2, "three": 3, "chain": cages + 1}[kind]
+    if high < least:
+        raise ValueError(
+            f"{argument} must reach {least} for kind {kind!r}, for each animal to be there; got {heads!r}"
+        )
+    return max(low, least), high
+
+
+def _check_animals(animals: Sequence[str] | None, size: int) -> list[str]:
+    names = list(ANIMALS) if animals is None else list(animals)
+    check_names("animals", names)
+    if len({ANIMALS[name].legs for name in names}) < size:
+        raise ValueError(f"animals must have at least {size} different numbers of legs; got {names}")
+    return names
+
+
+def _falling(rng: random.Random, low: int, high: int, length: int) -> list[int]:
+    """length + 1 numbers ≥ 1 that fall, the first within low … high, every such row equally likely."""
+    while True:  # rejection: there are C(first − 1, length) rows that begin with `first`
+        first = rng.randint(low, high)
+        if rng.randrange(math.comb(high - 1, length)) < math.comb(first - 1, length):
+            return [first, *sorted(rng.sample(range(1, first), length), reverse=True)]
+
+
+def _choose(rng: random.Random, names: list[str], size: int, used: set[str], barred: str | None) -> list[str]:
+    """Animals of different legs, fewest first: none that is barred, and none used before if possible."""
+    for excluded in (used, {barred}):
+        free = [name for name in names if name not in excluded]
+        if len({ANIMALS[name].legs for name in free}) >= size:
+            while True:
+                chosen = rng.sample(free, size)
+                if len({ANIMALS[name].legs for name in chosen}) == size:
+                    return sorted(chosen, key=lambda name: ANIMALS[name].legs)
+    raise ValueError(
+        f"animals must hold two of different legs besides {barred!r}, which gives the heads of the next "
+        f"cage and cannot be in it; got {names}"
+    )
+
+
+def _draw_three(rng: random.Random, low: int, high: int, names: list[str], shuffle: bool) -> Cage:
+    while True:
+        chosen = _choose(rng, names, 3, set(), None)
+        first, second, third = rng.sample(chosen, 3)
+        heads = rng.randint(low, high)
+        if rng.random() < 0.5:
+            fact = Fact(first, second, times=rng.choice(MULTIPLES))
+            group = 1 + fact.times
+            if heads <= group:
+                continue
+            of_second = rng.randint(1, (heads - 1) // group)
+            of_first = fact.times * of_second
+        else:
+            cuts = sorted(rng.sample(range(1, heads), 2))
+            of_first, of_second = cuts[0], cuts[1] - cuts[0]
+            if of_first <= of_second:
+                continue
+            fact = Fact(first, second, more=of_first - of_second)
+        counts = {first: of_first, second: of_second, third: heads - of_first - of_second}
+        if shuffle:
+            rng.shuffle(chosen)
+        feet = sum(ANIMALS[name].legs * count for name, count in counts.items())
+        cage = Cage(tuple(chosen), heads, feet, fact)
+        if solve(Puzzle((cage,))).status == "unique":  # a fact may repeat what heads and feet say
+            return cage
+
+
+@dataclass(frozen=True)
+class PuzzleSplits:
+    """Disjoint sets of puzzles: no key occurs twice, in one part or in two.
+
+    Attributes:
+        train, validation, test: from the same range of heads.
+        beyond: from another, for what was not trained.
+    """
+
+    train: tuple[Puzzle, ...]
+    validation: tuple[Puzzle, ...]
+    test: tuple[Puzzle, ...]
+    beyond: tuple[Puzzle, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.train)} training, {len(self.validation)} validation and {len(self.test)} test "
+            f"puzzles, {len(self.beyond)} beyond their range"
+        )
+
+
+def puzzle_splits(
+    kind: Kind = "pair",
+    *,
+    train: int,
+    validation: int,
+    test: int,
+    beyond: int = 0,
+    heads: tuple[int, int] = (2, 50),
+    beyond_heads: tuple[int, int] = (51, 99),
+    seed: int = 0,
+    animals: Sequence[str] | None = None,
+    cages: int = 2,
+    shuffle: bool = False,
+) -> PuzzleSplits:
+    """Draw disjoint sets of puzzles; for the same arguments always the same ones.
+
+    Args:
+        train, validation, test, beyond: how many puzzles of each.
+        heads, beyond_heads: least and largest number of heads, both included (in a chain, of the first
+            cage), of the first three and of the last. They must not overlap.
+        seed: of the draw.
+        kind, animals, cages, shuffle: as for `make_puzzle`.
+
+    Raises:
+        ValueError: if there are not as many different puzzles, or for arguments that `make_puzzle` refuses.
+    """
+    sizes = {"train": train, "validation": validation, "test": test, "beyond": beyond}
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise ValueError(f"{name} must be a whole number of at least 0; got {size!r}")
+    low, high = _check_request(kind, heads, cages)
+    options = {"animals": animals, "cages": cages, "shuffle": shuffle}
+    outside: list[Puzzle] = []
+    if beyond:
+        beyond_low, beyond_high = _check_request(kind, beyond_heads, cages, "beyond_heads")
+        if beyond_low <= high and low <= beyond_high:
+            raise ValueError(f"beyond_heads must not overlap heads = {heads}; got {beyond_heads}")
+        outside = _distinct(kind, beyond, random.Random(f"{seed} beyond"), beyond_heads, options)
+    inside = _distinct(kind, train + validation + test, random.Random(f"{seed} within"), heads, options)
+    return PuzzleSplits(
+        tuple(inside[:train]), tuple(inside[train : train + validation]), tuple(inside[train + validation :]),
+        tuple(outside),
+    )  # fmt: skip
+
+
+def _distinct(
+    kind: Kind, size: int, rng: random.Random, heads: tuple[int, int], options: dict
+) -> list[Puzzle]:
+    """Puzzles with different keys, in an order that says nothing of them."""
+    found: dict[str, Puzzle] = {}
+    misses = 0
+    # A puzzle missed by 20 · n draws that are all known ones, n being how many are known, is a rare one:
+    # with equal chances the probability that any is left is below n · e^−20.
+    while len(found) < size and misses < 20 * len(found) + 200:
+        puzzle = make_puzzle(kind, rng=rng, heads=heads, **options)
+        misses = misses + 1 if puzzle.key in found else 0
+        found.setdefault(puzzle.key, puzzle)
+    if len(found) < size:
+        raise ValueError(
+            f"there are no {size} different puzzles of kind {kind!r} with {heads[0]} to {heads[1]} heads, "
+            f"only {len(found)} were found: ask for fewer, widen heads or allow more animals"
+        )
+    puzzles = list(found.values())
+    rng.shuffle(puzzles)  # with unequal chances the likely ones come first
+    return puzzles
