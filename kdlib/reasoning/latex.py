@@ -1,0 +1,166 @@
+"""Whether two formulas in LaTeX mean the same: math-verify, in a process of its own with a time limit.
+
+Why a process: math-verify hands formulas to SymPy, which may compute for hours on a few characters
+(9^{9^{9^9}}, a factorial, an integral). Its own limit is a signal, which works in the main thread only
+and not on Windows; a process can be killed from anywhere. It starts when first needed, stays for later
+questions, and also keeps SymPy's imports and memory out of this one.
+
+Run as a file it is that process: one JSON list [formula, formula] a line in, true or false a line out.
+"""
+
+import atexit
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+__all__ = ["SECONDS", "same_mathematics"]
+
+SECONDS = 2.0
+_START_SECONDS = 120.0
+_MEMORY = 4 * 2**30
+_DEEPEST, _LONGEST = 16, 1_000
+
+
+def same_mathematics(answer: str, expected: str, *, seconds: float = SECONDS) -> bool:
+    """Whether math-verify finds two formulas equal.
+
+    False, without asking, for formulas that are too long or too deeply nested to be answers; False also
+    where comparing takes more than the given time or more memory than 4 GiB.
+
+    Args:
+        answer, expected: LaTeX without dollar signs around it.
+        seconds: the most that comparing may take. Starting the process for the first time takes about
+            two seconds more, on a slow machine longer.
+
+    Raises:
+        ModuleNotFoundError: without math-verify.
+    """
+    if any(len(formula) > _LONGEST or _depth(formula) > _DEEPEST for formula in (answer, expected)):
+        return False
+    return _PROCESS.ask([answer, expected], seconds) is True
+
+
+def _depth(formula: str) -> int:
+    depth = deepest = 0
+    for bracket in re.finditer(r"[({\[]|[)}\]]", formula):
+        depth += 1 if bracket[0] in "({[" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+class _Process:
+    """The process that compares; killed and forgotten when it is late, started again when needed."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._running: subprocess.Popen | None = None
+        self._owner: int | None = None
+
+    def ask(self, question: list[str], seconds: float) -> bool | None:
+        with self._lock:
+            process = self._start()
+            answer = self._exchange(process, json.dumps(question), seconds)
+            if answer is None:
+                self.stop()
+            return answer
+
+    def stop(self) -> None:
+        process, self._running = self._running, None
+        if process is not None and self._owner == os.getpid():
+            process.kill()
+            process.wait()
+            process.stdin.close()
+            process.stdout.close()
+
+    def _start(self) -> subprocess.Popen:
+        # After a fork the pipes belong to the parent.
+        if self._running is not None and self._owner == os.getpid() and self._running.poll() is None:
+            return self._running
+        self.stop()
+        if importlib.util.find_spec("math_verify") is None:
+            raise ModuleNotFoundError(
+                "comparing formulas in LaTeX needs math-verify: python -m pip install math-verify"
+            )
+        self._owner = os.getpid()
+        self._running = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).resolve())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="ascii",
+        )
+        if self._exchange(self._running, json.dumps(["1", "1"]), _START_SECONDS) is not True:
+            self.stop()
+            raise RuntimeError(
+                f"the process that compares formulas did not start; "
+                f"{sys.executable} -c 'import math_verify' shows why"
+            )
+        return self._running
+
+    @staticmethod
+    def _exchange(process: subprocess.Popen, line: str, seconds: float) -> bool | None:
+        timer = threading.Timer(seconds, process.kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline() or "null")
+        except (OSError, ValueError):
+            return None
+        finally:
+            timer.cancel()
+
+
+_PROCESS = _Process()
+atexit.register(_PROCESS.stop)
+
+
+def _serve() -> None:
+    """Answers questions until the input ends; what anyone else prints goes nowhere."""
+    import contextlib
+    import warnings
+
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not on Windows, not on every system
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    warnings.simplefilter("ignore")
+    answers, sys.stdout = sys.stdout, sys.stderr
+
+    from math_verify import LatexExtractionConfig, parse, verify
+    from sympy import Float, Integer
+    from sympy.parsing import sympy_parser
+
+    def number(text: str, *_args, **_kwargs):
+        if re.fullmatch(r"[0-9]+", text):
+            return Integer(int(text))
+        if re.fullmatch(r"[0-9]*\.[0-9]*", text):
+            return Float(text)
+        raise ValueError(f"expected a number, got {text!r}")
+
+    def refused(*_args, **_kwargs):
+        raise ValueError("text is not evaluated as code")
+
+    # SymPy's parser and sympify of a string end in eval(). The LaTeX parser, an ANTLR grammar, calls them for
+    # one thing, the digits of a number; here they read that and nothing else, without eval().
+    sympy_parser.parse_expr, sympy_parser.eval_expr = number, refused
+    config = [LatexExtractionConfig()]
+
+    def parsed(formula: str) -> list:
+        return parse(rf"\boxed{{{formula}}}", config, fallback_mode="no_fallback", parsing_timeout=None)
+
+    for line in sys.stdin:
+        answer, expected = map(parsed, json.loads(line))
+        same = bool(answer and expected) and verify(expected, answer, timeout_seconds=None)
+        print(json.dumps(bool(same)), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _serve()
