@@ -29,13 +29,20 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 
+from kdlib.reasoning.cages import ANIMALS
 from kdlib.reasoning.characters import plain
 from kdlib.reasoning.latex import same_mathematics
+from kdlib.reasoning.steps import Step, arithmetic_steps, first_wrong_step
 
-__all__ = ["LONGEST", "SEARCHED", "Problem", "final_answer", "has_format", "verify_answer"]
+__all__ = [
+    "LONGEST", "SEARCHED", "Problem", "Step",
+    "arithmetic_steps", "final_answer", "first_wrong_step", "has_format", "verify_answer",
+]  # fmt: skip
 
 SEARCHED, LONGEST = 100_000, 1_000
+_TRIES = 50  # answers looked at, from the last one backwards, before a text counts as one without
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
@@ -161,16 +168,13 @@ def _last(found: Iterator[re.Match]) -> re.Match | None:
     return next(iter(deque(found, maxlen=1)), None)
 
 
-_HASHES = re.compile(r"####[ \t]*+([^\n]{1,1000})(?=\n|\Z)")
-
-
 def _after_hashes(text: str) -> str | None:
-    found = None
-    for line in _HASHES.finditer(text):
-        content = _trimmed(line[1])
+    lines = (line.rpartition("####")[2] for line in reversed(text.split("\n")) if "####" in line)
+    for line in islice(lines, _TRIES):
+        content = _trimmed(line) if len(line) <= LONGEST else None
         if content is not None and _is_answer(content):
-            found = content
-    return found
+            return content
+    return None
 
 
 _CUE = re.compile(
@@ -178,18 +182,17 @@ _CUE = re.compile(
     r"|答案?\s{0,3}[*_]{0,3}\s{0,3}(?:[:：是为]))[*_\s]{0,20}",
     re.IGNORECASE,
 )
-# The end of a sentence; a point inside a number is none.
-_SENTENCE = re.compile(r"([^\n]*?)(?:[.!?](?=\s|\*|\Z)|。|\n|\Z)")
+# The end of a sentence; a point inside a number is none, nor is the sign of a factorial.
+_SENTENCE = re.compile(r"([^\n]*?)(?:(?:[.?]|(?<=[A-Za-z]{2})!)(?=\s|\*|\Z)|。|\n|\Z)")
 
 
 def _after_cue(text: str) -> str | None:
-    found = None
-    for cue in _CUE.finditer(text):
+    for cue in islice(reversed(list(_CUE.finditer(text))), _TRIES):
         sentence = _SENTENCE.match(text, cue.end(), cue.end() + LONGEST + 1)
-        content = _trimmed(sentence[1]) if sentence is not None else None
-        if content is not None and len(content) <= LONGEST:
-            found = content
-    return found
+        content = _trimmed(sentence[1]) if sentence is not None and len(sentence[1]) <= LONGEST else None
+        if content is not None:
+            return content
+    return None
 
 
 def _bare(text: str) -> str | None:
@@ -200,12 +203,15 @@ def _bare(text: str) -> str | None:
     return content if content is not None and _is_answer(content) else None
 
 
+_END = re.compile(r"(?:[.。,;；，\s]|(?<=[A-Za-z]{2})!)++\Z")
+
+
 def _trimmed(answer: str) -> str | None:
     """Without blanks, emphasis, closing punctuation; $…$ and its like opened; None if nothing is left."""
     before = None
     while answer != before:
         before = answer
-        answer = answer.strip().strip("*`_").strip().rstrip(".。,;；，!").strip()
+        answer = _END.sub("", answer.strip().strip("*`_")).strip()
         for left, right in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
             inner = answer[len(left) : len(answer) - len(right)]
             if answer.startswith(left) and answer.endswith(right) and inner and left not in inner:
@@ -388,12 +394,19 @@ def _counts(answer: str) -> dict[str, Fraction] | None:
 def _same_counts(answer: Mapping[str, Fraction] | None, expected: Mapping[str, Fraction]) -> bool:
     if answer is None or len(answer) != len(expected):
         return False
-    names = {form: count for name, count in answer.items() for form in _languages(name)}
-    return all(any(names.get(form) == count for form in _languages(name)) for name, count in expected.items())
+    counts = {form: count for name, count in answer.items() for form in _languages(name)}
+    return all(
+        any(counts.get(form) == count for form in _languages(name)) for name, count in expected.items()
+    )
 
 
-def _languages(name: str) -> Iterator[str]:
-    yield from _forms(name)
+_ENGLISH = {animal.chinese: animal.singular for animal in ANIMALS.values()}
+
+
+def _languages(name: str) -> set[str]:
+    """The forms of a name; of an animal's Chinese name those of the English one, too."""
+    forms = _forms(name)
+    return forms | {_ENGLISH[form] for form in forms if form in _ENGLISH}
 
 
 _COMMAND = re.compile(r"\\[A-Za-z]++")

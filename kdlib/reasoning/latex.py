@@ -23,14 +23,24 @@ __all__ = ["SECONDS", "same_mathematics"]
 SECONDS = 2.0
 _START_SECONDS = 120.0
 _MEMORY = 4 * 2**30
-_DEEPEST, _LONGEST = 16, 1_000
+_FIRST = ["(x+1)^2", "x^2+2x+1"]  # loads what SymPy loads when it is first needed
+_DEEPEST, _LONGEST = 10, 1_000
+
+# What SymPy would write out digit by digit, or never finish: powers of powers of numbers, exponents of five
+# digits, factorials and binomials of large numbers; and what is a task, not an answer.
+_EXPLOSIVE = re.compile(
+    r"[0-9)}]\s?\^[\s{(]{0,4}[0-9.]{1,20}+[\s)}]{0,4}\^|\^[\s{(+-]{0,4}[0-9]{5}"
+    r"|(?:[0-9]{5}|\^)[^,;]{0,40}!|![^,;]{0,40}!|\\binom.{0,20}?(?:[0-9]{5}|\^)"
+    r"|\\(?:i{0,3}nt|oint|sum|prod|lim)(?![a-z])",
+    re.DOTALL,
+)
 
 
 def same_mathematics(answer: str, expected: str, *, seconds: float = SECONDS) -> bool:
     """Whether math-verify finds two formulas equal.
 
-    False, without asking, for formulas that are too long or too deeply nested to be answers; False also
-    where comparing takes more than the given time or more memory than 4 GiB.
+    False, without asking, for formulas that are too long or too deeply nested to be answers, or that are
+    known to explode; False also where comparing takes more than the given time or 4 GiB of memory.
 
     Args:
         answer, expected: LaTeX without dollar signs around it.
@@ -40,8 +50,9 @@ def same_mathematics(answer: str, expected: str, *, seconds: float = SECONDS) ->
     Raises:
         ModuleNotFoundError: without math-verify.
     """
-    if any(len(formula) > _LONGEST or _depth(formula) > _DEEPEST for formula in (answer, expected)):
-        return False
+    for formula in (answer, expected):
+        if len(formula) > _LONGEST or _depth(formula) > _DEEPEST or _EXPLOSIVE.search(formula):
+            return False
     return _PROCESS.ask([answer, expected], seconds) is True
 
 
@@ -95,7 +106,7 @@ class _Process:
             text=True,
             encoding="ascii",
         )
-        if self._exchange(self._running, json.dumps(["1", "1"]), _START_SECONDS) is not True:
+        if self._exchange(self._running, json.dumps(_FIRST), _START_SECONDS) is not True:
             self.stop()
             raise RuntimeError(
                 f"the process that compares formulas did not start; "
@@ -134,6 +145,7 @@ def _serve() -> None:
     warnings.simplefilter("ignore")
     answers, sys.stdout = sys.stdout, sys.stderr
 
+    import sympy.physics.units  # noqa: F401  simplify imports it, and it makes names with sympify
     from math_verify import LatexExtractionConfig, parse, verify
     from sympy import Float, Integer
     from sympy.parsing import sympy_parser
