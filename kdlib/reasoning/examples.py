@@ -8,17 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from kdlib.runtime import substream
 
-__all__ = [
-    "IGNORED", "EpochOrder", "TokenExample", "collate", "collate_prompts", "tokenize", "tokenize_prompts",
-]  # fmt: skip
-
-IGNORED = -100
-"""The label of a position that does not count."""
-
+__all__ = ["EpochOrder", "TokenExample", "collate", "collate_prompts", "tokenize", "tokenize_prompts"]
 
 class HasStatement(Protocol):
     """A `Problem` or a `Trace`."""
@@ -85,29 +78,30 @@ def tokenize(
 def collate(examples: Sequence[TokenExample], pad: int) -> dict[str, Tensor | int]:
     """One batch, padded on the right to L, the longest of its examples.
 
+    Only completions are to be predicted. Which positions those are follows from the lengths, never from the
+    id of a token: end-of-text may serve as padding too.
+
     Returns:
-        input_ids (N, L); attention_mask (N, L), 0 on padding; labels (N, L), not shifted, `IGNORED` on
-        prompts and padding, whatever the id of the padding token; kept, the number of last columns that
-        predict something or are predicted; places (n,), where the n labels stand in all but the first of
-        those columns, flattened: labels[:, 1 − kept:].flatten()[places].
+        input_ids (N, L); attention_mask (N, L), 0 on padding; targets (n,), the tokens to predict, example
+        by example; kept, the number of last columns of the logits that predict any of them; places (n,),
+        where in these (N, kept) the predictions stand, flattened.
     """
-    length = max(map(len, examples))
-    first = min(len(example.prompt) for example in examples)
-    input_ids = torch.full((len(examples), length), pad)
-    attention_mask = torch.zeros(len(examples), length, dtype=torch.long)
-    labels = torch.full((len(examples), length), IGNORED)
-    for row, example in enumerate(examples):
-        start, end = len(example.prompt), len(example)
-        input_ids[row, :end] = torch.tensor(example.prompt + example.completion)
-        attention_mask[row, :end] = 1
-        labels[row, start:end] = input_ids[row, start:end]
-    # Position t predicts token t + 1, so that the logits needed begin one column before the first label.
-    kept = length - first + 1
-    places = (labels[:, first:] != IGNORED).flatten().nonzero().squeeze(-1)
+    lengths = torch.tensor([len(example) for example in examples])
+    starts = torch.tensor([len(example.prompt) for example in examples])
+    length = int(lengths.max())
+    rows = [[*e.prompt, *e.completion, *[pad] * (length - len(e))] for e in examples]
+    targets = [token for example in examples for token in example.completion]
+    # The logits of column t predict the token of column t + 1.
+    first = int(starts.min()) - 1
+    columns = torch.arange(first, length)
+    predicting = (columns >= starts[:, None] - 1) & (columns < lengths[:, None] - 1)
     return {
-        "input_ids": input_ids, "attention_mask": attention_mask, "labels": labels,
-        "places": places, "kept": kept,
-    }  # fmt: skip
+        "input_ids": torch.tensor(rows),
+        "attention_mask": (torch.arange(length) < lengths[:, None]).long(),
+        "targets": torch.tensor(targets, dtype=torch.long),
+        "places": predicting.flatten().nonzero().squeeze(-1),
+        "kept": length - first,
+    }
 
 
 def collate_prompts(examples: Sequence[TokenExample], pad: int) -> dict[str, Tensor]:
@@ -144,9 +138,18 @@ class EpochOrder(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(substream(self._seed, "order", self._epoch))
+        order = torch.randperm(len(self), generator=generator).tolist()
         if self._group is None:
-            return iter(torch.randperm(len(self), generator=generator).tolist())
-        return iter(get_length_grouped_indices(self._lengths, self._group, generator=generator))
+            return iter(order)
+        # Sorted among fifty groups only, so that the groups differ from epoch to epoch; transformers'
+        # own grouping would also take each fifty from long to short.
+        size = 50 * self._group
+        pools = (order[start:start + size] for start in range(0, len(order), size))
+        order = [row for pool in pools for row in sorted(pool, key=self._lengths.__getitem__)]
+        groups = [order[start:start + self._group] for start in range(0, len(order), self._group)]
+        rest = groups.pop() if len(groups[-1]) < self._group else []  # must not shift the borders of others
+        mixed = torch.randperm(len(groups), generator=generator).tolist()
+        return iter([row for number in mixed for row in groups[number]] + rest)
 
 
 def _parts(example: object) -> tuple[str, str | None, bool]:
@@ -180,5 +183,5 @@ def _check_thought_opened_once(
         if text.lstrip().startswith("<think>"):
             raise ValueError(
                 f"examples[{number}] has a completion that begins with <think>, which the chat template has "
-                f"already written; expected what follows it: drop {text[: text.index('<think>') + 8]!r}"
+                f"already written; expected what follows it: drop {text[: text.index('<think>') + 7]!r}"
             )

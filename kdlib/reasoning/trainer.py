@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import (
@@ -19,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from kdlib.losses import Divergence, kd_loss, soft_target_loss
+from kdlib.losses import Divergence, soft_target_loss
 from kdlib.reasoning.examples import EpochOrder, TokenExample, collate, collate_prompts
 from kdlib.runtime import eval_mode, seeded, substream
 
@@ -36,7 +37,7 @@ class Objective:
     beta: float = 0.5
 
     def terms(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
-        """Sums over n tokens: "loss" and, where both count, "hard" and "soft" as they enter unweighted.
+        """Sums over n tokens, as of `kd_loss`: "loss" and, where both count, "hard" and "soft" unweighted.
 
         Args:
             student: (n, V) logits.
@@ -44,7 +45,7 @@ class Objective:
             labels: (n,) token ids.
         """
         if self.alpha == 1:
-            return {"loss": kd_loss(student, None, labels, alpha=1.0, reduction="sum")}
+            return {"loss": _cross_entropy(student, labels)}
         soft = soft_target_loss(
             student[:, : teacher.shape[-1]], teacher, temperature=self.temperature,
             divergence=self.divergence, beta=self.beta, reduction="sum",
@@ -52,7 +53,7 @@ class Objective:
         if self.alpha == 0:
             return {"loss": soft}
         # Over all of the student's logits: it learns not to choose those that are no token.
-        hard = kd_loss(student, None, labels, alpha=1.0, reduction="sum")
+        hard = _cross_entropy(student, labels)
         return {"loss": self.alpha * hard + (1 - self.alpha) * soft, "hard": hard, "soft": soft}
 
     def names(self) -> tuple[str, ...]:
@@ -204,14 +205,12 @@ class DistillationTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's share of the step's mean over tokens."""
-        kept, places = inputs["kept"], inputs["places"]
-        labels = inputs["labels"][:, 1 - kept :].flatten()[places]
         student = self._logits(model, inputs, self._takes_kept[0])
         teacher = None
         if self._teacher is not None:
             with torch.no_grad(), self.accelerator.autocast():
                 teacher = self._logits(self._teacher, inputs, self._takes_kept[1])[:, : self._width]
-        terms = self._objective.terms(student, teacher, labels)
+        terms = self._objective.terms(student, teacher, inputs["targets"])
         sums = torch.stack([terms[name].detach() for name in self.curve.names])
         self._sums = sums if self._sums is None else self._sums + sums
         # Sharing processes take the mean of their gradients, where the sum is meant.
@@ -226,7 +225,7 @@ class DistillationTrainer(Trainer):
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False,
             **narrowed,
         ).logits  # fmt: skip
-        return logits[:, -kept:-1].flatten(0, 1)[inputs["places"]]
+        return logits[:, -kept:].flatten(0, 1).index_select(0, inputs["places"])
 
     def floating_point_ops(self, inputs) -> int:
         # Trainer's would count the parameters anew in each micro-batch.
@@ -300,6 +299,10 @@ class _Steps(TrainerCallback):
         if self._progress:
             self._bar = tqdm(desc="steps", total=state.max_steps, initial=state.global_step, leave=False)
 
+    def on_epoch_begin(self, args, state, control, **_) -> None:
+        # Accelerate does not reach the order behind the batches of a resumed epoch that processes share.
+        self._trainer._order.set_epoch(int(state.epoch))
+
     def on_step_end(self, args, state, control, **_) -> None:
         self._trainer.close_step()
         # Seldom: reading the figures waits for the device.
@@ -314,6 +317,12 @@ class _Steps(TrainerCallback):
     def on_train_end(self, args, state, control, **_) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum over tokens, in float32 or better, as `kd_loss` has it; here no position is left out."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, labels, reduction="sum")
 
 
 def _until_end(tokens: list[int], ends: set[int]) -> tuple[int, ...]:

@@ -49,17 +49,17 @@ def assert_same_weights(one, two, atol):
 
 
 def test_fine_tuning_is_that_of_a_loop_without_padding_and_trainer():
-    tokenizer, data = word_tokenizer(), pairs(21)
+    tokenizer, data = word_tokenizer(), pairs(13)
     student, other = qwen().double(), qwen().double()
-    history = distill_language_model(student, tokenizer, data, steps=9, lr=3e-3, batch_size=8, device="cpu")
-    expected = plain_loop(other, tokenize(tokenizer, data), 9, 3e-3, 8)
+    history = distill_language_model(student, tokenizer, data, steps=9, lr=3e-3, batch_size=4, device="cpu")
+    expected = plain_loop(other, tokenize(tokenizer, data), 9, 3e-3, 4)
     torch.testing.assert_close(torch.tensor(history.loss), torch.tensor(expected), atol=1e-6, rtol=0)
     assert_same_weights(student, other, 1e-7)
     assert not student.training
 
 
 def test_logit_distillation_is_that_of_a_loop_with_kd_loss():
-    tokenizer, data = word_tokenizer(), pairs(21)
+    tokenizer, data = word_tokenizer(), pairs(9)
     for options in (
         {"alpha": 0.3, "temperature": 2.0},
         {"alpha": 0.0, "divergence": "reverse"},
@@ -67,10 +67,10 @@ def test_logit_distillation_is_that_of_a_loop_with_kd_loss():
     ):
         student, other, teacher = llama().double(), llama().double(), llama(1).double()
         history = distill_language_model(
-            student, tokenizer, data, teacher=teacher, steps=5, lr=3e-3, batch_size=8, device="cpu", **options
+            student, tokenizer, data, teacher=teacher, steps=3, lr=3e-3, batch_size=4, device="cpu", **options
         )
         expected = plain_loop(
-            other, tokenize(tokenizer, data), 5, 3e-3, 8, teacher, **{"temperature": 1.0, **options}
+            other, tokenize(tokenizer, data), 3, 3e-3, 4, teacher, **{"temperature": 1.0, **options}
         )
         torch.testing.assert_close(torch.tensor(history.loss), torch.tensor(expected), atol=1e-6, rtol=0)
         assert_same_weights(student, other, 1e-7)
