@@ -363,8 +363,10 @@ def _forms(name: str) -> set[str]:
     return forms
 
 
-_BETWEEN = re.compile(r"\s*(?:[;、&\n]|,(?!\d{3}(?!\d))|\band\b|和)(?:\s*(?:,|\band\b|和))*\s*")
-_NAME = r"(?P<name>[^\W\d_]+(?:[ '-][^\W\d_]+){0,3}?)"
+_BETWEEN = re.compile(
+    r"\s*+(?:[;、&]|,(?!\d{3}(?!\d))|\band\b|和)(?:\s*+(?:,|\band\b|和))*+\s*+", re.IGNORECASE
+)
+_NAME = r"(?P<name>[^\W\d_]+?(?:[ '-][^\W\d_]+){0,3}?)"
 _COUNT = rf"(?P<count>[-]?{_NUMERAL})"
 _ITEMS = (
     re.compile(rf"{_COUNT}\s*[只条头匹个隻條頭]?\s*{_NAME}"),

@@ -79,7 +79,7 @@ _TOKEN = re.compile(
     (?P<fraction>\\[dt]?frac\s?\{{\s?(?P<top>[0-9]{{1,20}}+)\s?\}}\s?\{{\s?(?P<bottom>[0-9]{{1,20}}+)\s?\}})
     |(?P<number>{_NUMERAL})
     |(?P<equal>\s*+&?=(?![=>])|\s*+&?≈|\s*+\\approx\b)
-    |(?P<newline>\n\s*+(?:[-*+•]\s)?|\\\\)
+    |(?P<newline>(?:\n|\A)\s*+[-*•]\s|\n\s*+|\\\\)
     |(?P<space>[^\S\n]++|\\[,;:! ]|[$€£¥&]|\\\$|\\(?:left|right)(?![a-zA-Z]))
     |(?P<operator>[-+*/×·⋅÷∙]|\\(?:times|cdot|div)(?![a-zA-Z])|(?<=[0-9) ])[xX](?=\s?[$€£¥]?[0-9]))
     |(?P<bracket>[()])
