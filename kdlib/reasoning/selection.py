@@ -146,7 +146,7 @@ def majority_vote(traces: Iterable[Trace], k: int) -> float:
     """Share of the problems whose most frequent final answer among k samples is right (self-consistency).
 
     Wang et al. 2023, arXiv 2203.11171; DeepSeek's cons@64 is k = 64. Each finished trace with a final answer
-    has one vote. All correct traces give the same answer; wrong answers are the same if they are written alike,
+    has one vote. All correct traces give the same answer; wrong ones are the same if they are written alike,
     apart from case and blanks. Of several answers that are equally frequent, the one written first counts.
 
     From n ≥ k samples a problem this is the exact mean over all subsets of k of them in any order, so that it

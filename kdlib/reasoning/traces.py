@@ -1,7 +1,7 @@
 """Traces: what a model writes when it is asked, sampled, verified and kept.
 
     traces = collect_traces(teacher, tokenizer, problems, "traces.jsonl")
-    good = filter_traces(traces, shortest=True)      # kdlib.reasoning.selection
+    shortest = filter_traces(traces, shortest=True)      # kdlib.reasoning.selection
 
 The sampling step of DeepSeek-R1's distillation (arXiv 2501.12948, section 2.3.3): several samples a problem,
 of which those with a right answer are kept.
@@ -63,8 +63,9 @@ def collect_traces(
         temperature, top_p: DeepSeek's recommendation for R1 by default. Temperature 0 takes the most probable
             token, and then wants `samples=1`.
         max_new_tokens: where a trace is cut off.
-        batch_size: traces written at once. A small model on a CPU gains little beyond 64; memory for keys
-            and values grows with it.
+        batch_size: traces written at once. On one CPU core a model of 0.3M parameters wrote 7,000 tokens a
+            second with 64, 11,000 with 256, 14,000 with 512. Memory for keys and values grows with it, and so
+            does what a kill loses: the batch in the works.
         seed: of the random numbers.
         verify: gets the text and the reference answer of each finished trace. It is known by its name: after
             changing what it does, choose another path.
