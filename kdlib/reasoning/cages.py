@@ -136,6 +136,15 @@ class Cage:
         """The animal of which the fact says nothing."""
         return next(name for name in self.animals if name not in (self.fact.first, self.fact.second))
 
+    def excess(self) -> int:
+        """Feet that one `second` with `times` of `first` have more than as many heads of the third animal.
+
+        0 means that the fact says nothing new: exchanging the two leaves heads and feet as they are.
+        """
+        legs = dict(zip(self.animals, self.legs, strict=True))
+        group = legs[self.fact.second] + self.fact.times * legs[self.fact.first]
+        return group - legs[self.third()] * (1 + self.fact.times)
+
 
 @dataclass(frozen=True)
 class Puzzle:

@@ -14,7 +14,7 @@ Suanjing, chapter 3, problem 31 (35 heads, 94 feet).
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from kdlib.reasoning.cages import ANIMALS, Animal, Cage, Fact, Kind, Puzzle, check_names
@@ -39,8 +39,9 @@ def make_puzzle(
 ) -> Puzzle:
     """Draw a puzzle that has exactly one answer, with at least one animal of every kind it names.
 
-    Pairs and chains: all counts that fit `heads` are equally likely. Three: the fact is a multiple (1 to 4
-    times) or a difference, with equal chances.
+    All counts that fit `heads` are equally likely, so that large numbers are drawn more often than small
+    ones. The fact about three animals is, with equal chances, a difference or a multiple (1 to 4 times); all
+    that fit are equally likely among their like.
 
     Args:
         kind: "pair", "three" or "chain".
@@ -55,14 +56,14 @@ def make_puzzle(
         ValueError: for a kind, range, length or name that is none, or if no such puzzle exists.
     """
     low, high = _check_request(kind, heads, cages)
-    names = _check_animals(animals, 3 if kind == "three" else 2)
+    names = _check_animals(kind, animals)
     if kind == "three":
         return Puzzle((_draw_three(rng, low, high, names, shuffle),))
     length = cages if kind == "chain" else 1
     counts = _falling(rng, low, high, length)
     drawn, used = [], set()
     for position, (total, last) in enumerate(zip(counts, counts[1:], strict=False)):
-        chosen = _choose(rng, names, 2, used, drawn[-1].animals[-1] if drawn else None)
+        chosen = _choose(rng, names, 2, used, drawn[-1].animals[-1:] if drawn else ())
         if shuffle:
             rng.shuffle(chosen)
         used.update(chosen)
@@ -91,12 +92,24 @@ def _check_request(kind: str, heads: tuple[int, int], cages: int, argument: str 
     return max(low, least), high
 
 
-def _check_animals(animals: Sequence[str] | None, size: int) -> list[str]:
+def _check_animals(kind: Kind, animals: Sequence[str] | None) -> list[str]:
     names = list(ANIMALS) if animals is None else list(animals)
     check_names("animals", names)
-    if len({ANIMALS[name].legs for name in names}) < size:
+    size = 3 if kind == "three" else 2
+    if not _differ(names, size):
         raise ValueError(f"animals must have at least {size} different numbers of legs; got {names}")
+    if kind == "chain":
+        for name in names:
+            if not _differ([other for other in names if other != name], 2):
+                raise ValueError(
+                    f"animals of a chain must hold two of different legs besides {name!r}, which cannot be "
+                    f"in the cage whose heads it gives; got {names}"
+                )
     return names
+
+
+def _differ(names: Sequence[str], size: int) -> bool:
+    return len({ANIMALS[name].legs for name in names}) >= size
 
 
 def _falling(rng: random.Random, low: int, high: int, length: int) -> list[int]:
@@ -104,43 +117,45 @@ def _falling(rng: random.Random, low: int, high: int, length: int) -> list[int]:
     while True:  # rejection: there are C(first − 1, length) rows that begin with `first`
         first = rng.randint(low, high)
         if rng.randrange(math.comb(high - 1, length)) < math.comb(first - 1, length):
-            return [first, *sorted(rng.sample(range(1, first), length), reverse=True)]
+            break
+    others: set[int] = set()  # random.sample refuses ranges beyond 2^63
+    while len(others) < length:
+        others.add(rng.randrange(1, first))
+    return [first, *sorted(others, reverse=True)]
 
 
-def _choose(rng: random.Random, names: list[str], size: int, used: set[str], barred: str | None) -> list[str]:
+def _choose(
+    rng: random.Random, names: list[str], size: int, used: Collection[str] = (), barred: Collection[str] = ()
+) -> list[str]:
     """Animals of different legs, fewest first: none that is barred, and none used before if possible."""
-    for excluded in (used, {barred}):
-        free = [name for name in names if name not in excluded]
-        if len({ANIMALS[name].legs for name in free}) >= size:
-            while True:
-                chosen = rng.sample(free, size)
-                if len({ANIMALS[name].legs for name in chosen}) == size:
-                    return sorted(chosen, key=lambda name: ANIMALS[name].legs)
-    raise ValueError(
-        f"animals must hold two of different legs besides {barred!r}, which gives the heads of the next "
-        f"cage and cannot be in it; got {names}"
-    )
+    free = [name for name in names if name not in used]
+    if not _differ(free, size):
+        free = [name for name in names if name not in barred]
+    while True:
+        chosen = rng.sample(free, size)
+        if _differ(chosen, size):
+            return sorted(chosen, key=lambda name: ANIMALS[name].legs)
 
 
 def _draw_three(rng: random.Random, low: int, high: int, names: list[str], shuffle: bool) -> Cage:
+    multiple = rng.random() < 0.5
     while True:
-        chosen = _choose(rng, names, 3, set(), None)
+        chosen = _choose(rng, names, 3)
         first, second, third = rng.sample(chosen, 3)
-        heads = rng.randint(low, high)
-        if rng.random() < 0.5:
+        if multiple:
             fact = Fact(first, second, times=rng.choice(MULTIPLES))
-            group = 1 + fact.times
-            if heads <= group:
+            heads, both = _falling(rng, low, high, 1)
+            of_second, rest = divmod(both, 1 + fact.times)
+            if rest:
                 continue
-            of_second = rng.randint(1, (heads - 1) // group)
             of_first = fact.times * of_second
         else:
-            cuts = sorted(rng.sample(range(1, heads), 2))
-            of_first, of_second = cuts[0], cuts[1] - cuts[0]
-            if of_first <= of_second:
+            heads, both, part = _falling(rng, low, high, 2)
+            of_first, of_second = max(part, both - part), min(part, both - part)
+            if of_first == of_second:
                 continue
             fact = Fact(first, second, more=of_first - of_second)
-        counts = {first: of_first, second: of_second, third: heads - of_first - of_second}
+        counts = {first: of_first, second: of_second, third: heads - both}
         if shuffle:
             rng.shuffle(chosen)
         feet = sum(ANIMALS[name].legs * count for name, count in counts.items())
@@ -221,9 +236,9 @@ def _distinct(
     """Puzzles with different keys, in an order that says nothing of them."""
     found: dict[str, Puzzle] = {}
     misses = 0
-    # A puzzle missed by 20 · n draws that are all known ones, n being how many are known, is a rare one:
-    # with equal chances the probability that any is left is below n · e^−20.
-    while len(found) < size and misses < 20 * len(found) + 200:
+    # Whether more exist is judged by 40 · n draws in a row of the n known ones. One left out with a tenth of
+    # the average chance would have been drawn with probability 1 − e^−4; most are left out together.
+    while len(found) < size and misses < 40 * len(found) + 400:
         puzzle = make_puzzle(kind, rng=rng, heads=heads, **options)
         misses = misses + 1 if puzzle.key in found else 0
         found.setdefault(puzzle.key, puzzle)

@@ -110,6 +110,7 @@ class _Line:
 def _solve_pairs(cages: tuple[Cage, ...]) -> Solution:
     """Follow a chain; an unsettled cage leaves one unknown, which later cages may still settle."""
     line = _Line()
+    unsettled = None  # by no later cage
     for number, cage in enumerate(cages, start=1):
         where = f"cage {number}: " if len(cages) > 1 else ""
         start, slope = line.counts[-1][-1] if line.counts else (cage.heads, 0)
@@ -126,6 +127,10 @@ def _solve_pairs(cages: tuple[Cage, ...]) -> Solution:
                 t, remainder = divmod(heads - start, slope)
                 if rest or remainder or not line.fix(t):
                     return _impossible(unfit)
+            elif rest or heads != start:
+                return _impossible(unfit)
+            if line.low < line.high:  # it does not bear on this cage (snakes took up the difference)
+                unsettled = unsettled or _choice(cages, line)
             line.fix(line.low)
             line.counts.append([(0, 1), (heads, -1)])
             line.high = heads
@@ -149,13 +154,19 @@ def _solve_pairs(cages: tuple[Cage, ...]) -> Solution:
         if not (line.keep_natural(*low) and line.keep_natural(*high)):
             return _impossible(unfit)
     if line.low < line.high:
-        first, second = line.at(line.low), line.at(line.low + 1)
-        open_cage = next(i for i, counts in enumerate(first) if counts != second[i])
-        where = f"cage {open_cage + 1}: " if len(cages) > 1 else ""
-        if len(set(cages[open_cage].legs)) == 1:
-            where += f"{listing(cages[open_cage].animals)} have {cages[open_cage].legs[0]} feet each: "
-        return _ambiguous(cages[open_cage], first[open_cage], second[open_cage], where)
-    return _unique(cages, line.at(line.low))
+        unsettled = unsettled or _choice(cages, line)
+    return unsettled or _unique(cages, line.at(line.low))
+
+
+def _choice(cages: Sequence[Cage], line: _Line) -> Solution:
+    """Ambiguous: shown at the first cage that differs between two solutions."""
+    first, second = line.at(line.low), line.at(line.low + 1)
+    position = next(i for i, counts in enumerate(first) if counts != second[i])
+    cage = cages[position]
+    why = f"cage {position + 1}: " if len(cages) > 1 else ""
+    if cage.legs[0] == cage.legs[1]:
+        why += f"{listing(cage.animals)} have {cage.legs[0]} feet each: "
+    return _ambiguous(cage, first[position], second[position], why)
 
 
 def _unique(cages: Sequence[Cage], counts: Sequence[Sequence[int]]) -> Solution:
@@ -173,7 +184,7 @@ def _solve_three(cage: Cage) -> Solution:
     # those of as many heads of the third.
     leg = {name: ANIMALS[name].legs for name in cage.animals}
     third = cage.third()
-    per_group = leg[fact.second] + fact.times * leg[fact.first] - leg[third] * (1 + fact.times)
+    per_group = cage.excess()
     surplus = (feet - fact.more * leg[fact.first]) - leg[third] * (heads - fact.more)
 
     def counts(second: int | Fraction) -> list[int | Fraction]:

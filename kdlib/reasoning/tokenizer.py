@@ -48,7 +48,7 @@ CHAT_TEMPLATE = """\
 # line has no blank before it.
 _FIRST_WORDS = "A Suppose Let Set Group Answer"
 _WORDS = (
-    "A An Another cage How Suppose Let Set Group "
+    "A An Another cage How Suppose Let Group "
     "holds and heads head feet foot as many the of each in last twice times more than "
     "all are missing has have aside with too fewer group groups so"
 )

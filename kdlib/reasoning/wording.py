@@ -6,13 +6,11 @@ one of + − × ÷, so that a program can check it (`kdlib.reasoning.answers`). 
 sentence.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from kdlib.reasoning.answers import Problem
 from kdlib.reasoning.cages import ANIMALS, Cage, Fact, Puzzle, count_of, listing
 from kdlib.reasoning.solving import solve
-
-if TYPE_CHECKING:
-    from kdlib.reasoning.answers import Problem
 
 __all__ = ["answer_text", "problem", "statement", "written_solution"]
 
@@ -113,7 +111,7 @@ def written_solution(
     """What an assistant writes after the chat template's `<think>` and newline.
 
     Args:
-        puzzle: with exactly one answer. A cage of three needs its third fact.
+        puzzle: with exactly one answer, whatever the numbers. A cage of three needs its third fact.
         style: "suppose" (all are of one kind) or "equations".
         language: "en" or "zh".
         think: whether the steps are written; without them the thought is empty, as in Qwen3's answers
@@ -123,7 +121,9 @@ def written_solution(
         steps + "\\n</think>\\n\\n" + "Answer: 6 chickens and 4 rabbits."
 
     Raises:
-        ValueError: if the puzzle has no single answer or no third fact, or for another style or language.
+        ValueError: if the puzzle has no single answer; if it has one only because its numbers are small (a
+            third fact that is missing or says nothing new), for then no step leads to it; or for another
+            style or language.
     """
     _check_language(language)
     if style not in ("suppose", "equations"):
@@ -131,6 +131,8 @@ def written_solution(
     counts = _counts(puzzle)
     thought = ""
     if think:
+        for cage in puzzle.cages:
+            _check_steps(cage)
         write = _PASSAGES[style, puzzle.kind == "three", language]
         passages = [
             write(cage, sum(held.values()), held) for cage, held in zip(puzzle.cages, counts, strict=True)
@@ -140,10 +142,21 @@ def written_solution(
     return f"{thought}\n</think>\n\n{end.format(_answer(counts[-1], language))}"
 
 
-def problem(puzzle: Puzzle, language: Language = "en") -> "Problem":
-    """The puzzle as a model is asked it, with the reference answer; the key is the same in both languages."""
-    from kdlib.reasoning.answers import Problem
+def _check_steps(cage: Cage) -> None:
+    """Refuse a cage whose steps would divide by 0."""
+    if len(cage.animals) == 2:
+        settled = cage.legs[0] != cage.legs[1]
+    else:
+        settled = cage.fact is not None and cage.excess() != 0
+    if not settled:
+        raise ValueError(
+            f"puzzle must be settled by its facts for its solution to be written; {listing(cage.animals)} "
+            f"with fact = {cage.fact} have one answer only because the numbers are small"
+        )
 
+
+def problem(puzzle: Puzzle, language: Language = "en") -> Problem:
+    """The puzzle as a model is asked it, with the reference answer; the key is the same in both languages."""
     return Problem(puzzle.key, statement(puzzle, language), answer_text(puzzle, language))
 
 
@@ -216,8 +229,6 @@ class _Groups:
     """
 
     def __init__(self, cage: Cage, heads: int, held: dict[str, int]) -> None:
-        if cage.fact is None:
-            raise ValueError("a cage of three is written out with its third fact; this one has fact = None")
         fact = cage.fact
         self.first, self.second, self.third = fact.first, fact.second, cage.third()
         self.times, self.more = fact.times, fact.more

@@ -1,0 +1,173 @@
+"""The puzzles' tokenizer: nothing is lost, prompts are DeepSeek-R1's, it is saved like any other."""
+
+import random
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from kdlib.reasoning.cages import ANIMALS, Cage, Fact, Puzzle
+from kdlib.reasoning.puzzles import make_puzzle
+from kdlib.reasoning.tokenizer import puzzle_tokenizer
+from kdlib.reasoning.wording import answer_text, statement, written_solution
+
+# From tokenizer_config.json of DeepSeek-R1-Distill-Qwen-1.5B, without what concerns tools.
+R1_TEMPLATE = (
+    "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
+    "{% set ns = namespace(system_prompt='') %}{%- for message in messages %}"
+    "{%- if message['role'] == 'system' %}{% set ns.system_prompt = message['content'] %}{%- endif %}"
+    "{%- endfor %}{{bos_token}}{{ns.system_prompt}}{%- for message in messages %}"
+    "{%- if message['role'] == 'user' %}{{'<｜User｜>' + message['content']}}{%- endif %}"
+    "{%- if message['role'] == 'assistant' and message['content'] is not none %}"
+    "{% set content = message['content'] %}"
+    "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
+    "{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}{%- endif %}{%- endfor -%}"
+    "{% if add_generation_prompt %}{{'<｜Assistant｜><think>\\n'}}{% endif %}"
+)
+QUESTION = "A cage holds chickens and rabbits: 10 heads and 28 feet. How many of each?"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return puzzle_tokenizer()
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+def texts():
+    """Statements, answers and completions: all animals and facts, and random puzzles."""
+    rng = random.Random(0)
+    puzzles = [
+        make_puzzle(kind, rng=rng, heads=(2, 10 ** rng.randint(1, 6)), shuffle=True, cages=rng.randint(2, 4))
+        for kind in ("pair", "three", "chain") * 50
+    ]
+    names = list(ANIMALS)
+    for name, other in zip(names, names[1:] + names[:1], strict=True):
+        third = next(n for n in names if n not in (name, other))
+        for counts in ((1, 0, 1), (2, 3, 0), (1, 1, 1), (4, 2, 5), (6, 2, 1)):
+            held = dict(zip((name, other, third), counts, strict=True))
+            feet = sum(ANIMALS[n].legs * count for n, count in held.items())
+            facts = [Fact(name, other, more=counts[0] - counts[1])] if counts[0] > counts[1] else []
+            facts += [Fact(name, other, k) for k in (1, 2, 3, 4) if counts[0] == k * counts[1]]
+            puzzles += [Puzzle((Cage((name, other, third), sum(counts), feet, fact),)) for fact in facts]
+            if ANIMALS[name].legs != ANIMALS[other].legs:
+                feet = ANIMALS[name].legs * counts[0] + ANIMALS[other].legs * counts[1]
+                puzzles.append(Puzzle((Cage((name, other), counts[0] + counts[1], feet),)))
+    puzzles += [Puzzle((Cage(("chickens", "ants"), 1, feet),)) for feet in (1, 2)]  # 1 head, 1 foot
+    for puzzle in puzzles:
+        for language in ("en", "zh"):
+            yield statement(puzzle, language)
+            try:
+                yield answer_text(puzzle, language)
+                for style in ("suppose", "equations"):
+                    for think in (True, False):
+                        yield written_solution(puzzle, style, language, think)
+            except ValueError as refused:
+                assert "one answer" in str(refused)
+
+
+def test_nothing_is_lost(tokenizer):
+    used, number = set(), 0
+    for text in texts():
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.unk_token_id not in ids, text
+        assert tokenizer.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True) == text
+        used.update(ids)
+        number += 1
+    assert number > 2000
+    # And nothing is carried along in vain, but for the tokens of the template.
+    unused = set(range(len(tokenizer))) - used
+    assert {tokenizer.convert_ids_to_tokens(i) for i in unused} == {
+        "<｜▁pad▁｜>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<unk>",
+        "<｜User｜>", "<｜Assistant｜>", "<think>",
+    }  # fmt: skip
+    assert len(tokenizer) <= 300
+
+
+def test_one_token_a_word_a_digit_a_character(tokenizer):
+    assert tokenizer.tokenize("Suppose all 10 are chickens. 2x + 4y = 28. x − 3") == [
+        "Suppose", " all", " 1", "0", " are", " chickens", ".", " 2", "x", " +", " 4", "y", " =",
+        " 2", "8", ".", " x", " −", " 3",
+    ]  # fmt: skip
+    assert tokenizer.tokenize("鸡有10−4=6只。") == list("鸡有10−4=6只。")
+    assert tokenizer.decode(tokenizer("Twelve chickens")["input_ids"]) == "<unk> chickens"
+
+
+def test_special_tokens(tokenizer):
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    assert tokenizer.bos_token == "<｜begin▁of▁sentence｜>"
+    assert tokenizer.eos_token == "<｜end▁of▁sentence｜>"
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<｜▁pad▁｜>", 0)
+    kept = "<｜User｜>A<｜Assistant｜><think>\n\n</think>\n\nAnswer"
+    text = f"<｜begin▁of▁sentence｜>{kept}<｜end▁of▁sentence｜><｜▁pad▁｜>"
+    assert tokenizer.tokenize(text) == [
+        "<｜begin▁of▁sentence｜>", "<｜User｜>", "A", "<｜Assistant｜>", "<think>", "\n", "\n", "</think>",
+        "\n", "\n", "Answer", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>",
+    ]  # fmt: skip
+    # The marks of thought stay where a verifier looks for them.
+    assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == kept
+
+
+def test_pads_on_the_left(tokenizer):
+    batch = tokenizer(["Answer: 6", "Answer"], padding=True, return_tensors="pt")
+    assert batch["input_ids"][1, :2].tolist() == [tokenizer.pad_token_id] * 2
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert set(batch) == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize("generate", [False, True])
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [user(QUESTION)],
+        [{"role": "system", "content": "Answer"}, user(QUESTION)],
+        [user(QUESTION), assistant("Answer: 6 chickens.")],
+        [user("A"), assistant("Suppose.\n</think>\n\nAnswer: 6."), user("How many?")],
+        [user("A"), assistant("<think>\nSuppose.\n</think>\n\nAnswer: 6."), user("How?"), assistant("x")],
+    ],
+    ids=["question", "system", "answer", "second question", "second answer"],
+)
+def test_conversations_as_in_r1(tokenizer, messages, generate):
+    def rendered(**options):
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generate, **options
+        )
+
+    assert rendered() == rendered(chat_template=R1_TEMPLATE)
+
+
+def test_prompt(tokenizer):
+    assert tokenizer.apply_chat_template([user("A cage")], tokenize=False, add_generation_prompt=True) == (
+        "<｜begin▁of▁sentence｜><｜User｜>A cage<｜Assistant｜><think>\n"
+    )
+
+
+@pytest.mark.parametrize("think", [True, False])
+@pytest.mark.parametrize("opening", ["", "<think>\n"])
+def test_a_trace_is_rendered_as_it_is_generated(tokenizer, think, opening):
+    """The last message keeps its thought, so that prompt + completion + eos are the text to train on."""
+    puzzle = Puzzle((Cage(("chickens", "rabbits"), 10, 28),))
+    completion = written_solution(puzzle, think=think)
+    question = [user(statement(puzzle))]
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True)["input_ids"]
+    whole = tokenizer.apply_chat_template([*question, assistant(opening + completion)])["input_ids"]
+    apart = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    assert whole == [*prompt, *apart, tokenizer.eos_token_id]
+
+
+def test_saved_and_loaded(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    messages = [user(QUESTION), assistant("Suppose.\n</think>\n\nAnswer: 6."), user("How many?")]
+    for text in (QUESTION, "笼子里有鸡", "a\n\n2x", "<think>\n</think><｜end▁of▁sentence｜>"):
+        assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+        assert loaded.decode(loaded(text)["input_ids"]) == tokenizer.decode(tokenizer(text)["input_ids"])
+    assert loaded.get_vocab() == tokenizer.get_vocab()
+    assert loaded.special_tokens_map == tokenizer.special_tokens_map
+    assert (loaded.padding_side, loaded.chat_template) == ("left", tokenizer.chat_template)
+    assert loaded.apply_chat_template(messages) == tokenizer.apply_chat_template(messages)
