@@ -124,6 +124,18 @@ def test_one_cage_as_by_search(puzzle):
         )
     )
 )
+# As before, but the third would need 3 heads where there are 2.
+@example(
+    Puzzle(
+        (
+            Cage(("chickens", "cranes"), 3, 6),
+            Cage(("snakes", "chickens"), None, 4),
+            Cage(("rabbits", "dogs"), None, 12),
+        )
+    )
+)
+# The feet would do for 4 cranes; there are 3 at most, and only an even number divides.
+@example(Puzzle((Cage(("chickens", "cranes"), 3, 6), Cage(("ants", "crabs"), None, 24))))
 @example(Puzzle((Cage(("chickens", "cranes"), 9, 18), Cage(("rabbits", "dogs"), None, 12))))
 @example(Puzzle((Cage(("chickens", "cranes"), 9, 18), Cage(("rabbits", "dogs"), None, 13))))
 @example(Puzzle((Cage(("chickens", "cranes"), 2, 4), Cage(("rabbits", "dogs"), None, 12))))
