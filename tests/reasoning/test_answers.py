@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdlib.reasoning import answers, latex
+from kdlib.reasoning import answers, latex, quantities
 from kdlib.reasoning.answers import final_answer, first_wrong_step, has_format, verify_answer
-from kdlib.reasoning.puzzles import make_puzzle, solve
+from kdlib.reasoning.puzzles import ANIMALS, make_puzzle, solve
 from kdlib.reasoning.wording import answer_text, written_solution
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -41,6 +41,7 @@ def r1_traces(name: str) -> list[dict[str, str]]:
         ("Answer: 5\n</think>\nI do not know.", None),  # only inside the thought
         ("<think>\nThe answer is 12. \\boxed{12}", None),  # the thought is never closed
         ("</think>Answer: 1</think>Answer: 2", "2"),
+        ("Answer: 1</think>Answer: 2</think>I am not sure.", None),
         (r"\boxed{3} or rather \boxed{\frac{1}{\sqrt{2}}}.", r"\frac{1}{\sqrt{2}}"),
         (r"\boxed{3}, no: \boxed{4", "3"),  # cut off: the last complete one
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
@@ -165,6 +166,7 @@ def test_right_answers(text, reference):
         ("Answer: not 12", "12"),
         ("Answer: 12 and a half", "12"),
         ("Answer: 12 thousand", "12"),
+        ("Answer: 12 dollars or less", "12"),
         ("Answer: less than 12", "12"),
         (r"\boxed{12 \text{ or } 13}", "12"),
         ("Answer: -12", "12"),
@@ -200,28 +202,27 @@ def test_counts_numbers_and_words_need_no_process(monkeypatch):
     def fail(*_args, **_kwargs):
         raise AssertionError("a formula was compared")
 
-    monkeypatch.setattr(answers, "same_mathematics", fail)
+    monkeypatch.setattr(quantities, "same_mathematics", fail)
     assert verify_answer("Answer: 6 chickens and 4 rabbits", PAIR)
     assert not verify_answer("Answer: 7 chickens and 4 rabbits", PAIR)
     assert verify_answer("#### 1,234", "1234") and not verify_answer("#### 1,235", "1234")
     assert not verify_answer("Answer: some apples", "1234")
 
 
-names = st.lists(st.sampled_from(sorted(answers.ANIMALS)), min_size=2, max_size=3, unique=True)
+names = st.lists(st.sampled_from(sorted(ANIMALS)), min_size=2, max_size=3, unique=True)
 
 
 @given(names, st.lists(st.integers(0, 10**6), min_size=3, max_size=3), st.randoms(), st.integers(-3, 3))
 def test_counts_in_any_order_case_number_and_language(chosen, numbers, rng, change):
     counts = dict(zip(chosen, numbers, strict=False))
-    animals = answers.ANIMALS
 
     def written(wrong: int) -> str:
         items = list(counts.items())
         items[0] = items[0][0], items[0][1] + wrong
         rng.shuffle(items)
         if rng.random() < 0.5:
-            return "，".join(f"{animals[name].chinese}{number}只" for name, number in items)
-        parts = [f"{number:,} {rng.choice([name, animals[name].singular])}" for name, number in items]
+            return "，".join(f"{ANIMALS[name].chinese}{number}只" for name, number in items)
+        parts = [f"{number:,} {rng.choice([name, ANIMALS[name].singular])}" for name, number in items]
         text = ", ".join(parts[:-1]) + " and " + parts[-1]
         return rng.choice([text, text.upper(), text.title()])
 
@@ -333,8 +334,6 @@ def test_hostile_text_costs_bounded_time(text, monkeypatch):
     # The process with its time limit has tests of its own; here it must not be what bounds the time.
     monkeypatch.setattr(latex._PROCESS, "ask", lambda *_: False)
     began = time.process_time()
-    assert not verify_answer(text, "3") and not verify_answer(text, PAIR)
-    assert not verify_answer(text, r"\sqrt{3}")
-    has_format(text)
+    assert not verify_answer(text, PAIR) and not verify_answer(text, r"\sqrt{3}")
     answers.arithmetic_steps(text)
     assert time.process_time() - began < 2

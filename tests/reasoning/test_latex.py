@@ -72,12 +72,6 @@ def test_answers_from_any_thread():
     assert found == {number: number % 2 == 0 for number in range(8)}
 
 
-def test_a_process_that_died_is_replaced():
-    latex._PROCESS._running.kill()
-    latex._PROCESS._running.wait()
-    assert same_mathematics("2x", "x+x")
-
-
 def test_the_missing_package_is_named(monkeypatch):
     latex._PROCESS.stop()
     monkeypatch.setattr(latex.importlib.util, "find_spec", lambda _: None)
