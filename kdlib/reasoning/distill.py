@@ -105,7 +105,9 @@ def distill_language_model(
             is what follows the template's generation prompt, so without the `<think>\\n` that R1's contains;
             it is closed with the end-of-text token, unless its `finished` is False. On-policy statements do.
         output_dir: where checkpoints go, to resume from, and the trained model in the end: it and each
-            `checkpoint-STEP` in it can be given to `from_pretrained`. None saves nothing.
+            `checkpoint-STEP` in it can be given to `from_pretrained`. None saves nothing. (With a model of
+            type qwen2 `AutoTokenizer` takes Qwen2's tokenizer whatever the folder holds; one of your own is
+            loaded by `PreTrainedTokenizerFast`.)
         teacher: with the same tokens; run in eval mode without gradients, in the dtype that its weights have.
         teacher_tokenizer: to be compared with `tokenizer`; None if the teacher's is the same. Logits
             beyond the tokens, which pad vocabularies to different sizes, are cut off from both before they
