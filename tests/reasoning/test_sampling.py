@@ -1,8 +1,11 @@
 """Completions: the distribution they are drawn from, what they do not depend on, and where they end."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
+from characters_tokenizer import characters_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -18,15 +21,17 @@ from transformers import (
 )
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
+from kdlib.reasoning.puzzles import make_puzzle
 from kdlib.reasoning.sampling import TokenChoice, Writer, inverted
 from kdlib.reasoning.tokenizer import puzzle_tokenizer
+from kdlib.reasoning.wording import written_solution
 
 SHAPE = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.3,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3,
 }  # fmt: skip
-TOKENIZER = puzzle_tokenizer()
-STATEMENTS = ["chickens and rabbits", "10 heads", "How many of each? 28 feet and as many heads", "x", "几只"]
+TOKENIZER = characters_tokenizer()
+STATEMENTS = ["chickens and rabbits", "10 heads", "How many? 28 feet", "x", "几只"]
 
 
 def model(kind=Qwen2ForCausalLM, *, seed=0, dtype=torch.float64, **changed):
@@ -185,48 +190,64 @@ def test_the_random_state_of_the_process_is_left_alone():
 # --- where completions end -------------------------------------------------------------------------
 
 
-class Chain(Qwen2ForCausalLM):
+class Script(Qwen2ForCausalLM):
     """Writes a fixed sequence of tokens, whatever it is asked."""
 
-    def forward(self, input_ids=None, **rest):
-        out = super().forward(input_ids=input_ids, **rest)
-        after = torch.tensor([self.follows.get(int(token), 0) for token in input_ids[:, -1]])
-        out.logits = torch.nn.functional.one_hot(after, out.logits.shape[-1])[:, None] * 50.0
+    def forward(self, input_ids=None, past_key_values=None, **rest):
+        out = super().forward(input_ids=input_ids, past_key_values=past_key_values, **rest)
+        length = out.past_key_values.get_seq_length()
+        self.prompt = length if input_ids.shape[1] > 1 else self.prompt
+        token = torch.tensor(self.script[length - self.prompt])
+        row = torch.nn.functional.one_hot(token, out.logits.shape[-1]) * 50.0
+        out.logits = row.expand(len(input_ids), 1, -1)
         return out
 
 
-def chain(*tokens, tokenizer=TOKENIZER):
-    """A model that writes these after "<think>" and a newline, the last prompt token."""
+def script(*tokens, tokenizer=TOKENIZER):
+    """A model that writes these."""
     torch.manual_seed(0)
-    made = Chain(Qwen2Config(vocab_size=len(tokenizer), **SHAPE)).eval()
-    ids = tokenizer.convert_tokens_to_ids(["\n", *tokens])
-    made.follows = dict(zip(ids, ids[1:], strict=False))
+    made = Script(Qwen2Config(vocab_size=len(tokenizer), **SHAPE)).eval()
+    made.script = tokenizer.convert_tokens_to_ids(tokens)
     return made
 
 
-ANSWER = [" Suppose", " x", "=", "6", "</think>", "Answer", ":", "4", TOKENIZER.eos_token]
+ANSWER = ["s", "x", "=", "6", "</think>", "A", ":", "4", TOKENIZER.eos_token]
 
 
 @pytest.mark.parametrize(
     "limit, tokens, finished", [(20, 9, True), (9, 9, True), (8, 8, False), (1, 1, False)]
 )
 def test_tokens_count_the_end_and_the_limit_cuts_exactly(limit, tokens, finished):
-    w = writer(chain(*ANSWER), max_new_tokens=limit)
+    w = writer(script(*ANSWER), max_new_tokens=limit)
     completion = w.write([w.prompt("x")], [0])[0]
     assert (completion.tokens, completion.finished) == (tokens, finished)
     assert completion.text == "".join(ANSWER[: min(limit, 8)])
 
 
 def test_a_think_tag_that_counts_as_special_survives_decoding():
-    tokenizer = puzzle_tokenizer()
+    tokenizer = characters_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
     assert "</think>" in tokenizer.all_special_tokens
-    w = writer(chain(*ANSWER, tokenizer=tokenizer), tokenizer, max_new_tokens=20)
-    assert w.write([w.prompt("x")] * 2, [0, 1])[1].text == " Suppose x=6</think>Answer:4"
+    w = writer(script(*ANSWER, tokenizer=tokenizer), tokenizer, max_new_tokens=20)
+    assert w.write([w.prompt("x")] * 2, [0, 1])[1].text == "sx=6</think>A:4"
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_written_solution_of_a_puzzle_comes_through_as_it_was_written(language):
+    tokenizer, puzzle = puzzle_tokenizer(), make_puzzle(rng=random.Random(0))
+    solution = written_solution(puzzle, language=language)
+    assert "</think>" in solution
+    w = writer(
+        script(*tokenizer.tokenize(solution), tokenizer.eos_token, tokenizer=tokenizer), tokenizer,
+        max_new_tokens=200,
+    )  # fmt: skip
+    completion = w.write([w.prompt("A cage")] * 2, [0, 1])[1]
+    assert completion.text == solution and completion.finished
+    assert completion.tokens == len(tokenizer.tokenize(solution)) + 1
 
 
 def test_a_tokenizer_without_a_pad_token_pads_with_the_end():
-    tokenizer = puzzle_tokenizer()
+    tokenizer = characters_tokenizer()
     tokenizer.pad_token = None
     w = writer(model(), tokenizer)
     prompts = [w.prompt(statement) for statement in STATEMENTS]
@@ -234,15 +255,15 @@ def test_a_tokenizer_without_a_pad_token_pads_with_the_end():
 
 
 def test_the_model_s_further_ends_count_if_its_settings_belong_to_the_tokenizer():
-    m = chain(*ANSWER)
+    m = script(*ANSWER)
     four, end = TOKENIZER.convert_tokens_to_ids(["4", TOKENIZER.eos_token])
     m.generation_config.eos_token_id = [end, four]
     w = writer(m)
-    assert w.write([w.prompt("x")], [0])[0].text == " Suppose x=6</think>Answer:"
+    assert w.write([w.prompt("x")], [0])[0].text == "sx=6</think>A:"
     # As it is in a model made from a configuration, where the number is the class's default.
     m.generation_config.eos_token_id = four
     w = writer(m)
-    assert w.write([w.prompt("x")], [0])[0].text == " Suppose x=6</think>Answer:4"
+    assert w.write([w.prompt("x")], [0])[0].text == "sx=6</think>A:4"
 
 
 def test_generation_settings_that_came_with_the_model_are_set_aside_and_put_back():
@@ -294,7 +315,7 @@ def test_a_prompt_that_leaves_too_few_positions_is_refused_with_the_number_that_
     room = SHAPE["max_position_embeddings"] - len(prompt)
     w = writer(max_new_tokens=room)
     assert w.write([w.prompt("x")], [0])[0].tokens <= room
-    with pytest.raises(ValueError, match=f"max_new_tokens is {room + 1}.*128 positions.*at most {room}"):
+    with pytest.raises(ValueError, match=f"max_new_tokens is {room + 1}.*256 positions.*at most {room}"):
         writer(max_new_tokens=room + 1).prompt("x")
 
 
@@ -302,7 +323,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=f"{len(TOKENIZER)} tokens, but model embeds 50.*resize_token"):
         writer(model(vocab_size=50))
     for name in ("chat_template", "eos_token"):
-        tokenizer = puzzle_tokenizer()
+        tokenizer = characters_tokenizer()
         setattr(tokenizer, name, None)
         with pytest.raises(ValueError, match=f"set (tokenizer.)?{name}"):
             writer(tokenizer=tokenizer)
