@@ -102,15 +102,18 @@ class Cage:
 
     Attributes:
         animals: names from `ANIMALS`.
-        heads: how many animals there are; None: as many as the cage before holds of its LAST animal.
+        heads: how many animals there are; None: as many as the cage before holds of its LAST animal, and
+            `more` besides.
         feet: of all animals together.
         fact: what is known besides, of a cage of three.
+        more: at least 0, and 0 unless heads is None: how many heads there are beyond those animals.
     """
 
     animals: tuple[str, ...]
     heads: int | None
     feet: int
     fact: Fact | None = None
+    more: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "animals", tuple(self.animals))  # so that a list is hashable too
@@ -120,6 +123,12 @@ class Cage:
         if self.heads is not None:
             _check_whole("heads", self.heads, 1)
         _check_whole("feet", self.feet, 0)
+        _check_whole("more", self.more, 0)
+        if self.more and self.heads is not None:
+            raise ValueError(
+                f"more is for a cage that takes its heads from the one before; got more = {self.more} and "
+                f"heads = {self.heads}: leave more out, or give heads = None"
+            )
         if self.fact is not None:
             if len(self.animals) != 3:
                 raise ValueError("fact is for a cage of three animals; a cage of two is settled without it")
@@ -150,7 +159,7 @@ class Cage:
 class Puzzle:
     """One cage, or a chain of cages of two; asked for is what the last cage holds.
 
-    In a chain, every cage but the first has `heads=None`.
+    In a chain, every cage but the first has `heads=None`, and may have `more`.
     """
 
     cages: tuple[Cage, ...]
@@ -189,6 +198,8 @@ class Puzzle:
                 part += f">{cage.animals[-1]}"
             if cage.heads is not None:
                 part += f":{cage.heads}"
+            elif cage.more:
+                part += f":+{cage.more}"
             part += f":{cage.feet}"
             if (fact := cage.fact) is not None:
                 names = (fact.first, fact.second)

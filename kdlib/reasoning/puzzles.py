@@ -1,8 +1,8 @@
 """Puzzles of heads and feet, drawn at random: always with exactly one answer, told apart by a key.
 
 "A cage holds chickens and rabbits: 10 heads and 28 feet. How many of each?" is the first of a family. Other
-animals have other numbers of legs, three animals need a third fact, and in a chain the answer of one cage is
-the number of heads in the next. With counts a and b, legs l < m, heads H and feet F,
+animals have other numbers of legs, three animals need a third fact, and in a chain the answer of one cage
+gives the number of heads in the next. With counts a and b, legs l < m, heads H and feet F,
 
     a + b = H,   l·a + m·b = F   ⟹   b = (F − l·H) / (m − l)
 
@@ -16,6 +16,7 @@ import math
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from kdlib.reasoning.cages import ANIMALS, Animal, Cage, Fact, Kind, Puzzle, check_names
 from kdlib.reasoning.solving import Solution, solve
@@ -35,20 +36,26 @@ def make_puzzle(
     heads: tuple[int, int] = (2, 50),
     animals: Sequence[str] | None = None,
     cages: int = 2,
+    more: bool = False,
     shuffle: bool = False,
 ) -> Puzzle:
     """Draw a puzzle that has exactly one answer, with at least one animal of every kind it names.
 
     All counts that fit `heads` are equally likely, so that large numbers are drawn more often than small
-    ones. The fact about three animals is, with equal chances, a difference or a multiple (1 to 4 times); all
-    that fit are equally likely among their like.
+    ones (but see `more`). The fact about three animals is, with equal chances, a difference or a multiple (1
+    to 4 times); all that fit are equally likely among their like.
 
     Args:
         kind: "pair", "three" or "chain".
         rng: source of randomness; the same state gives the same puzzle.
-        heads: least and largest number of heads, both included; in a chain, of the first cage.
+        heads: least and largest number of heads, both included; in a chain, of the first cage. The least is
+            raised to what `kind` needs: 2, 3, or in a chain cages + 1.
         animals: names to choose from; all of `ANIMALS` when None. Animals of one cage differ in legs.
         cages: length of a chain, at least 2.
+        more: in a chain, whether every cage but the first has at least one head more than it takes from the
+            cage before, so that numbers need not get smaller from cage to cage. Then `heads` bounds every
+            cage; cage by cage, all numbers of heads that may follow the cage before are equally likely, and
+            with each of them all counts.
         shuffle: whether animals are named in any order; otherwise those with fewer legs come first. In a
             chain the next cage asks for the animal named last.
 
@@ -60,16 +67,21 @@ def make_puzzle(
     if kind == "three":
         return Puzzle((_draw_three(rng, low, high, names, shuffle),))
     length = cages if kind == "chain" else 1
-    counts = _falling(rng, low, high, length)
-    drawn, used = [], set()
-    for position, (total, last) in enumerate(zip(counts, counts[1:], strict=False)):
-        chosen = _choose(rng, names, 2, used, drawn[-1].animals[-1:] if drawn else ())
+    rising = more and kind == "chain"
+    rows = _rising(rng, low, high, length) if rising else list(pairwise(_falling(rng, low, high, length)))
+    drawn: list[Cage] = []
+    before = 0
+    for position, (total, last) in enumerate(rows):
+        chosen = _choose(rng, names, 2, drawn[-1].animals[-1:] if drawn else ())
         if shuffle:
             rng.shuffle(chosen)
-        used.update(chosen)
         first_legs, last_legs = (ANIMALS[name].legs for name in chosen)
         feet = first_legs * (total - last) + last_legs * last
-        drawn.append(Cage(tuple(chosen), None if position else total, feet))
+        if position:
+            drawn.append(Cage(tuple(chosen), None, feet, more=total - before))
+        else:
+            drawn.append(Cage(tuple(chosen), total, feet))
+        before = last
     return Puzzle(tuple(drawn))
 
 
@@ -124,13 +136,23 @@ def _falling(rng: random.Random, low: int, high: int, length: int) -> list[int]:
     return [first, *sorted(others, reverse=True)]
 
 
-def _choose(
-    rng: random.Random, names: list[str], size: int, used: Collection[str] = (), barred: Collection[str] = ()
-) -> list[str]:
-    """Animals of different legs, fewest first: none that is barred, and none used before if possible."""
-    free = [name for name in names if name not in used]
-    if not _differ(free, size):
-        free = [name for name in names if name not in barred]
+def _rising(rng: random.Random, low: int, high: int, length: int) -> list[tuple[int, int]]:
+    """For each cage its heads within low … high, and how many of them are of the last kind.
+
+    The last kind of a cage is fewer than the heads of the next.
+    """
+    rows, least = [], low
+    for _ in range(length):
+        total = rng.randint(least, high)
+        last = rng.randint(1, total - 1)
+        rows.append((total, last))
+        least = max(low, last + 1)  # ≤ total ≤ high
+    return rows
+
+
+def _choose(rng: random.Random, names: list[str], size: int, barred: Collection[str] = ()) -> list[str]:
+    """Animals of different legs, fewest first, none that is barred."""
+    free = [name for name in names if name not in barred]
     while True:
         chosen = rng.sample(free, size)
         if _differ(chosen, size):
@@ -197,6 +219,7 @@ def puzzle_splits(
     seed: int = 0,
     animals: Sequence[str] | None = None,
     cages: int = 2,
+    more: bool = False,
     shuffle: bool = False,
 ) -> PuzzleSplits:
     """Draw disjoint sets of puzzles; for the same arguments always the same ones.
@@ -204,9 +227,9 @@ def puzzle_splits(
     Args:
         train, validation, test, beyond: how many puzzles of each.
         heads, beyond_heads: least and largest number of heads, both included (in a chain, of the first
-            cage), of the first three and of the last. They must not overlap.
+            cage; with `more`, of every cage), of the first three and of the last. They must not overlap.
         seed: of the draw.
-        kind, animals, cages, shuffle: as for `make_puzzle`.
+        kind, animals, cages, more, shuffle: as for `make_puzzle`.
 
     Raises:
         ValueError: if there are not as many different puzzles, or for arguments that `make_puzzle` refuses.
@@ -216,7 +239,7 @@ def puzzle_splits(
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise ValueError(f"{name} must be a whole number of at least 0; got {size!r}")
     low, high = _check_request(kind, heads, cages)
-    options = {"animals": animals, "cages": cages, "shuffle": shuffle}
+    options = {"animals": animals, "cages": cages, "more": more, "shuffle": shuffle}
     outside: list[Puzzle] = []
     if beyond:
         beyond_low, beyond_high = _check_request(kind, beyond_heads, cages, "beyond_heads")

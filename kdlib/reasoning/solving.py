@@ -114,6 +114,7 @@ def _solve_pairs(cages: tuple[Cage, ...]) -> Solution:
     for number, cage in enumerate(cages, start=1):
         where = f"cage {number}: " if len(cages) > 1 else ""
         start, slope = line.counts[-1][-1] if line.counts else (cage.heads, 0)
+        start += cage.more
         settled = line.low == line.high
         if settled:
             start, slope = start + slope * line.low, 0

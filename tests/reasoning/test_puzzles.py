@@ -4,7 +4,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import pytest
 
@@ -49,13 +49,74 @@ def test_heads_animals_and_length_are_as_asked(kind):
     assert {name for puzzle in wide for cage in puzzle.cages for name in cage.animals} == set(ANIMALS)
 
 
-def test_chain_avoids_animals_seen_before_while_it_can():
-    for puzzle in draws("chain", cages=4):
-        names = [name for cage in puzzle.cages for name in cage.animals]
-        assert len(set(names)) == len(names)
-    for puzzle in draws("chain", cages=5, animals=("chickens", "rabbits", "ants"), shuffle=True):
-        for before, cage in zip(puzzle.cages, puzzle.cages[1:], strict=False):
+@pytest.mark.parametrize("more", [False, True])
+def test_the_animal_that_links_two_cages_is_in_the_first_only(more):
+    others = Counter()
+    for puzzle in draws("chain", cages=5, animals=("chickens", "rabbits", "ants"), shuffle=True, more=more):
+        for before, cage in pairwise(puzzle.cages):
             assert before.animals[-1] not in cage.animals
+    for puzzle in draws("chain", 2_000, shuffle=True, more=more):
+        first, second = puzzle.cages
+        others[first.animals[0] in second.animals] += 1
+    # Nothing else is barred: of the 25 or 26 pairs of other animals, legs different, 6 or 7 hold the first.
+    assert 0.2 < others[True] / others.total() < 0.3
+
+
+@pytest.mark.parametrize(("low", "high", "cages"), [(4, 9, 2), (2, 9, 3), (5, 6, 4)])
+def test_rising_chains_stay_within_bounds_and_reach_all_of_them(low, high, cages):
+    low_drawn = max(low, cages + 1)
+    heads_seen = [set() for _ in range(cages)]
+    rows_seen = set()
+    for puzzle in draws("chain", 3_000, heads=(low, high), cages=cages, more=True, shuffle=True):
+        held = solve(puzzle).counts
+        heads = [sum(counts.values()) for counts in held]
+        last = [counts[cage.animals[-1]] for counts, cage in zip(held, puzzle.cages, strict=True)]
+        assert all(low_drawn <= number <= high for number in heads)
+        assert puzzle.cages[0].heads == heads[0] and puzzle.cages[0].more == 0
+        for before, number, cage in zip(last, heads[1:], puzzle.cages[1:], strict=False):
+            assert cage.heads is None and cage.more == number - before >= 1
+        for seen, number in zip(heads_seen, heads, strict=True):
+            seen.add(number)
+        rows_seen.add((heads[0], last[0], heads[1]))
+    assert heads_seen == [set(range(low_drawn, high + 1))] * cages
+    # Every share of the first cage, and after it every number of heads that is larger and within bounds.
+    assert rows_seen == {
+        (total, last, following)
+        for total in range(low_drawn, high + 1)
+        for last in range(1, total)
+        for following in range(max(low_drawn, last + 1), high + 1)
+    }
+
+
+def test_rising_chains_are_as_likely_as_said():
+    size = 4_000
+    counted, expected = Counter(), {}
+    for puzzle in draws("chain", size, heads=(3, 6), animals=("chickens", "rabbits", "ants"), more=True):
+        first, second = (list(counts.values()) for counts in solve(puzzle).counts)
+        counted[sum(first), first[-1], sum(second), second[-1]] += 1
+    for total in range(3, 7):
+        for last in range(1, total):
+            least = max(3, last + 1)
+            for following in range(least, 7):
+                for share in range(1, following):
+                    chance = 1 / (4 * (total - 1) * (7 - least) * (following - 1))
+                    expected[total, last, following, share] = size * chance
+    assert set(counted) == set(expected) and sum(expected.values()) == pytest.approx(size)
+    chi_square = sum((counted[row] - mean) ** 2 / mean for row, mean in expected.items())
+    degrees = len(expected) - 1
+    assert chi_square < degrees + 4 * (2 * degrees) ** 0.5
+
+
+def test_more_is_of_chains_alone():
+    for kind in ("pair", "three"):
+        assert draws(kind, more=True) == draws(kind)
+    assert all(cage.more == 0 for puzzle in draws("chain") for cage in puzzle.cages)
+    # What it is for: in the sixth cage, numbers are still large.
+    means = []
+    for more in (False, True):
+        puzzles = draws("chain", cages=6, more=more)
+        means.append(sum(sum(solve(puzzle).counts[5].values()) for puzzle in puzzles) / len(puzzles))
+    assert means[0] < 15 and means[1] > 25
 
 
 @pytest.mark.parametrize(
@@ -64,7 +125,7 @@ def test_chain_avoids_animals_seen_before_while_it_can():
     [("pair", FARM, 20), ("chain", ("chickens", "rabbits", "ants"), 35)],
 )
 def test_all_counts_are_equally_likely(kind, animals, number):
-    size = 5_000
+    size = 4_000
     counted = Counter()
     for puzzle in draws(kind, size, heads=(3, 7), animals=animals):
         held = solve(puzzle).counts
@@ -77,10 +138,12 @@ def test_all_counts_are_equally_likely(kind, animals, number):
 
 
 def test_numbers_of_any_size_are_drawn_at_once():
-    for kind in KINDS:
-        (puzzle,) = draws(kind, 1, heads=(10**40, 10**41))
+    for kind, more in [*zip(KINDS, [False] * 3, strict=True), ("chain", True)]:
+        (puzzle,) = draws(kind, 1, heads=(10**40, 10**41), more=more)
         assert 10**40 <= puzzle.cages[0].heads <= 10**41
-        assert solve(puzzle).status == "unique"
+        solution = solve(puzzle)
+        assert solution.status == "unique"
+        assert not more or 10**40 <= sum(solution.counts[1].values()) <= 10**41
 
 
 def test_third_facts_of_both_forms():
@@ -90,25 +153,30 @@ def test_third_facts_of_both_forms():
 
 
 def test_the_seed_decides():
-    assert draws("chain", seed=5) == draws("chain", seed=5) != draws("chain", seed=6)
+    for more in (False, True):
+        assert draws("chain", seed=5, more=more) == draws("chain", seed=5, more=more)
+        assert draws("chain", seed=5, more=more) != draws("chain", seed=6, more=more)
     code = (
         "from kdlib.reasoning.puzzles import puzzle_splits\n"
-        "print(puzzle_splits('chain', train=9, validation=3, test=3, beyond=4, seed=3).__repr__())"
+        "for more in (False, True):\n"
+        "    splits = puzzle_splits('chain', train=9, validation=3, test=3, beyond=4, seed=3, more=more)\n"
+        "    print(repr(splits))"
     )
     # Another process has another hash seed.
     runs = {
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         for _ in range(2)
     }
-    assert len(runs) == 1
+    (printed,) = runs
+    assert printed.count("PuzzleSplits") == 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_splits_are_disjoint_by_problem(kind):
+@pytest.mark.parametrize(("kind", "more"), [*zip(KINDS, [False] * 3, strict=True), ("chain", True)])
+def test_splits_are_disjoint_by_problem(kind, more):
     # Few enough puzzles for the same ones to be drawn again and again.
     splits = puzzle_splits(
         kind, train=90, validation=30, test=40, beyond=60, heads=(3, 11), beyond_heads=(12, 15),
-        animals=("chickens", "rabbits", "spiders"), shuffle=True, seed=2,
+        animals=("chickens", "rabbits", "spiders"), shuffle=True, seed=2, more=more,
     )  # fmt: skip
     parts = (splits.train, splits.validation, splits.test, splits.beyond)
     assert [len(part) for part in parts] == [90, 30, 40, 60]
@@ -118,12 +186,17 @@ def test_splits_are_disjoint_by_problem(kind):
     for part in parts[:3]:
         assert all(3 <= puzzle.cages[0].heads <= 11 for puzzle in part)
     assert all(12 <= puzzle.cages[0].heads <= 15 for puzzle in splits.beyond)
+    if more:  # then every cage is within the range of its part
+        for part, low, high in zip(parts, (3, 3, 3, 12), (11, 11, 11, 15), strict=True):
+            heads = {sum(counts.values()) for puzzle in part for counts in solve(puzzle).counts[1:]}
+            assert heads <= set(range(low, high + 1)) and max(heads) == high
+            assert all(puzzle.cages[1].more for puzzle in part)
     assert str(splits) == "90 training, 30 validation and 40 test puzzles, 60 beyond their range"
 
 
 def test_splits_are_of_one_kind_of_numbers():
     """Nearly all there are: those found last are rarely drawn, and must not all end up in the test part."""
-    splits = puzzle_splits("three", train=650, validation=0, test=650, heads=(3, 14), animals=THREE)
+    splits = puzzle_splits("three", train=520, validation=0, test=520, heads=(3, 13), animals=THREE)
     means = []
     for part in (splits.train, splits.test):
         small = [puzzle.cages[0].fact.more == 0 for puzzle in part]
@@ -164,12 +237,12 @@ def all_keys(kind, low, high):
 
 
 @pytest.mark.parametrize(
-    ("kind", "animals", "heads"), [("pair", FARM, (2, 30)), ("three", THREE, (3, 7))], ids=["pair", "three"]
+    ("kind", "animals", "heads"), [("pair", FARM, (2, 20)), ("three", THREE, (3, 6))], ids=["pair", "three"]
 )
 def test_all_puzzles_there_are_and_no_more(kind, animals, heads):
     keys = all_keys(kind, *heads)
     if kind == "pair":
-        assert len(keys) == 435
+        assert len(keys) == 190
     splits = puzzle_splits(
         kind, train=len(keys) - 10, validation=0, test=10, heads=heads, animals=animals, seed=4
     )
@@ -188,6 +261,14 @@ def test_key_is_the_problem_not_the_wording():
     assert chains == [
         "chickens+rabbits>rabbits:10:28|ants+spiders:28",
         "chickens+rabbits>chickens:10:28|ants+spiders:28",
+    ]
+    # Heads besides are no heads, and none of them is none.
+    first = Cage(("chickens", "rabbits"), 10, 28)
+    besides = [Puzzle((first, Cage(("spiders", "ants"), None, 28, more=more))).key for more in (0, 3, 28)]
+    assert besides == [
+        "chickens+rabbits>rabbits:10:28|ants+spiders:28",
+        "chickens+rabbits>rabbits:10:28|ants+spiders:+3:28",
+        "chickens+rabbits>rabbits:10:28|ants+spiders:+28:28",
     ]
     same = {
         Puzzle((Cage(animals, 6, 20, fact),)).key
@@ -247,6 +328,10 @@ ONE = Cage(FARM, 10, 28)
         (lambda: Cage(FARM, 2, 4.0), "feet must be a whole number"),
         (lambda: Cage(FARM, 2, 4, Fact("chickens", "rabbits")), "fact is for a cage of three"),
         (lambda: Cage(THREE, 2, 4, Fact("chickens", "dogs")), "fact must be about animals.*'dogs'"),
+        (lambda: Cage(FARM, None, 4, more=-1), "more must be a whole number of at least 0; got -1"),
+        (lambda: Cage(FARM, None, 4, more=1.0), "more must be a whole number.*got 1.0"),
+        (lambda: Cage(FARM, 2, 4, more=1), "got more = 1 and heads = 2: leave more out"),
+        (lambda: make_puzzle("chain", rng=RNG, heads=(2, 4), cages=4, more=True), "heads must reach 5"),
         (lambda: Fact("dogs", "ants", times=2, more=1), "times = 2 and more = 1"),
         (lambda: Fact("dogs", "ants", times=0), "times must be a whole number of at least 1"),
         (lambda: Fact("dogs", "dogs"), "two different animals"),
