@@ -1,9 +1,10 @@
 """Puzzles in words: what is asked, the answer, and solutions written step by step in two styles.
 
 "suppose" is the method of schools in China: suppose that all are chickens, and see how many feet are missing.
-"equations" names the counts x, y, z and eliminates. Every step of arithmetic is written `a op b = c` with op
-one of + − × ÷, so that a program can check it (`kdlib.reasoning.answers`). English and Chinese, sentence for
-sentence.
+"equations" names the counts x, y, z, in the order of the question, and eliminates. Every step of arithmetic
+is written `a op b = c` with op one of + − × ÷, so that a program can check it (`kdlib.reasoning.steps`). In a
+chain, the passage of a cage ends as soon as the animal is counted of which the next cage takes its heads.
+English and Chinese.
 """
 
 from typing import Literal
@@ -42,7 +43,10 @@ def statement(puzzle: Puzzle, language: Language = "en") -> str:
 def _cage_en(cage: Cage, before: Cage | None) -> str:
     feet = f"{cage.feet} {'foot' if cage.feet == 1 else 'feet'}"
     if before is not None:
-        heads = f"as many heads as the {before.animals[-1]}"
+        link = before.animals[-1]
+        heads = f"as many heads as the {link}"
+        if cage.more:
+            heads = f"{cage.more} more {'head' if cage.more == 1 else 'heads'} than {link}"
         return f"Another holds {listing(cage.animals)}: {heads}, and {feet}."
     heads = f"{cage.heads} {'head' if cage.heads == 1 else 'heads'}"
     facts = f"{heads} and {feet}" if cage.fact is None else f"{heads}, {feet} and {_fact_en(cage.fact)}"
@@ -60,7 +64,8 @@ def _fact_en(fact: Fact) -> str:
 def _cage_zh(cage: Cage, before: Cage | None) -> str:
     names = _listing_zh(cage)
     if before is not None:
-        heads = f"头数和{_zh(before.animals[-1])}的只数相同"
+        link = _zh(before.animals[-1])
+        heads = f"头数比{link}的只数多{cage.more}" if cage.more else f"头数和{link}的只数相同"
         return f"另一个笼子里有{names}：{heads}，共{cage.feet}只脚。"
     fact = "" if cage.fact is None else f"，{_fact_zh(cage.fact)}"
     return f"笼子里有{names}：共{cage.heads}个头，{cage.feet}只脚{fact}。"
@@ -134,9 +139,14 @@ def written_solution(
         for cage in puzzle.cages:
             _check_steps(cage)
         write = _PASSAGES[style, puzzle.kind == "three", language]
-        passages = [
-            write(cage, sum(held.values()), held) for cage, held in zip(puzzle.cages, counts, strict=True)
-        ]
+        passages = []
+        for position, (cage, held) in enumerate(zip(puzzle.cages, counts, strict=True)):
+            heads = sum(held.values())
+            if cage.more:
+                passages.append(_more(heads - cage.more, cage.more, heads, language))
+            # The animal with more legs is counted first; if its number is the one that goes on, that will do.
+            both = position == len(puzzle.cages) - 1 or cage.animals[-1] != _by_legs(cage)[1]
+            passages.append(write(cage, heads, held, both))
         thought = (" " if language == "en" else "").join(passages)
     end = "Answer: {}." if language == "en" else "答案：{}。"
     return f"{thought}\n</think>\n\n{end.format(_answer(counts[-1], language))}"
@@ -160,31 +170,31 @@ def problem(puzzle: Puzzle, language: Language = "en") -> Problem:
     return Problem(puzzle.key, statement(puzzle, language), answer_text(puzzle, language))
 
 
+def _more(before: int, more: int, heads: int, language: Language) -> str:
+    if language == "zh":
+        return f"{before}+{more}={heads}个头。"
+    return f"{before} + {more} = {heads} {'head' if heads == 1 else 'heads'}."
+
+
 def _by_legs(cage: Cage) -> tuple[str, str]:
     """The two animals of a cage, fewer legs first: if all were these, feet would be missing, not over."""
     few, many = sorted(cage.animals, key=lambda name: ANIMALS[name].legs)
     return few, many
 
 
-def _a(name: str) -> str:
-    singular = ANIMALS[name].singular
-    return f"{'An' if singular[0] in 'aeiou' else 'A'} {singular}"
-
-
-def _suppose_pair_en(cage: Cage, heads: int, held: dict[str, int]) -> str:
+def _suppose_pair_en(cage: Cage, heads: int, held: dict[str, int], both: bool) -> str:
     few, many = _by_legs(cage)
     l, m = ANIMALS[few].legs, ANIMALS[many].legs  # noqa: E741
     base, gap = l * heads, m - l
     missing = cage.feet - base
     return (
-        f"Suppose all {heads} are {few}: {l} × {heads} = {base} feet. "
-        f"{cage.feet} − {base} = {missing} are missing. {_a(many)} has {m} − {l} = {gap} more. "
-        f"{missing} ÷ {gap} = {count_of(held[many], many)}. "
-        f"{heads} − {held[many]} = {count_of(held[few], few)}."
+        f"Suppose all are {few}: {heads} × {l} = {base} feet, {cage.feet} − {base} = {missing} missing, "
+        f"{missing} ÷ {gap} = {count_of(held[many], many)}"
+        + (f", {heads} − {held[many]} = {count_of(held[few], few)}." if both else ".")
     )
 
 
-def _suppose_pair_zh(cage: Cage, heads: int, held: dict[str, int]) -> str:
+def _suppose_pair_zh(cage: Cage, heads: int, held: dict[str, int], both: bool) -> str:
     few, many = _by_legs(cage)
     l, m = ANIMALS[few].legs, ANIMALS[many].legs  # noqa: E741
     base, gap = l * heads, m - l
@@ -192,7 +202,8 @@ def _suppose_pair_zh(cage: Cage, heads: int, held: dict[str, int]) -> str:
     return (
         f"假设{heads}只全是{_zh(few)}：{l}×{heads}={base}只脚。还差{cage.feet}−{base}={missing}只脚。"
         f"每只{_zh(many)}比{_zh(few)}多{m}−{l}={gap}只脚。"
-        f"{_zh(many)}有{missing}÷{gap}={held[many]}只，{_zh(few)}有{heads}−{held[many]}={held[few]}只。"
+        f"{_zh(many)}有{missing}÷{gap}={held[many]}只"
+        + (f"，{_zh(few)}有{heads}−{held[many]}={held[few]}只。" if both else "。")
     )
 
 
@@ -202,7 +213,7 @@ def _terms(*pairs: tuple[int, str]) -> str:
     return " + ".join(f"{'' if factor == 1 else factor}{letter}" for factor, letter in pairs if factor)
 
 
-def _equations_pair(cage: Cage, heads: int, held: dict[str, int]) -> list[str]:
+def _equations_pair(cage: Cage, heads: int, held: dict[str, int], both: bool) -> list[str]:
     """The lines after the letters are introduced, the same in both languages."""
     letter = dict(zip(cage.animals, LETTERS, strict=False))
     few, many = _by_legs(cage)
@@ -214,10 +225,11 @@ def _equations_pair(cage: Cage, heads: int, held: dict[str, int]) -> list[str]:
     missing, gap = feet, m
     if l:
         base, missing, gap = l * heads, feet - l * heads, m - l
-        lines.append(f"{_terms(*((l, letter[name]) for name in cage.animals))} = {l} × {heads} = {base}")
+        lines.append(f"{heads} × {l} = {base}")  # feet that x + y have in either case
         lines.append(f"{gap}{letter[many]} = {feet} − {base} = {missing}")
     lines.append(f"{letter[many]} = {missing} ÷ {gap} = {held[many]}")
-    lines.append(f"{letter[few]} = {heads} − {held[many]} = {held[few]}")
+    if both:
+        lines.append(f"{letter[few]} = {heads} − {held[many]} = {held[few]}")
     return lines
 
 
@@ -255,7 +267,7 @@ class _Groups:
         self.both = held[self.first] + held[self.second]
 
 
-def _suppose_three_en(cage: Cage, heads: int, held: dict[str, int]) -> str:
+def _suppose_three_en(cage: Cage, heads: int, held: dict[str, int], both: bool) -> str:
     g = _Groups(cage, heads, held)
     lines = []
     if g.more:
@@ -285,7 +297,7 @@ def _suppose_three_en(cage: Cage, heads: int, held: dict[str, int]) -> str:
     return ". ".join(lines) + "."
 
 
-def _suppose_three_zh(cage: Cage, heads: int, held: dict[str, int]) -> str:
+def _suppose_three_zh(cage: Cage, heads: int, held: dict[str, int], both: bool) -> str:
     g = _Groups(cage, heads, held)
     first, second, third = _zh(g.first), _zh(g.second), _zh(g.third)
     text = ""
@@ -307,7 +319,7 @@ def _suppose_three_zh(cage: Cage, heads: int, held: dict[str, int]) -> str:
     )
 
 
-def _equations_three(cage: Cage, heads: int, held: dict[str, int]) -> list[str]:
+def _equations_three(cage: Cage, heads: int, held: dict[str, int], both: bool) -> list[str]:
     g = _Groups(cage, heads, held)
     letter = dict(zip(cage.animals, LETTERS, strict=True))
     x, y, z = letter[g.second], letter[g.third], letter[g.first]  # x is kept, z is replaced, y eliminated
@@ -348,6 +360,8 @@ def _equations_three(cage: Cage, heads: int, held: dict[str, int]) -> list[str]:
 
 
 def _equations_en(lines: list[str], cage: Cage) -> str:
+    if len(cage.animals) == 2:  # x and y as they are named in the question
+        return ". ".join(lines) + "."
     letters = listing([f"{letter} {name}" for letter, name in zip(LETTERS, cage.animals, strict=False)])
     return f"Let {letters}. " + ". ".join(lines) + "."
 
@@ -358,6 +372,8 @@ def _equations_zh(lines: list[str], cage: Cage) -> str:
     return f"设{letters}。{text}。"
 
 
+# Called with a cage, its heads, what it holds, and whether both of its numbers are needed. Of a cage of three
+# all always are: no other follows it.
 _PASSAGES = {
     ("suppose", False, "en"): _suppose_pair_en,
     ("suppose", False, "zh"): _suppose_pair_zh,
