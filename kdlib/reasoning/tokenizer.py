@@ -1,9 +1,10 @@
 """A tokenizer for puzzles, small enough to read, of the same class as those of real checkpoints.
 
-One token for a word together with the blank before it, one for a digit, one for a Chinese character. 128,000
-tokens would make the embedding of a tiny model far larger than the rest of it. Special tokens and chat
-template are those of DeepSeek-R1: bos, `<｜User｜>`, the question, `<｜Assistant｜>`, and `<think>` with a
-newline, after which the model writes.
+One token for a word, or for a number up to 149, together with the blank before it; one for a Chinese
+character; one for each digit of other numbers. (Llama 3 has a token for every number of up to three digits,
+Qwen2 one for each digit.) A vocabulary like theirs, of more than 120,000 tokens, would make the embedding of
+a tiny model far larger than the rest of it. Special tokens and chat template are those of DeepSeek-R1: bos,
+`<｜User｜>`, the question, `<｜Assistant｜>`, and `<think>` with a newline, after which the model writes.
 """
 
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
@@ -53,6 +54,8 @@ _WORDS = (
     "all are missing has have aside with too fewer group groups so"
 )
 _SIGNS = "+ − × ÷ ="
+_LARGEST = 149  # number that is one token; _WHOLE are those up to it, without zeros in front
+_WHOLE = r" (?:1[0-4][0-9]|[1-9]?[0-9])(?![0-9])"
 _CHINESE = (
     "笼子里有和共个头只脚各几另一数的相同最后比多样是倍"
     "假设全还差每答案先去掉剩把看作组少了所以"
@@ -64,7 +67,7 @@ def _vocabulary() -> list[str]:
     digits, letters = list("0123456789"), list("xyz")
     animals = [name for animal in ANIMALS.values() for name in (animal.name, animal.singular)]
     signs = _SIGNS.split()
-    words = [*digits, *signs, *letters, *_WORDS.split(), *animals]
+    words = [*map(str, range(_LARGEST + 1)), *signs, *letters, *_WORDS.split(), *animals]
     chinese = _CHINESE + "".join(animal.chinese for animal in ANIMALS.values())
     tokens = [PAD, BOS, EOS, UNKNOWN, *ROLES, "\n", *digits, *signs, *letters, *_PUNCTUATION.split()]
     tokens += [f" {word}" for word in words] + _FIRST_WORDS.split() + list(chinese)
@@ -81,7 +84,7 @@ def puzzle_tokenizer() -> PreTrainedTokenizerFast:
     # A newline is always one token by itself: otherwise the tokens of a prompt ("<think>\n") and of an empty
     # thought ("\n</think>") would not be the tokens of both in one text.
     tokenizer.pre_tokenizer = pre_tokenizers.Split(
-        Regex(r" ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]|\s"), behavior="isolated"
+        Regex(rf" ?[A-Za-z]+|{_WHOLE}| ?[0-9]| ?[^\sA-Za-z0-9]|\s"), behavior="isolated"
     )
     tokenizer.decoder = decoders.Fuse()
     # Their numbers are in the vocabulary; this makes the tokenizer find them in a text before it is split.
