@@ -99,7 +99,7 @@ class DistillationTrainer(Trainer):
         progress: show a progress bar.
     """
 
-    loss_is_scaled_for_ga = True  # transformers from 5.20 on; for those before, see __init__
+    loss_is_scaled_for_ga = True  # of newer transformers; for those before it see __init__
 
     def __init__(
         self,
