@@ -62,12 +62,12 @@ def test_the_animal_that_links_two_cages_is_in_the_first_only(more):
     assert 0.2 < others[True] / others.total() < 0.3
 
 
-@pytest.mark.parametrize(("low", "high", "cages"), [(4, 9, 2), (2, 9, 3), (5, 6, 4)])
+@pytest.mark.parametrize(("low", "high", "cages"), [(4, 8, 2), (2, 8, 3), (5, 6, 4)])
 def test_rising_chains_stay_within_bounds_and_reach_all_of_them(low, high, cages):
     low_drawn = max(low, cages + 1)
     heads_seen = [set() for _ in range(cages)]
     rows_seen = set()
-    for puzzle in draws("chain", 3_000, heads=(low, high), cages=cages, more=True, shuffle=True):
+    for puzzle in draws("chain", 2_000, heads=(low, high), cages=cages, more=True, shuffle=True):
         held = solve(puzzle).counts
         heads = [sum(counts.values()) for counts in held]
         last = [counts[cage.animals[-1]] for counts, cage in zip(held, puzzle.cages, strict=True)]
