@@ -208,4 +208,4 @@ if __name__ == "__main__":
     kills(here)
     group(here, 1)
     group(here, 2)
-    gc.unfreeze()
+    os._exit(0)  # libraries complain of objects that are frozen as they are taken down
