@@ -30,13 +30,14 @@ from kdlib.checkpoint import describe
 from kdlib.cost import measure_cost
 from kdlib.environment import describe_environment
 from kdlib.metrics import agreement, fit_temperature, kl_to_teacher, score
+from kdlib.records import RunLog, pack
 from kdlib.splits import Examples, Splits
 from kdlib.storage import fingerprint, replaced
 from kdlib.training import fit, predict
 from kdlib.vision.arms import SKETCHES, Recipe, Training, arms, hard_labels, hide_labels, photo_recipe, train
 from kdlib.vision.loader import Loader
 from kdlib.vision.photos import load_photos
-from kdlib.vision.results import columns, pack, report, verdicts
+from kdlib.vision.results import columns, report, verdicts
 from kdlib.vision.sketches import SketchExamples, load_sketches
 
 __all__ = ["Study", "main", "prepare"]
@@ -203,8 +204,8 @@ class Study:
         return predict(self._teachers["standard"], self.data.test.images)
 
     @cached_property
-    def _log(self) -> "_RunLog":
-        return _RunLog(self.folder / "runs.jsonl")
+    def _log(self) -> RunLog:
+        return RunLog(self.folder / "runs.jsonl")
 
     def _arms(self, situation: str) -> list[str]:
         if situation == "teachers":
@@ -249,35 +250,6 @@ class Study:
         keep = ("parameters", "flops", "weight_bytes", "working_bytes")
         costs = {n: {k: getattr(c, k) for k in keep} for n, c in (("teacher", teacher), ("student", student))}
         return {**costs, "latency_ratio": teacher.latency / student.latency}
-
-
-class _RunLog:
-    """Finished runs, one JSON line each, on disk before the next begins; processes can share it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = path.read_bytes() if path.exists() else b""
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:  # killed while it wrote its last line
-            with replaced(path) as file:
-                file.write(whole)
-        self._runs: dict[str, dict] = {}
-        self._read = 0
-
-    def find(self, key: Sequence) -> dict | None:
-        if self._path.exists() and self._path.stat().st_size != self._read:
-            text = self._path.read_bytes()
-            whole = text[: text.rfind(b"\n") + 1]
-            self._runs = {json.dumps(run["key"]): run for run in map(json.loads, whole.splitlines())}
-            self._read = len(whole)
-        return self._runs.get(json.dumps(key))
-
-    def append(self, run: dict) -> None:
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(run) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

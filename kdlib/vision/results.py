@@ -2,12 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import torch
-from torch import Tensor
-
 from kdlib.metrics import Scores, compare, gap_closed, interval
+from kdlib.records import unpack
 
-__all__ = ["columns", "pack", "report", "scores_of", "verdicts"]
+__all__ = ["columns", "report", "scores_of", "verdicts"]
 
 BASELINE = {"all": "alone", "few": "alone", "teachers": "standard"}
 
@@ -15,7 +13,7 @@ BASELINE = {"all": "alone", "few": "alone", "teachers": "standard"}
 def scores_of(column: Mapping[str, Sequence]) -> list[Scores]:
     """One arm of a results file, its entry under "arms", as `Scores` for `compare`."""
     rows = zip(column["accuracy"], column["nll"], column["ece"], column["correct"], strict=True)
-    return [Scores(accuracy, nll, ece, _unpack(*correct)) for accuracy, nll, ece, correct in rows]
+    return [Scores(accuracy, nll, ece, unpack(*correct)) for accuracy, nll, ece, correct in rows]
 
 
 def report(results: Mapping) -> str:
@@ -69,16 +67,6 @@ def _pairs(situation: str, names: list[str]) -> list[tuple[str, str]]:
         others = ("smoothed", "pseudo-labels", "distilled, no labels")
         pairs += [("distilled", other) for other in others] + [("distilled, fine-tuned", "distilled")]
     return pairs
-
-
-def pack(correct: Tensor) -> list:
-    """(N,) bool as hexadecimal digits, and N: small, and yet pairs two models example by example."""
-    bits = "".join("1" if right else "0" for right in correct.tolist())
-    return [f"{int(bits, 2):x}", len(bits)]
-
-
-def _unpack(digits: str, count: int) -> Tensor:
-    return torch.tensor([bit == "1" for bit in f"{int(digits, 16):0{count}b}"])
 
 
 def _short(value: object) -> str:

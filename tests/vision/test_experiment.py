@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kdlib.metrics import compare
+from kdlib.records import pack
 from kdlib.vision import experiment
 from kdlib.vision.arms import Recipe, Training
 from kdlib.vision.experiment import ALPHAS, TEMPERATURES, Study, main, prepare
 from kdlib.vision.nets import convnet
-from kdlib.vision.results import columns, pack, report, scores_of
+from kdlib.vision.results import columns, report, scores_of
 from kdlib.vision.sketches import load_sketches
 
 PHOTOS = Path(__file__).resolve().parents[3] / "shared" / "data" / "photos128"

@@ -1,0 +1,288 @@
+"""Reasoning distillation in full: what are a teacher's texts worth, with error bars?
+
+    python -m kdlib reasoning --seeds 5 --out data/results/reasoning.json
+
+Chains of two cages, which need steps. A teacher, a base model of the student's size for each seed, and the
+arms of `kdlib.reasoning.arms`, each at two budgets; then the number of problems, a teacher made worse on
+purpose, samples of the student that learnt answers only, and the easy puzzle, where steps are not needed.
+
+Learning rates and (T, α) are chosen on validation. The test part is scored once for each finished student.
+Every finished piece is on disk: whoever is interrupted starts the command again, and several processes can
+share the work with --only.
+"""
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from kdlib.reasoning.arms import (
+    CHAINS,
+    Budget,
+    Recipe,
+    Stage,
+    mean_length,
+    reading,
+    style_of,
+    train_base,
+    train_student,
+    train_teacher,
+)
+from kdlib.reasoning.models import tiny_model
+from kdlib.reasoning.puzzles import Puzzle, PuzzleSplits, puzzle_splits
+from kdlib.reasoning.selection import majority_vote, pass_at_k
+from kdlib.reasoning.tokenizer import puzzle_tokenizer
+from kdlib.reasoning.traces import Trace, collect_traces
+from kdlib.reasoning.wording import problem, statement, written_solution
+from kdlib.records import RunLog, pack
+from kdlib.runtime import best_device
+
+__all__ = ["Study"]
+
+LEARNING_RATES = (2.5e-3, 5e-3, 8e-3)
+SOFT = ((1.0, 0.5), (2.0, 0.5))  # (T, α)
+CHOICE_SEEDS = 2
+COUNTS = (50, 800)  # of problems, besides the usual one
+WEAK = 0.3  # share of its training that the worse teacher has had
+VOTES = (1, 2, 4, 8, 16, 32)
+VOTE_TEMPERATURE = 1.0
+EASY = Stage(600, 5e-3)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One experiment, resumable from its folder.
+
+    Attributes:
+        folder: where models, traces and finished runs are kept.
+        recipe: puzzles, models and their training.
+        problems: how many each student learns from.
+        progress: show progress bars.
+    """
+
+    folder: Path
+    recipe: Recipe = CHAINS
+    problems: int = 200
+    progress: bool = False
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return puzzle_tokenizer()
+
+    @cached_property
+    def chains(self) -> PuzzleSplits:
+        return self.recipe.chains()
+
+    def teacher(self, share: float = 1.0) -> PreTrainedModel:
+        """The teacher, or one that stopped after a share of its training on chains."""
+        folder = self.folder / ("teacher" if share == 1 else f"teacher-{share:g}")
+        with self._alone(folder.name):
+            model = train_teacher(
+                self.recipe, self.tokenizer, folder, self.chains.train, share=share, progress=self.progress
+            )
+        return model.to(best_device())
+
+    def base(self, seed: int) -> PreTrainedModel:
+        """A base model of the student's size, as every arm of this seed begins."""
+        with self._alone(f"base-{seed}"):
+            return train_base(
+                self.recipe, self.tokenizer, self.folder / f"base-{seed}", seed=seed, progress=self.progress
+            )
+
+    def drawn(self, seed: int, count: int | None = None) -> list[Puzzle]:
+        """The problems of a seed; fewer are the first of more."""
+        order = random.Random(f"{seed} problems").sample(self.chains.train, len(self.chains.train))
+        return order[: count or self.problems]
+
+    def traces(self, seed: int, count: int | None = None, share: float = 1.0) -> list[Trace]:
+        """What the teacher writes on the problems of a seed."""
+        name = f"traces-{seed}-{share:g}.jsonl"
+        with self._alone(name):
+            return collect_traces(
+                self.teacher(share), self.tokenizer, [problem(p) for p in self.drawn(seed, count)],
+                self.folder / name, samples=self.recipe.samples, seed=seed, progress=self.progress,
+                max_new_tokens=self.recipe.max_new_tokens,
+            )  # fmt: skip
+
+    def student(self, arm: str, seed: int, **options) -> PreTrainedModel:
+        """The student of a finished run."""
+        return AutoModelForCausalLM.from_pretrained(self._place(arm, seed, **options)).to(best_device())
+
+    def run(self, arm: str, seed: int, *, test: bool = True, **options) -> dict:
+        """Teach one student and examine it, once; its figures are kept.
+
+        Args:
+            arm: one of `kdlib.reasoning.arms.ARMS`.
+            test: score the test part and what lies beyond; without it, validation only.
+            options: budget, "compute" (default) or "steps"; count of problems; share, of the teacher's
+                training; lr; temperature and alpha of "logits".
+        """
+        place = self._place(arm, seed, **options)
+        key = [place.name, test]
+        if (done := self._log.find(key)) is None:
+            student, figures = self._taught(arm, seed, **options)
+            student.save_pretrained(place)
+            self.tokenizer.save_pretrained(place)
+            done = {"key": key, "arm": arm, "seed": seed, **figures, **self.examine(student, test=test)}
+            self._log.append(done)
+        return done
+
+    def runs(
+        self, arms: Sequence[str], seeds: Sequence[int], *, workers: int | None = None
+    ) -> dict[str, list[dict]]:
+        """`run` for every arm and seed, by arm in the order of the seeds.
+
+        On a CPU the runs are shared among processes with one thread each, which such small models use better
+        than one process uses two; on a GPU they come one after the other.
+
+        Args:
+            workers: processes; default one for each core, one on a GPU.
+        """
+        self.prepare(seeds, workers=workers)
+        jobs = [(arm, seed) for seed in seeds for arm in arms]
+        done = self._shared(self.run, jobs, workers, "students")
+        return {arm: [run for (name, _), run in zip(jobs, done, strict=True) if name == arm] for arm in arms}
+
+    def prepare(self, seeds: Sequence[int], *, workers: int | None = None) -> None:
+        """Make the teacher, the base models of the seeds, and their traces."""
+        self._shared(self._piece, [("teacher", 0), *(("base", seed) for seed in seeds)], workers, "models")
+        self._shared(self._piece, [("traces", seed) for seed in seeds], workers, "traces")
+
+    def _piece(self, kind: str, seed: int) -> None:
+        self.teacher() if kind == "teacher" else getattr(self, kind)(seed)
+
+    def _shared(self, make: Callable, jobs: Sequence[tuple], workers: int | None, what: str) -> list:
+        workers = workers or (os.cpu_count() or 1 if best_device().type == "cpu" else 1)
+        workers = min(workers, len(jobs))
+        results = (
+            (make(*job) for job in jobs)
+            if workers == 1
+            else Parallel(workers, return_as="generator")(delayed(_on_one_thread)(make, *job) for job in jobs)
+        )
+        return list(tqdm(results, desc=what, total=len(jobs), disable=not self.progress))
+
+    def _taught(
+        self,
+        arm: str,
+        seed: int,
+        *,
+        budget: Budget = "compute",
+        count: int | None = None,
+        share: float = 1.0,
+        lr: float | None = None,
+        temperature: float | None = None,
+        alpha: float | None = None,
+    ) -> tuple[PreTrainedModel, dict]:
+        recipe = self.recipe
+        if temperature is not None:
+            recipe = replace(recipe, temperature=temperature, alpha=alpha)
+        traces = self.traces(seed, count, share)
+        drawn = self.drawn(seed, count)
+        student = self.base(seed)
+        # The budget of all arms is what "verified" reads in its steps.
+        length = mean_length(self.tokenizer, reading("verified", drawn, traces))
+        tokens = round(recipe.student.steps * recipe.student.batch_size * length)
+        figures = train_student(
+            recipe, student, self.tokenizer, arm, reading(arm, drawn, traces), budget=budget,
+            teacher=self.teacher(share) if arm in ("logits", "on-policy") else None, budget_tokens=tokens,
+            lr=lr, seed=seed, progress=self.progress,
+        )  # fmt: skip
+        return student, figures
+
+    def examine(self, model: PreTrainedModel, *, test: bool = True) -> dict:
+        """Greedy answers: on validation, or on test and beyond."""
+        if not test:
+            return {"validation": self._accuracy(self.answers(model, self.chains.validation))}
+        answers = self.answers(model, self.chains.test)
+        styles = [style_of(trace.text) for trace in answers]
+        return {
+            "accuracy": self._accuracy(answers),
+            "correct": pack(torch.tensor([trace.correct for trace in answers])),
+            "beyond": self._accuracy(self.answers(model, self.chains.beyond)),
+            "answer_tokens": sum(trace.tokens for trace in answers) / len(answers),
+            "malformed": sum(not trace.well_formed for trace in answers) / len(answers),
+            "truncated": sum(not trace.finished for trace in answers) / len(answers),
+            "suppose": styles.count("suppose") / len(styles),
+            "equations": styles.count("equations") / len(styles),
+        }
+
+    def answers(self, model: PreTrainedModel, puzzles: Sequence[Puzzle]) -> list[Trace]:
+        """The most probable answer to each puzzle."""
+        return self.sampled(model, puzzles, samples=1, temperature=0.0)
+
+    def sampled(
+        self, model: PreTrainedModel, puzzles: Sequence[Puzzle], *, samples: int, temperature: float
+    ) -> list[Trace]:
+        """Several answers to each puzzle, without a file."""
+        return collect_traces(
+            model, self.tokenizer, [problem(p) for p in puzzles], samples=samples, temperature=temperature,
+            max_new_tokens=self.recipe.max_new_tokens, batch_size=512, progress=self.progress,
+        )  # fmt: skip
+
+    def easy(self, arm: str, seed: int) -> dict:
+        """The article's puzzle, chickens and rabbits in one cage: students from nothing, equal compute.
+
+        They read solutions that a program wrote ("suppose"), or the answers alone ("answers").
+        """
+        key = ["easy", arm, seed]
+        if (done := self._log.find(key)) is None:
+            puzzles = puzzle_splits("pair", train=300, validation=0, test=100, heads=(2, 30), seed=0,
+                                    animals=("chickens", "rabbits"))  # fmt: skip
+            read = {
+                name: [(statement(p), written_solution(p, think=name == "suppose")) for p in puzzles.train]
+                for name in ("suppose", "answers")
+            }
+            recipe = replace(self.recipe, student=EASY, answers_lr=EASY.lr)
+            student = tiny_model(self.tokenizer, width=recipe.student_width, layers=recipe.layers, seed=seed)
+            tokens = round(EASY.steps * EASY.batch_size * mean_length(self.tokenizer, read["suppose"]))
+            figures = train_student(recipe, student, self.tokenizer, arm, read[arm], budget="compute",
+                                    budget_tokens=tokens, seed=seed, progress=self.progress)  # fmt: skip
+            answers = self.answers(student, puzzles.test)
+            done = {"key": key, **figures, "accuracy": self._accuracy(answers),
+                    "correct": pack(torch.tensor([trace.correct for trace in answers]))}  # fmt: skip
+            self._log.append(done)
+        return done
+
+    def votes(self, arm: str, seed: int, temperature: float) -> dict[str, list[float]]:
+        """pass@k and majority vote of a finished student, for the k of `VOTES`."""
+        key = ["votes", arm, seed, temperature]
+        if (done := self._log.find(key)) is None:
+            traces = self.sampled(self.student(arm, seed), self.chains.test, samples=max(VOTES),
+                                  temperature=temperature)  # fmt: skip
+            done = {"key": key, "k": list(VOTES), "pass": [pass_at_k(traces, k) for k in VOTES],
+                    "majority": [majority_vote(traces, k) for k in VOTES],
+                    "tokens": sum(trace.tokens for trace in traces) / len(traces)}  # fmt: skip
+            self._log.append(done)
+        return done
+
+    @staticmethod
+    def _accuracy(traces: Sequence[Trace]) -> float:
+        return sum(trace.correct for trace in traces) / len(traces)
+
+    def _place(self, arm: str, seed: int, **options) -> Path:
+        said = "".join(f"-{name}={value}" for name, value in sorted(options.items()) if value is not None)
+        return self.folder / "students" / f"{arm}-{seed}{said}"
+
+    def _alone(self, name: str) -> FileLock:
+        """While one process makes a piece, others wait for it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / f".{name}.made")
+
+    @cached_property
+    def _log(self) -> RunLog:
+        return RunLog(self.folder / "runs.jsonl")
+
+
+def _on_one_thread(make: Callable, *job):
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    return make(*job)

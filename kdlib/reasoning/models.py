@@ -1,0 +1,69 @@
+"""Tiny language models from nothing, of the classes that the real checkpoints have."""
+
+from typing import Literal
+
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from kdlib.runtime import seeded
+
+__all__ = ["Family", "tiny_model"]
+
+Family = Literal["qwen2", "llama"]
+
+_CLASSES = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+
+
+def tiny_model(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    width: int,
+    layers: int,
+    heads: int = 4,
+    family: Family = "qwen2",
+    positions: int = 512,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """An untrained `Qwen2ForCausalLM` or `LlamaForCausalLM` with the tokenizer's vocabulary.
+
+    Input and output embeddings are shared, which the small Qwen2 models do too; the feed-forward layer is
+    four times as wide as the rest. About 16 · layers · width² parameters, and the embedding.
+
+    Args:
+        width: size of the hidden states, a multiple of 2 · heads. layers: transformer blocks.
+        heads: attention heads. family: "qwen2" or "llama", the bases of the six R1-Distill checkpoints.
+        positions: longest text, in tokens.
+        seed: of the weights; the same for every arm that is to be compared.
+
+    Raises:
+        ValueError: for another family, or a width that the heads do not divide.
+    """
+    if family not in _CLASSES:
+        raise ValueError(f'family must be "qwen2" or "llama"; got {family!r}')
+    if width % (2 * heads):
+        raise ValueError(f"width must be a multiple of 2 · heads = {2 * heads}; got {width}")
+    config_class, model_class = _CLASSES[family]
+    config = config_class(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+        # 0.02, the default, is for widths of thousands; at this size it costs hundreds of steps.
+        initializer_range=0.06,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with seeded(seed, torch.device("cpu")):
+        return model_class(config)
