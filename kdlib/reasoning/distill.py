@@ -225,7 +225,7 @@ def _training_arguments(given: Mapping[str, object], place: Accelerator, **ours)
         "bf16": place.mixed_precision == "bf16", "use_cpu": device.type == "cpu",
         # Quiet, and nothing read from the device for figures that nobody sees.
         "report_to": "none", "logging_strategy": "no", "logging_nan_inf_filter": False, "disable_tqdm": True,
-        "log_level": "error", "skip_memory_metrics": True,
+        "log_level": "error", "log_level_replica": "error", "skip_memory_metrics": True,
         # The columns of a batch are not the arguments of the model.
         "remove_unused_columns": False, "dataloader_pin_memory": device.type == "cuda",
     }  # fmt: skip
