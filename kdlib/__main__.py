@@ -11,6 +11,7 @@ COMMANDS = {
     "check": ("kdlib.check", "is this machine ready for the course?"),
     "course": ("kdlib.course", "execute every notebook, without a browser"),
     "experiment": ("kdlib.vision.experiment", "cat or dog in full, on sketches or photographs"),
+    "reasoning": ("kdlib.reasoning.experiment", "reasoning distillation in full, on puzzles"),
     "fetch": ("kdlib.fetch", "download photographs of cats and dogs"),
 }
 

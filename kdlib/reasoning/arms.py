@@ -75,9 +75,9 @@ class Recipe:
     school_student: Stage = Stage(600, 6e-3)
     teacher: Stage = Stage(240, 3e-3)
     student: Stage = Stage(200, 5e-3)
-    answers_lr: float = 5e-3
+    answers_lr: float = 8e-3
     alpha: float = 0.5
-    temperature: float = 1.0
+    temperature: float = 2.0
     on_policy: Stage = Stage(8, 1e-3, 192)
     traces_share: float = 2 / 3
     samples: int = 4

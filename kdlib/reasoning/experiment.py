@@ -11,10 +11,13 @@ Every finished piece is on disk: whoever is interrupted starts the command again
 share the work with --only.
 """
 
+import argparse
+import json
 import os
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,7 +28,9 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from kdlib.environment import describe_environment
 from kdlib.reasoning.arms import (
+    ARMS,
     CHAINS,
     Budget,
     Recipe,
@@ -39,17 +44,21 @@ from kdlib.reasoning.arms import (
 )
 from kdlib.reasoning.models import tiny_model
 from kdlib.reasoning.puzzles import Puzzle, PuzzleSplits, puzzle_splits
+from kdlib.reasoning.results import PAIRS, columns, report, verdicts
 from kdlib.reasoning.selection import majority_vote, pass_at_k
 from kdlib.reasoning.tokenizer import puzzle_tokenizer
 from kdlib.reasoning.traces import Trace, collect_traces
 from kdlib.reasoning.wording import problem, statement, written_solution
 from kdlib.records import RunLog, pack
 from kdlib.runtime import best_device
+from kdlib.storage import fingerprint, replaced
 
-__all__ = ["Study"]
+__all__ = ["Study", "main"]
 
+TUNED = ("answers", "verified")
+OTHER_LENGTH = ("answers", "shortest")  # arms whose number of steps depends on the budget
 LEARNING_RATES = (2.5e-3, 5e-3, 8e-3)
-SOFT = ((1.0, 0.5), (2.0, 0.5))  # (T, α)
+SOFT = ((1.0, 0.5), (2.0, 0.5), (4.0, 0.5))  # (T, α)
 CHOICE_SEEDS = 2
 COUNTS = (50, 800)  # of problems, besides the usual one
 WEAK = 0.3  # share of its training that the worse teacher has had
@@ -154,10 +163,14 @@ class Study:
 
     def prepare(self, seeds: Sequence[int], *, workers: int | None = None) -> None:
         """Make the teacher, the base models of the seeds, and their traces."""
-        self._shared(self._piece, [("teacher", 0), *(("base", seed) for seed in seeds)], workers, "models")
-        self._shared(self._piece, [("traces", seed) for seed in seeds], workers, "traces")
+        self._shared(self._make, [("teacher", 0), *(("base", seed) for seed in seeds)], workers, "models")
+        self._shared(self._make, [("traces", seed) for seed in seeds], workers, "traces")
 
-    def _piece(self, kind: str, seed: int) -> None:
+    def _piece(self, method: str, arguments: Sequence, options: Mapping) -> object:
+        return getattr(self, method)(*arguments, **options)
+
+    def _make(self, kind: str, seed: int) -> None:
+        """A piece that is on disk afterwards."""
         self.teacher() if kind == "teacher" else getattr(self, kind)(seed)
 
     def _shared(self, make: Callable, jobs: Sequence[tuple], workers: int | None, what: str) -> list:
@@ -247,7 +260,7 @@ class Study:
             figures = train_student(recipe, student, self.tokenizer, arm, read[arm], budget="compute",
                                     budget_tokens=tokens, seed=seed, progress=self.progress)  # fmt: skip
             answers = self.answers(student, puzzles.test)
-            done = {"key": key, **figures, "accuracy": self._accuracy(answers),
+            done = {"key": key, "arm": arm, **figures, "accuracy": self._accuracy(answers),
                     "correct": pack(torch.tensor([trace.correct for trace in answers]))}  # fmt: skip
             self._log.append(done)
         return done
@@ -263,6 +276,67 @@ class Study:
                     "tokens": sum(trace.tokens for trace in traces) / len(traces)}  # fmt: skip
             self._log.append(done)
         return done
+
+    def jobs(self, seeds: Sequence[int]) -> dict[str, list[tuple[str, tuple, dict]]]:
+        """All of the experiment, by part: (method, arguments, options) of each piece of work."""
+        tried = [(arm, {"lr": lr}) for lr in LEARNING_RATES for arm in TUNED]
+        tried += [("logits", {"temperature": t, "alpha": alpha}) for t, alpha in SOFT]
+        few = seeds[:CHOICE_SEEDS]
+        return {
+            "choices": [("run", (arm, s), {"test": False, **given}) for s in few for arm, given in tried],
+            "compute": [("run", (arm, s), {}) for s in seeds for arm in ARMS],
+            "steps": [("run", (arm, s), {"budget": "steps"}) for s in seeds for arm in OTHER_LENGTH],
+            "counts": [("run", (arm, s), {"count": n}) for s in seeds for n in COUNTS for arm in TUNED],
+            "weak": [("run", (arm, s), {"share": WEAK}) for s in seeds for arm in ("unverified", "verified")],
+            "easy": [("easy", (arm, s), {}) for s in seeds for arm in ("suppose", "answers")],
+            "votes": [("votes", ("answers", s, VOTE_TEMPERATURE), {}) for s in seeds],
+        }  # fmt: skip
+
+    def results(self, seeds: Sequence[int], *, workers: int | None = None) -> dict[str, object]:
+        """Do what has not been done yet, and put everything together."""
+        done: dict[str, list[dict]] = {}
+        for part, jobs in self.jobs(seeds).items():
+            if part == "compute":
+                self._check_choices(done["choices"])
+            done[part] = self._shared(self._piece, jobs, workers, part)
+        by = {part: _by_arm(done[part]) for part in ("compute", "steps", "weak", "easy")}
+        compute = by["compute"]
+        steps = {arm: by["steps"].get(arm, compute[arm]) for arm in ("answers", "verified", "shortest")}
+        counts = {self.problems: {arm: compute[arm] for arm in TUNED}}
+        for count in COUNTS:
+            jobs = zip(self.jobs(seeds)["counts"], done["counts"], strict=True)
+            counts[count] = _by_arm(run for (_, _, given), run in jobs if given["count"] == count)
+        teachers = {share: self.teacher(share) for share in (1.0, WEAK)}
+        traces = [trace for seed in seeds for trace in self.traces(seed, share=WEAK)]
+        arms = {"compute": compute, "steps": steps, "weak": by["weak"], "easy": by["easy"]}
+        return {
+            "environment": describe_environment(),
+            "recipe": json.loads(json.dumps(asdict(self.recipe))),
+            "problems": self.problems,
+            "seeds": len(seeds),
+            "parts": {name: len(part) for name, part in vars(self.chains).items()},
+            "teacher": self.examine(teachers[1.0]) | {"parameters": teachers[1.0].num_parameters()},
+            "student": {"parameters": self.base(seeds[0]).num_parameters()},
+            "choices": [{k: v for k, v in run.items() if k not in ("seconds", "written")}
+                        for run in done["choices"]],
+            "arms": {"compute": compute, "steps": steps},
+            "counts": {str(count): counts[count] for count in sorted(counts)},
+            "weak": {"teacher": self.examine(teachers[WEAK]), "pass_rate": self._accuracy(traces),
+                     "arms": by["weak"]},
+            "easy": by["easy"],
+            "votes": {"k": list(VOTES), **{name: [run[name] for run in done["votes"]]
+                                           for name in ("pass", "majority", "tokens")}},
+            "verdicts": {name: verdicts(arms[name], pairs) for name, pairs in PAIRS.items()},
+        }  # fmt: skip
+
+    def _check_choices(self, runs: Sequence[dict]) -> None:
+        """Say so if validation prefers other settings than the recipe's."""
+        means: dict[str, list[float]] = {}
+        for run in runs:
+            means.setdefault(run["key"][0].replace(f"-{run['seed']}-", " ", 1), []).append(run["validation"])
+        if self.progress:
+            for setting, accuracies in means.items():
+                print(f"{setting:28}{100 * sum(accuracies) / len(accuracies):6.1f} % on validation")
 
     @staticmethod
     def _accuracy(traces: Sequence[Trace]) -> float:
@@ -280,6 +354,45 @@ class Study:
     @cached_property
     def _log(self) -> RunLog:
         return RunLog(self.folder / "runs.jsonl")
+
+
+def _by_arm(runs: Iterable[dict]) -> dict[str, dict[str, list]]:
+    """Columns of figures, in the order of the runs."""
+    by: dict[str, list[dict]] = {}
+    for run in runs:
+        by.setdefault(run["arm"], []).append(run)
+    return {arm: columns(found) for arm, found in by.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m kdlib reasoning`: run, print the report, write the results."""
+    parser = argparse.ArgumentParser(prog="python -m kdlib reasoning", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--seeds", type=int, default=5, help="paired runs of each arm (%(default)s)")
+    add("--problems", type=int, default=200, help="that each student learns from (%(default)s)")
+    add("--student", choices=("qwen2", "llama"), default="qwen2", help="class of the students (%(default)s)")
+    add("--workers", type=int, help="processes (default: one for each core; one on a GPU)")
+    add("--work", type=Path, default=Path("data/cache/reasoning"),
+        help="where models, traces and finished runs are kept (%(default)s)")
+    add("--out", type=Path, help="write the results as JSON here")
+    add("--quiet", action="store_true", help="no progress bars")
+    given = parser.parse_args(argv)
+    if given.seeds < 2:
+        parser.error(f"--seeds {given.seeds}: an interval needs at least 2")
+    recipe = replace(CHAINS, student_family=given.student)
+    identity = fingerprint(json.dumps(asdict(recipe)), given.problems)[:12]
+    study = Study(given.work / identity, recipe, given.problems, progress=not given.quiet)
+    print(study.chains)
+    try:
+        results = study.results(range(given.seeds), workers=given.workers)
+    except (ValueError, OSError) as error:
+        print(f"kdlib reasoning: {error}", file=sys.stderr)
+        return 1
+    if given.out is not None:
+        with replaced(given.out) as file:
+            file.write((json.dumps(results, indent=1) + "\n").encode())
+    print(report(results))
+    return 0
 
 
 def _on_one_thread(make: Callable, *job):
