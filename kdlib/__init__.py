@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from kdlib.cost import Cost, measure_cost
     from kdlib.losses import kd_loss, soft_target_loss, soften
     from kdlib.metrics import Scores, Verdict, compare
+    from kdlib.reasoning.answers import verify_answer
+    from kdlib.reasoning.distill import distill_language_model
+    from kdlib.reasoning.puzzles import make_puzzle, solve
+    from kdlib.reasoning.selection import filter_traces
+    from kdlib.reasoning.traces import collect_traces
     from kdlib.training import History, evaluate, fit
     from kdlib.vision.digits import load_digits
     from kdlib.vision.photos import load_photos
@@ -22,6 +27,11 @@ _HOMES = {
     "kdlib.cost": ("Cost", "measure_cost"),
     "kdlib.losses": ("kd_loss", "soft_target_loss", "soften"),
     "kdlib.metrics": ("Scores", "Verdict", "compare"),
+    "kdlib.reasoning.answers": ("verify_answer",),
+    "kdlib.reasoning.distill": ("distill_language_model",),
+    "kdlib.reasoning.puzzles": ("make_puzzle", "solve"),
+    "kdlib.reasoning.selection": ("filter_traces",),
+    "kdlib.reasoning.traces": ("collect_traces",),
     "kdlib.training": ("History", "evaluate", "fit"),
     "kdlib.vision.digits": ("load_digits",),
     "kdlib.vision.photos": ("load_photos",),
@@ -30,8 +40,9 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Cost", "History", "Scores", "Verdict", "compare", "evaluate", "fit", "kd_loss",
-    "load_digits", "load_photos", "load_sketches", "measure_cost", "soft_target_loss", "soften",
+    "Cost", "History", "Scores", "Verdict", "collect_traces", "compare", "distill_language_model", "evaluate",
+    "filter_traces", "fit", "kd_loss", "load_digits", "load_photos", "load_sketches", "make_puzzle",
+    "measure_cost", "soft_target_loss", "soften", "solve", "verify_answer",
 ]
 
 
