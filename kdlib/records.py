@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from kdlib.storage import replaced
@@ -17,19 +18,18 @@ class RunLog:
     """Finished runs, one JSON line each, on disk before the next begins; processes can share it.
 
     Args:
-        path: the file; a last line that was not written whole is cut off.
+        path: the file; a last line that was not written whole is cut off. With one name `.NAME.lock` beside
+            it, once something is written.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
         self._path = Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        text = self._path.read_bytes() if self._path.exists() else b""
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:  # killed while it wrote its last line
-            with replaced(self._path) as file:
-                file.write(whole)
         self._runs: dict[str, dict] = {}
         self._read = 0
+        if not self._is_whole():
+            with self._alone():
+                self._mend()
 
     def find(self, key: Sequence) -> dict | None:
         """The run with this key, a JSON list, if it has finished."""
@@ -42,10 +42,26 @@ class RunLog:
 
     def append(self, run: dict) -> None:
         """Write a run down; it holds its key under "key"."""
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(run) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        line = json.dumps(run) + "\n"
+        with self._alone():
+            self._mend()
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _alone(self) -> FileLock:
+        return FileLock(self._path.with_name(f".{self._path.name}.lock"))
+
+    def _is_whole(self) -> bool:
+        return not self._path.exists() or self._path.read_bytes()[-1:] in (b"", b"\n")
+
+    def _mend(self) -> None:
+        """Cut off what a killed process wrote of its last line; no other writes meanwhile."""
+        if not self._is_whole():
+            text = self._path.read_bytes()
+            with replaced(self._path) as file:
+                file.write(text[: text.rfind(b"\n") + 1])
 
 
 def pack(correct: Tensor) -> list:

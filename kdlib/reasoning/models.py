@@ -1,9 +1,13 @@
 """Tiny language models from nothing, of the classes that the real checkpoints have."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -11,10 +15,11 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.utils import logging
 
 from kdlib.runtime import seeded
 
-__all__ = ["Family", "tiny_model"]
+__all__ = ["Family", "load_model", "tiny_model", "without_bars"]
 
 Family = Literal["qwen2", "llama"]
 
@@ -67,3 +72,21 @@ def tiny_model(
     )
     with seeded(seed, torch.device("cpu")):
         return model_class(config)
+
+
+def load_model(folder: str | os.PathLike) -> PreTrainedModel:
+    """The causal language model that was saved in a folder, on the CPU, in eval mode."""
+    with without_bars():
+        return AutoModelForCausalLM.from_pretrained(folder)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No bar for each file of weights that transformers reads or writes: here they take milliseconds."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
