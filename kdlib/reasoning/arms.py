@@ -10,12 +10,12 @@ learn from and 2 to write; the teacher's own work, done once and kept, is not in
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.reasoning.distill import distill_language_model
-from kdlib.reasoning.models import Family, tiny_model
+from kdlib.reasoning.models import Family, load_model, tiny_model
 from kdlib.reasoning.puzzles import Puzzle, PuzzleSplits, puzzle_splits
 from kdlib.reasoning.schooling import Text, texts
 from kdlib.reasoning.selection import filter_traces
@@ -172,22 +172,23 @@ def reading(arm: str, puzzles: Sequence[Puzzle], traces: Sequence[Trace]) -> lis
     """The texts that an arm reads: (statement, completion) pairs.
 
     Raises:
-        ValueError: for an arm that is none of `ARMS`, or if no trace passes its filter.
+        ValueError: for an arm that is none of `ARMS`, or if no finished trace passes its filter.
     """
     if arm not in ARMS:
         raise ValueError(f"arm must be one of {', '.join(ARMS)}; got {arm!r}")
     if arm == "answers":
         return [(statement(puzzle), written_solution(puzzle, think=False)) for puzzle in puzzles]
     style = (lambda text: style_of(text) == arm) if arm in ("suppose", "equations") else None
+    # What was cut off is no text to learn from, verified or not.
     kept = filter_traces(
-        traces, correct=arm != "unverified", shortest=arm == "shortest", style=style, repeats=True
-    )
+        [trace for trace in traces if trace.finished],
+        correct=arm != "unverified", shortest=arm == "shortest", style=style, repeats=True,
+    )  # fmt: skip
     if not kept:
         raise ValueError(
             f"no trace passes the filter of arm {arm!r}; collect more, or train the teacher longer"
         )
-    # What was cut off is no text to learn from, verified or not.
-    return [(trace.statement, trace.text) for trace in kept if trace.finished]
+    return [(trace.statement, trace.text) for trace in kept]
 
 
 def train_student(
@@ -215,14 +216,21 @@ def train_student(
 
     Returns:
         "steps" (of texts), "tokens" read in them, "written" on-policy, "seconds".
+
+    Raises:
+        ValueError: for another budget, or an arm that lacks its teacher.
     """
+    if budget not in get_args(Budget):
+        raise ValueError(f'budget must be "steps" or "compute"; got {budget!r}')
+    if teacher is None and arm in ("logits", "on-policy"):
+        raise ValueError(f"arm {arm!r} needs a teacher; got None")
     stage = recipe.student
     lr = lr or (recipe.answers_lr if arm == "answers" else stage.lr)
     length = mean_length(tokenizer, texts)
     steps = stage.steps
     if budget == "compute":
         steps = max(1, round(budget_tokens / (length * stage.batch_size)))
-    learnt = round(steps * recipe.traces_share) if arm == "on-policy" else steps
+    learnt = max(1, round(steps * recipe.traces_share)) if arm == "on-policy" else steps
     given = {}
     if arm == "logits":
         given = {"teacher": teacher, "alpha": recipe.alpha, "temperature": recipe.temperature}
@@ -270,4 +278,4 @@ def _made(folder: Path, train) -> PreTrainedModel:
     if not (folder / "finished").exists():
         train(folder)
         (folder / "finished").touch()
-    return AutoModelForCausalLM.from_pretrained(folder)
+    return load_model(folder)

@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from kdlib.environment import describe_environment
@@ -42,7 +42,7 @@ from kdlib.reasoning.arms import (
     train_student,
     train_teacher,
 )
-from kdlib.reasoning.models import tiny_model
+from kdlib.reasoning.models import load_model, tiny_model, without_bars
 from kdlib.reasoning.puzzles import Puzzle, PuzzleSplits, puzzle_splits
 from kdlib.reasoning.results import PAIRS, columns, report, verdicts
 from kdlib.reasoning.selection import majority_vote, pass_at_k
@@ -94,7 +94,7 @@ class Study:
     def teacher(self, share: float = 1.0) -> PreTrainedModel:
         """The teacher, or one that stopped after a share of its training on chains."""
         folder = self.folder / ("teacher" if share == 1 else f"teacher-{share:g}")
-        with self._alone(folder.name):
+        with self._alone("teacher"):  # whatever the share, its base model is the same
             model = train_teacher(
                 self.recipe, self.tokenizer, folder, self.chains.train, share=share, progress=self.progress
             )
@@ -108,9 +108,18 @@ class Study:
             )
 
     def drawn(self, seed: int, count: int | None = None) -> list[Puzzle]:
-        """The problems of a seed; fewer are the first of more."""
+        """The problems of a seed; fewer are the first of more.
+
+        Raises:
+            ValueError: more than there are.
+        """
+        count = self.problems if count is None else count
+        if not 1 <= count <= len(self.chains.train):
+            raise ValueError(
+                f"count (problems) must be 1 to {len(self.chains.train)}, the recipe's pool; got {count}"
+            )
         order = random.Random(f"{seed} problems").sample(self.chains.train, len(self.chains.train))
-        return order[: count or self.problems]
+        return order[:count]
 
     def traces(self, seed: int, count: int | None = None, share: float = 1.0) -> list[Trace]:
         """What the teacher writes on the problems of a seed."""
@@ -124,7 +133,7 @@ class Study:
 
     def student(self, arm: str, seed: int, **options) -> PreTrainedModel:
         """The student of a finished run."""
-        return AutoModelForCausalLM.from_pretrained(self._place(arm, seed, **options)).to(best_device())
+        return load_model(self._place(arm, seed, **options)).to(best_device())
 
     def run(self, arm: str, seed: int, *, test: bool = True, **options) -> dict:
         """Teach one student and examine it, once; its figures are kept.
@@ -139,7 +148,8 @@ class Study:
         key = [place.name, test]
         if (done := self._log.find(key)) is None:
             student, figures = self._taught(arm, seed, **options)
-            student.save_pretrained(place)
+            with without_bars():
+                student.save_pretrained(place)
             self.tokenizer.save_pretrained(place)
             done = {"key": key, "arm": arm, "seed": seed, **figures, **self.examine(student, test=test)}
             self._log.append(done)
@@ -175,7 +185,7 @@ class Study:
 
     def _shared(self, make: Callable, jobs: Sequence[tuple], workers: int | None, what: str) -> list:
         workers = workers or (os.cpu_count() or 1 if best_device().type == "cpu" else 1)
-        workers = min(workers, len(jobs))
+        workers = max(1, min(workers, len(jobs)))
         results = (
             (make(*job) for job in jobs)
             if workers == 1
@@ -195,9 +205,8 @@ class Study:
         temperature: float | None = None,
         alpha: float | None = None,
     ) -> tuple[PreTrainedModel, dict]:
-        recipe = self.recipe
-        if temperature is not None:
-            recipe = replace(recipe, temperature=temperature, alpha=alpha)
+        soft = {"temperature": temperature, "alpha": alpha}
+        recipe = replace(self.recipe, **{name: value for name, value in soft.items() if value is not None})
         traces = self.traces(seed, count, share)
         drawn = self.drawn(seed, count)
         student = self.base(seed)
