@@ -78,6 +78,9 @@ def puzzle_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer of the puzzles: everything `kdlib.reasoning.wording` writes is decoded as it was.
 
     Other words become `<unk>`. Pads on the left, as generation needs it; eos is not added by encoding.
+
+    Saved and loaded like any other, with one exception that transformers makes: in a folder with a Qwen2
+    model `AutoTokenizer` expects Qwen2's own. There take `PreTrainedTokenizerFast.from_pretrained`.
     """
     vocabulary = {token: number for number, token in enumerate(_vocabulary())}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
