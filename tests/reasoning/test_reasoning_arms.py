@@ -262,6 +262,14 @@ def test_the_base_of_a_seed_is_the_same_for_every_arm(tokenizer, tmp_path, calls
     assert calls[-1]["examples"] == calls[-2]["examples"]  # all seeds have been to the same school
 
 
+def test_seeds_begin_with_weights_of_their_own(tokenizer, tmp_path):
+    hardly = replace(TINY, school_student=Stage(1, 1e-12, 1))
+    for seed in (1, 2):
+        learnt = weights(train_base(hardly, tokenizer, tmp_path / f"{seed}", seed=seed))
+        for name, start in tiny_model(tokenizer, width=16, layers=1, seed=seed).state_dict().items():
+            torch.testing.assert_close(learnt[name], start, rtol=0, atol=1e-6)
+
+
 def test_bases_have_the_recipes_sizes_classes_and_stages(tokenizer, tmp_path, calls):
     student = train_base(TINY, tokenizer, tmp_path / "student")
     teacher = train_base(TINY, tokenizer, tmp_path / "teacher", teacher=True)
