@@ -7,6 +7,7 @@ so that an arm with short texts takes more steps. A token costs the student 6 ·
 learn from and 2 to write; the teacher's own work, done once and kept, is not in the budget.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,8 +25,8 @@ from kdlib.reasoning.wording import Style, statement, written_solution
 from kdlib.runtime import Precision
 
 __all__ = [
-    "ARMS", "Budget", "CHAINS", "LIVE", "Recipe", "Stage", "mean_length", "reading", "style_of", "train_base",
-    "train_student", "train_teacher",
+    "ARMS", "Budget", "CHAINS", "LIVE", "Recipe", "Stage", "mean_tokens", "reading", "style_of",
+    "tokens_a_step", "train_base", "teach_student", "train_teacher",
 ]  # fmt: skip
 
 Budget = Literal["steps", "compute"]
@@ -102,7 +103,7 @@ class Recipe:
 CHAINS = Recipe()
 """That of the committed results."""
 
-LIVE = replace(CHAINS, beyond=60, student=Stage(130, 5e-3), on_policy=Stage(5, 1e-3, 160))
+LIVE = replace(CHAINS, beyond=60, student=Stage(150, 5e-3), on_policy=Stage(5, 1e-3, 192))
 """The same with less reading for the students, for the notebook."""
 
 
@@ -187,7 +188,7 @@ def reading(arm: str, puzzles: Sequence[Puzzle], traces: Sequence[Trace]) -> lis
     return [(trace.statement, trace.text) for trace in kept]
 
 
-def train_student(
+def teach_student(
     recipe: Recipe,
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -196,7 +197,7 @@ def train_student(
     *,
     teacher: PreTrainedModel | None = None,
     budget: Budget = "compute",
-    budget_tokens: int,
+    budget_tokens: float,
     lr: float | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -222,10 +223,10 @@ def train_student(
         raise ValueError(f"arm {arm!r} needs a teacher; got None")
     stage = recipe.student
     lr = lr or (recipe.answers_lr if arm == "answers" else stage.lr)
-    length = mean_length(tokenizer, texts)
+    per_step = tokens_a_step(tokenizer, texts, stage.batch_size)
     steps = stage.steps
     if budget == "compute":
-        steps = max(1, round(budget_tokens / (length * stage.batch_size)))
+        steps = max(1, round(budget_tokens / per_step))
     learnt = max(1, round(steps * recipe.traces_share)) if arm == "on-policy" else steps
     given = {}
     if arm == "logits":
@@ -234,7 +235,7 @@ def train_student(
         recipe, student, tokenizer, texts, Stage(learnt, lr, stage.batch_size), None, seed=seed,
         progress=progress, **given,
     )  # fmt: skip
-    figures = {"steps": learnt, "tokens": round(learnt * stage.batch_size * length), "written": 0,
+    figures = {"steps": learnt, "tokens": round(learnt * per_step), "written": 0,
                "seconds": history.seconds}  # fmt: skip
     if arm == "on-policy":
         more = _learn(
@@ -246,7 +247,12 @@ def train_student(
     return figures
 
 
-def mean_length(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> float:
+def tokens_a_step(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], batch_size: int) -> float:
+    """Tokens of prompts and completions that a step reads, on average; an epoch's last step reads fewer."""
+    return mean_tokens(tokenizer, texts) * len(texts) / math.ceil(len(texts) / batch_size)
+
+
+def mean_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> float:
     """Tokens of prompt and completion together, on average."""
     extra = len(tokenizer.apply_chat_template(
         [{"role": "user", "content": ""}], add_generation_prompt=True, return_dict=True)["input_ids"])
@@ -255,7 +261,7 @@ def mean_length(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> fl
 
 
 def style_of(text: str) -> Style | None:
-    """Which of the two styles a solution is written in; None where it has no steps."""
+    """Which of the two styles a solution is written in; "suppose" if both occur, None where it has no steps."""
     thought = text.split("</think>")[0]
     if "Suppose" in thought:
         return "suppose"

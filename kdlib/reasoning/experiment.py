@@ -35,11 +35,11 @@ from kdlib.reasoning.arms import (
     Budget,
     Recipe,
     Stage,
-    mean_length,
     reading,
     style_of,
+    teach_student,
+    tokens_a_step,
     train_base,
-    train_student,
     train_teacher,
 )
 from kdlib.reasoning.models import load_model, tiny_model, without_bars
@@ -61,7 +61,7 @@ LEARNING_RATES = (2.5e-3, 5e-3, 8e-3)
 SOFT = ((1.0, 0.5), (2.0, 0.5), (4.0, 0.5))  # (T, α)
 CHOICE_SEEDS = 2
 COUNTS = (50, 800)  # of problems, besides the usual one
-WEAK = 0.3  # share of its training that the worse teacher has had
+WEAK = 0.5  # share of its training that the worse teacher has had
 VOTES = (1, 2, 4, 8, 16, 32)
 VOTE_TEMPERATURE = 1.0
 EASY = Stage(600, 5e-3)
@@ -211,9 +211,11 @@ class Study:
         drawn = self.drawn(seed, count)
         student = self.base(seed)
         # The budget of all arms is what "verified" reads in its steps.
-        length = mean_length(self.tokenizer, reading("verified", drawn, traces))
-        tokens = round(recipe.student.steps * recipe.student.batch_size * length)
-        figures = train_student(
+        stage = recipe.student
+        tokens = stage.steps * tokens_a_step(
+            self.tokenizer, reading("verified", drawn, traces), stage.batch_size
+        )
+        figures = teach_student(
             recipe, student, self.tokenizer, arm, reading(arm, drawn, traces), budget=budget,
             teacher=self.teacher(share) if arm in ("logits", "on-policy") else None, budget_tokens=tokens,
             lr=lr, seed=seed, progress=self.progress,
@@ -265,8 +267,8 @@ class Study:
             }
             recipe = replace(self.recipe, student=EASY, answers_lr=EASY.lr)
             student = tiny_model(self.tokenizer, width=recipe.student_width, layers=recipe.layers, seed=seed)
-            tokens = round(EASY.steps * EASY.batch_size * mean_length(self.tokenizer, read["suppose"]))
-            figures = train_student(recipe, student, self.tokenizer, arm, read[arm], budget="compute",
+            tokens = EASY.steps * tokens_a_step(self.tokenizer, read["suppose"], EASY.batch_size)
+            figures = teach_student(recipe, student, self.tokenizer, arm, read[arm], budget="compute",
                                     budget_tokens=tokens, seed=seed, progress=self.progress)  # fmt: skip
             answers = self.answers(student, puzzles.test)
             done = {"key": key, "arm": arm, **figures, "accuracy": self._accuracy(answers),
@@ -306,7 +308,7 @@ class Study:
         done: dict[str, list[dict]] = {}
         for part, jobs in self.jobs(seeds).items():
             if part == "compute":
-                self._check_choices(done["choices"])
+                self._show_choices(done["choices"])
             done[part] = self._shared(self._piece, jobs, workers, part)
         by = {part: _by_arm(done[part]) for part in ("compute", "steps", "weak", "easy")}
         compute = by["compute"]
@@ -338,8 +340,8 @@ class Study:
             "verdicts": {name: verdicts(arms[name], pairs) for name, pairs in PAIRS.items()},
         }  # fmt: skip
 
-    def _check_choices(self, runs: Sequence[dict]) -> None:
-        """Say so if validation prefers other settings than the recipe's."""
+    def _show_choices(self, runs: Sequence[dict]) -> None:
+        """What validation says of each setting; the recipe's defaults are what was best."""
         means: dict[str, list[float]] = {}
         for run in runs:
             means.setdefault(run["key"][0].replace(f"-{run['seed']}-", " ", 1), []).append(run["validation"])

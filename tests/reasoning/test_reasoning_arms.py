@@ -13,11 +13,11 @@ from kdlib.reasoning.arms import (
     CHAINS,
     LIVE,
     Stage,
-    mean_length,
+    mean_tokens,
     reading,
     style_of,
+    teach_student,
     train_base,
-    train_student,
     train_teacher,
 )
 from kdlib.reasoning.examples import tokenize
@@ -143,7 +143,7 @@ def test_a_text_that_was_cut_off_has_the_style_it_began_with():
 def test_the_mean_length_is_that_of_the_examples_that_are_trained_on(tokenizer, chains):
     for arm_texts in (reading("answers", chains, []), [(statement(p), written_solution(p)) for p in chains]):
         lengths = [len(example) for example in tokenize(tokenizer, arm_texts)]
-        assert mean_length(tokenizer, arm_texts) == sum(lengths) / len(lengths)
+        assert mean_tokens(tokenizer, arm_texts) == sum(lengths) / len(lengths)
 
 
 # --- what they spend ----------------------------------------------------------------------------------------
@@ -159,17 +159,19 @@ def taught(tokenizer, arm, texts, recipe=TINY, **given):
             read.append(int(inputs["attention_mask"].sum()))
 
     student.register_forward_pre_hook(count, with_kwargs=True)
-    return train_student(recipe, student, tokenizer, arm, texts, **given), sum(read)
+    return teach_student(recipe, student, tokenizer, arm, texts, **given), sum(read)
 
 
 def test_equal_compute_is_equally_many_tokens_read(tokenizer, chains):
     solved = [(statement(p), written_solution(p)) for p in chains]
     answers = reading("answers", chains, [])
-    budget = round(6 * 4 * mean_length(tokenizer, solved))
+    budget = round(6 * 4 * mean_tokens(tokenizer, solved))
     steps = {}
-    for arm, texts in (("answers", answers), ("verified", solved), ("suppose", solved[:4])):
+    # Of six texts an epoch's second step holds two.
+    read_by = {"answers": answers, "verified": solved, "suppose": solved[:4], "equations": solved[:6]}
+    for arm, texts in read_by.items():
         figures, read = taught(tokenizer, arm, texts, budget_tokens=budget)
-        step = 4 * mean_length(tokenizer, texts)
+        step = 4 * mean_tokens(tokenizer, texts)
         assert abs(read - budget) <= step
         assert abs(figures["tokens"] - read) <= step
         assert figures["written"] == 0 and figures["seconds"] > 0
@@ -217,7 +219,7 @@ def test_logits_are_the_teachers_at_the_recipes_temperature_and_weight(tokenizer
 def test_on_policy_follows_a_share_of_the_budget_spent_on_texts(tokenizer, chains, calls, budget):
     teacher = tiny_model(tokenizer, width=24, layers=1, seed=2)
     texts = [(statement(p), written_solution(p)) for p in chains]
-    tokens = round(9 * 4 * mean_length(tokenizer, texts))
+    tokens = round(9 * 4 * mean_tokens(tokenizer, texts))
     recipe = replace(TINY, max_new_tokens=7, student=Stage(9, 5e-3, 4))
     figures, _ = taught(
         tokenizer, "on-policy", texts, recipe, teacher=teacher, budget=budget, budget_tokens=tokens, seed=3
@@ -248,7 +250,7 @@ def test_what_cannot_be_taught_is_refused_before_anything_is_learnt(tokenizer, c
 def test_the_base_of_a_seed_is_the_same_for_every_arm(tokenizer, tmp_path, calls):
     first = train_base(TINY, tokenizer, tmp_path / "base-4", seed=4)
     start = weights(first)
-    train_student(TINY, first, tokenizer, "verified", [("A", "4")], budget="steps", budget_tokens=1)
+    teach_student(TINY, first, tokenizer, "verified", [("A", "4")], budget="steps", budget_tokens=1)
     assert not same(weights(first), start)  # taught in place
     count = len(calls)
     again = train_base(TINY, tokenizer, tmp_path / "base-4", seed=4)

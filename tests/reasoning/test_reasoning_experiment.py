@@ -10,7 +10,7 @@ from tiny_study import TINY, answered
 from transformers import PreTrainedTokenizerFast
 
 from kdlib.reasoning import arms, experiment
-from kdlib.reasoning.arms import CHAINS, LIVE, mean_length, reading
+from kdlib.reasoning.arms import CHAINS, LIVE, reading, tokens_a_step
 from kdlib.reasoning.experiment import Study
 from kdlib.reasoning.puzzles import PuzzleSplits
 from kdlib.reasoning.sampling import Writer
@@ -119,7 +119,7 @@ def test_runs_are_by_arm_in_the_order_of_the_seeds(study, runs):
 
 
 def test_a_run_is_taught_once_and_then_read(study, runs, monkeypatch):
-    monkeypatch.setattr(experiment, "train_student", refuse)
+    monkeypatch.setattr(experiment, "teach_student", refuse)
     monkeypatch.setattr(Study, "examine", refuse)
     lines = logged(study)
     again = replace(study)
@@ -214,14 +214,14 @@ class Told(Exception):
 
 @pytest.fixture
 def told(study, runs, monkeypatch):
-    """What `train_student` would be given for a run."""
+    """What `teach_student` would be given for a run."""
 
     def stop(recipe, student, tokenizer, arm, texts, **options):
         raise Told({"recipe": recipe, "student": student, "arm": arm, "texts": texts, **options})
 
     def ask(arm, seed=0, **options):
         with monkeypatch.context() as patched:
-            patched.setattr(experiment, "train_student", stop)
+            patched.setattr(experiment, "teach_student", stop)
             with pytest.raises(Told) as raised:
                 replace(study).run(arm, seed, **options)
         return raised.value.args[0]
@@ -233,7 +233,7 @@ def test_every_arm_gets_the_base_of_its_seed_its_texts_and_the_budget_of_verifie
     traces, drawn = study.traces(0), study.drawn(0)
     start = weights(study.base(0))
     verified = reading("verified", drawn, traces)
-    tokens = round(6 * 4 * mean_length(study.tokenizer, verified))
+    tokens = 6 * tokens_a_step(study.tokenizer, verified, 4)
     for arm in ("answers", "unverified", "verified", "shortest", "logits", "on-policy"):
         # Another rate: not one of the runs that are done.
         given = told(arm, lr=1e-4)
@@ -255,7 +255,7 @@ def test_options_reach_the_student(study, told):
 
 def test_a_choice_looks_at_validation_only(study, runs, monkeypatch):
     monkeypatch.setattr(
-        experiment, "train_student", lambda recipe, student, *given, **options: {"steps": 0, "seconds": 0.0}
+        experiment, "teach_student", lambda recipe, student, *given, **options: {"steps": 0, "seconds": 0.0}
     )
     looked, answers = [], Study.answers
     monkeypatch.setattr(
