@@ -261,7 +261,7 @@ def mean_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> fl
 
 
 def style_of(text: str) -> Style | None:
-    """Which of the two styles a solution is written in; "suppose" if both occur, None where it has no steps."""
+    """Which style a solution is written in; "suppose" if both occur, None where it has no steps."""
     thought = text.split("</think>")[0]
     if "Suppose" in thought:
         return "suppose"

@@ -156,7 +156,7 @@ class Study:
         return done
 
     def runs(
-        self, arms: Sequence[str], seeds: Sequence[int], *, workers: int | None = None
+        self, arms: Sequence[str], seeds: Sequence[int], *, workers: int | None = None, **options
     ) -> dict[str, list[dict]]:
         """`run` for every arm and seed, by arm in the order of the seeds.
 
@@ -165,11 +165,12 @@ class Study:
 
         Args:
             workers: processes; default one for each core, one on a GPU.
+            options: as for `run`, the same for all.
         """
         self.prepare(seeds, workers=workers)
-        jobs = [(arm, seed) for seed in seeds for arm in arms]
-        done = self._shared(self.run, jobs, workers, "students")
-        return {arm: [run for (name, _), run in zip(jobs, done, strict=True) if name == arm] for arm in arms}
+        jobs = [("run", (arm, seed), options) for seed in seeds for arm in arms]
+        done = self._shared(self._piece, jobs, workers, "students")
+        return {arm: [run for run in done if run["arm"] == arm] for arm in arms}
 
     def prepare(self, seeds: Sequence[int], *, workers: int | None = None) -> None:
         """Make the teacher, the base models of the seeds, and their traces."""
