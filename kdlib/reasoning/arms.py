@@ -103,7 +103,7 @@ class Recipe:
 CHAINS = Recipe()
 """That of the committed results."""
 
-LIVE = replace(CHAINS, beyond=60, student=Stage(150, 5e-3), on_policy=Stage(5, 1e-3, 192))
+LIVE = replace(CHAINS, beyond=60, student=Stage(140, 5e-3), on_policy=Stage(5, 1e-3, 192))
 """The same with less reading for the students, for the notebook."""
 
 
