@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdlib.storage import replaced
 
-__all__ = ["RunLog", "pack", "unpack"]
+__all__ = ["RunLog", "pack", "unpack", "write_results"]
 
 
 class RunLog:
@@ -73,3 +73,9 @@ def pack(correct: Tensor) -> list:
 def unpack(digits: str, count: int) -> Tensor:
     """What `pack` was given."""
     return torch.tensor([bit == "1" for bit in f"{int(digits, 16):0{count}b}"])
+
+
+def write_results(path: str | os.PathLike, results: Mapping) -> None:
+    """Results as JSON for people to read too, whole or not at all."""
+    with replaced(path) as file:
+        file.write((json.dumps(results, indent=1) + "\n").encode())

@@ -7,8 +7,8 @@ arms of `kdlib.reasoning.arms`, each at two budgets; then the number of problems
 purpose, samples of the student that learnt answers only, and the easy puzzle, where steps are not needed.
 
 Learning rates and (T, α) are chosen on validation. The test part is scored once for each finished student.
-Every finished piece is on disk: whoever is interrupted starts the command again, and several processes can
-share the work with --only.
+Every finished piece is on disk: whoever is interrupted starts the command again. Processes share the work, one
+for each core.
 """
 
 import argparse
@@ -49,9 +49,9 @@ from kdlib.reasoning.selection import majority_vote, pass_at_k
 from kdlib.reasoning.tokenizer import puzzle_tokenizer
 from kdlib.reasoning.traces import Trace, collect_traces
 from kdlib.reasoning.wording import problem, statement, written_solution
-from kdlib.records import RunLog, pack
+from kdlib.records import RunLog, pack, write_results
 from kdlib.runtime import best_device
-from kdlib.storage import fingerprint, replaced
+from kdlib.storage import fingerprint
 
 __all__ = ["Study", "main"]
 
@@ -401,8 +401,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kdlib reasoning: {error}", file=sys.stderr)
         return 1
     if given.out is not None:
-        with replaced(given.out) as file:
-            file.write((json.dumps(results, indent=1) + "\n").encode())
+        write_results(given.out, results)
     print(report(results))
     return 0
 

@@ -13,7 +13,6 @@ run is on disk: whoever is interrupted starts the command again.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,9 +29,9 @@ from kdlib.checkpoint import describe
 from kdlib.cost import measure_cost
 from kdlib.environment import describe_environment
 from kdlib.metrics import agreement, fit_temperature, kl_to_teacher, score
-from kdlib.records import RunLog, pack
+from kdlib.records import RunLog, pack, write_results
 from kdlib.splits import Examples, Splits
-from kdlib.storage import fingerprint, replaced
+from kdlib.storage import fingerprint
 from kdlib.training import fit, predict
 from kdlib.vision.arms import SKETCHES, Recipe, Training, arms, hard_labels, hide_labels, photo_recipe, train
 from kdlib.vision.loader import Loader
@@ -282,8 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kdlib experiment: {error}", file=sys.stderr)
         return 1
     if given.out is not None:
-        with replaced(given.out) as file:
-            file.write((json.dumps(results, indent=1) + "\n").encode())
+        write_results(given.out, results)
     print(report(results))
     return 0
 
