@@ -7,8 +7,8 @@ arms of `kdlib.reasoning.arms`, each at two budgets; then the number of problems
 purpose, samples of the student that learnt answers only, and the easy puzzle, where steps are not needed.
 
 Learning rates and (T, α) are chosen on validation. The test part is scored once for each finished student.
-Every finished piece is on disk: whoever is interrupted starts the command again. Processes share the work, one
-for each core.
+Every finished piece is on disk: whoever is interrupted starts the command again. Processes share the work,
+one for each core.
 """
 
 import argparse
