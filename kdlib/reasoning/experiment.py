@@ -306,18 +306,18 @@ class Study:
 
     def results(self, seeds: Sequence[int], *, workers: int | None = None) -> dict[str, object]:
         """Do what has not been done yet, and put everything together."""
-        done: dict[str, list[dict]] = {}
-        for part, jobs in self.jobs(seeds).items():
-            if part == "compute":
-                self._show_choices(done["choices"])
-            done[part] = self._shared(self._piece, jobs, workers, part)
+        jobs, done = self.jobs(seeds), {}
+        for part, pieces in jobs.items():
+            done[part] = self._shared(self._piece, pieces, workers, part)
+            if part == "choices" and self.progress:
+                self._show_choices(done[part])
         by = {part: _by_arm(done[part]) for part in ("compute", "steps", "weak", "easy")}
         compute = by["compute"]
         steps = {arm: by["steps"].get(arm, compute[arm]) for arm in ("answers", "verified", "shortest")}
         counts = {self.problems: {arm: compute[arm] for arm in TUNED}}
         for count in COUNTS:
-            jobs = zip(self.jobs(seeds)["counts"], done["counts"], strict=True)
-            counts[count] = _by_arm(run for (_, _, given), run in jobs if given["count"] == count)
+            pairs = zip(jobs["counts"], done["counts"], strict=True)
+            counts[count] = _by_arm(run for (_, _, given), run in pairs if given["count"] == count)
         teachers = {share: self.teacher(share) for share in (1.0, WEAK)}
         traces = [trace for seed in seeds for trace in self.traces(seed, share=WEAK)]
         arms = {"compute": compute, "steps": steps, "weak": by["weak"], "easy": by["easy"]}
@@ -346,9 +346,8 @@ class Study:
         means: dict[str, list[float]] = {}
         for run in runs:
             means.setdefault(run["key"][0].replace(f"-{run['seed']}-", " ", 1), []).append(run["validation"])
-        if self.progress:
-            for setting, accuracies in means.items():
-                print(f"{setting:28}{100 * sum(accuracies) / len(accuracies):6.1f} % on validation")
+        for setting, accuracies in means.items():
+            print(f"{setting:28}{100 * sum(accuracies) / len(accuracies):6.1f} % on validation")
 
     @staticmethod
     def _accuracy(traces: Sequence[Trace]) -> float:

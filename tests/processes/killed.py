@@ -8,16 +8,14 @@ as metadata the history. FOLDER/kills.json says how each process ended.
 import json
 import os
 import random
-import select
 import signal
-import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from forks import telling, told_to_the_end, told_until
 
 from kdlib import checkpoint, storage
 from kdlib.losses import kd_loss
@@ -83,27 +81,12 @@ def train(folder: Path, tell: Callable[[str], None]) -> None:
 
 def process(folder: Path, stand_still: tuple[str, int] | None = None) -> tuple[int, int]:
     """A fork that trains, and the end of the pipe that it tells its moments to."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(writing)
-        return child, reading
-    try:
-        os.close(reading)
-        told = Counter()
 
-        def tell(moment: str) -> None:
-            os.write(writing, moment.encode() + b"\n")
-            told[moment] += 1
-            if (moment, told[moment]) == stand_still:
-                time.sleep(60)
-
+    def work(tell: Callable[[str], None]) -> None:
         announce(folder, tell)
         train(folder, tell)
-        os._exit(0)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        os._exit(1)
+
+    return telling(work, stand_still)
 
 
 def announce(folder: Path, tell: Callable[[str], None]) -> None:
@@ -128,20 +111,11 @@ def announce(folder: Path, tell: Callable[[str], None]) -> None:
 def killed(folder: Path, moment: str, count: int, delay: float) -> dict[str, object]:
     """Train until the moment, wait, kill: what the process had told by then, and how it ended."""
     child, pipe = process(folder, (moment, count) if moment != "step" else None)
-    told = b""
-    deadline = time.monotonic() + 60
-    while told.decode().split("\n").count(moment) < count and time.monotonic() < deadline:
-        if select.select([pipe], [], [], 1)[0]:
-            part = os.read(pipe, 4096)
-            if not part:
-                break  # it has ended by itself
-            told += part
+    told = told_until(pipe, moment, count)
     time.sleep(delay)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    while part := os.read(pipe, 4096):
-        told += part
-    os.close(pipe)
+    told += told_to_the_end(pipe)
     told = told.decode().split()
     return {
         "moment": moment,
@@ -157,10 +131,7 @@ def killed(folder: Path, moment: str, count: int, delay: float) -> dict[str, obj
 def finished(folder: Path) -> int:
     """Train to the end; the number of steps it took."""
     child, pipe = process(folder)
-    told = b""
-    while part := os.read(pipe, 4096):
-        told += part
-    os.close(pipe)
+    told = told_to_the_end(pipe)
     if os.waitpid(child, 0)[1]:
         raise SystemExit("training failed")
     return told.decode().split().count("step")

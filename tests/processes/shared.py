@@ -1,20 +1,17 @@
 """Trains in one process, and in two that share each batch; each leaves what it saw and came to in files.
 
-The processes have the environment that torchrun sets. The parent holds the store at which they meet, on a
-port that the system chooses, so that no port can be taken meanwhile.
+The processes have the environment that torchrun sets.
 FOLDER/one/0 and FOLDER/two/{0,1} hold one safetensors file for each function of `RUNS`.
 """
 
-import os
-import signal
-import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
+from forks import group
 from torch import nn
-from torch.distributed import TCPStore
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from kdlib.losses import kd_loss
@@ -24,8 +21,6 @@ from kdlib.storage import save_tensors
 from kdlib.training import fit
 from kdlib.vision.loader import Augmentation, Loader
 from kdlib.vision.nets import convnet
-
-LIMIT = 100  # seconds for a group of processes, after which it hangs
 
 
 def pictures(count: int, seed: int = 0) -> Examples:
@@ -166,52 +161,15 @@ RUNS = [
 ]  # fmt: skip
 
 
-def member(rank: int, processes: int, folder: Path, port: int) -> None:
+def member(rank: int, folder: Path) -> None:
     """What each process does: the same script whatever their number."""
-    if processes > 1:
-        os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-            "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",  # the parent's, as with torchrun
-        }  # fmt: skip
     here = folder / str(rank)
     here.mkdir(parents=True)
     for function in RUNS:
         function(here, folder)
 
 
-def group(processes: int, folder: Path) -> None:
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    children = []
-    for rank in range(processes):
-        child = os.fork()
-        if not child:
-            try:
-                member(rank, processes, folder, store.port)
-                sys.stderr.flush()
-                os._exit(0)
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
-                os._exit(1)
-        children.append(child)
-    deadline, failed = time.monotonic() + LIMIT, None
-    while children and failed is None:
-        for child in list(children):
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                children.remove(child)
-                failed = "a process failed" if status else failed
-        if time.monotonic() > deadline:
-            failed = f"training with {processes} processes hangs"
-        time.sleep(0.02)
-    for child in children:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    if failed:
-        raise SystemExit(failed)
-
-
 def main(folder: Path) -> None:
     """One process, then two."""
-    group(1, folder / "one")
-    group(2, folder / "two")
+    group(1, partial(member, folder=folder / "one"))
+    group(2, partial(member, folder=folder / "two"))

@@ -8,16 +8,15 @@ undisturbed.jsonl and killed.jsonl; what the last process of each returned, as N
 import json
 import os
 import random
-import select
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from forks import telling, told_to_the_end, told_until
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from kdlib import storage
@@ -107,40 +106,18 @@ class Halves:
 
 def process(path: Path, stand_still: tuple[str, int] | None, seed: int) -> tuple[int, int]:
     """A fork that collects, and the end of the pipe that it tells its moments to."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(writing)
-        return child, reading
-    try:
-        os.close(reading)
+
+    def work(tell: Callable[[str], None]) -> None:
         random.seed(seed)
-        told = Counter()
-
-        def tell(moment: str) -> None:
-            os.write(writing, moment.encode() + b"\n")
-            told[moment] += 1
-            if (moment, told[moment]) == stand_still:
-                time.sleep(60)
-
         collect(path, tell)
-        os._exit(0)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        os._exit(1)
+
+    return telling(work, stand_still)
 
 
 def killed(path: Path, moment: str, count: int, delay: float, seed: int) -> dict[str, object]:
     """Collect until the moment, wait, kill: what the process had told by then, and what it left."""
     child, pipe = process(path, (moment, count) if moment != "batch" else None, seed)
-    told, refused = b"", None
-    deadline = time.monotonic() + 60
-    while told.decode().split("\n").count(moment) < count and time.monotonic() < deadline:
-        if select.select([pipe], [], [], 1)[0]:
-            part = os.read(pipe, 4096)
-            if not part:
-                break  # it has ended by itself
-            told += part
+    told, refused = told_until(pipe, moment, count), None
     if moment == "kept":  # it is alive, and holds the file
         try:
             with trace_file.TraceFile(path, {}):
@@ -150,9 +127,7 @@ def killed(path: Path, moment: str, count: int, delay: float, seed: int) -> dict
     time.sleep(delay)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    while part := os.read(pipe, 4096):
-        told += part
-    os.close(pipe)
+    told += told_to_the_end(pipe)
     told = told.decode().split()
     content = path.read_bytes() if path.exists() else b""
     return {
@@ -167,10 +142,7 @@ def killed(path: Path, moment: str, count: int, delay: float, seed: int) -> dict
 def finished(path: Path) -> int:
     """Collect to the end; the number of batches it took."""
     child, pipe = process(path, None, 0)
-    told = b""
-    while part := os.read(pipe, 4096):
-        told += part
-    os.close(pipe)
+    told = told_to_the_end(pipe)
     if os.waitpid(child, 0)[1]:
         raise SystemExit("collecting failed")
     return told.decode().split().count("batch")

@@ -19,14 +19,14 @@ from shutil import rmtree
 import torch
 import torch._dynamo  # the optimizer imports it at its first step: once, not in each fork  # noqa: F401
 from small_models import llama, pairs, qwen, word_tokenizer
-from torch.distributed import TCPStore
 from transformers import TrainerState
 
 from kdlib.reasoning.distill import distill_language_model
 from kdlib.reasoning.trainer import DistillationTrainer
 from kdlib.storage import save_tensors
 
-LIMIT = 100  # seconds, after which a process hangs
+sys.path.append(str(Path(__file__).parents[1] / "processes"))
+from forks import LIMIT, group  # noqa: E402
 
 # Where processes are killed: after so many steps of their own, or in the middle of their first or second
 # checkpoint. "weights": these are written, and nothing else; "state": half of the last file is; "model": the
@@ -164,48 +164,12 @@ def share(folder: Path, processes: int) -> None:
             torch.distributed.barrier()
 
 
-def group(folder: Path, processes: int) -> None:
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    children = []
-    for rank in range(processes):
-        child = os.fork()
-        if not child:
-            try:
-                if processes > 1:
-                    os.environ |= {
-                        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-                        "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
-                        "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-                    }  # fmt: skip
-                share(folder, processes)
-                os._exit(0)
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
-                os._exit(1)
-        children.append(child)
-    deadline, failed = time.monotonic() + LIMIT, None
-    while children and failed is None:
-        for child in list(children):
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                children.remove(child)
-                failed = "a process failed" if status else failed
-        if time.monotonic() > deadline:
-            failed = f"training with {processes} processes hangs"
-        time.sleep(0.02)
-    for child in children:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    if failed:
-        raise SystemExit(failed)
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
     gc.freeze()  # Trainer collects garbage as it begins, mostly among modules imported long ago
     here = Path(sys.argv[1])
     kills(here)
-    group(here, 1)
-    group(here, 2)
+    for processes in (1, 2):
+        group(processes, lambda rank, number=processes: share(here, number))
     os._exit(0)  # libraries complain of objects that are frozen as they are taken down
