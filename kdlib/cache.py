@@ -24,7 +24,7 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -35,22 +35,9 @@ from kdlib.runtime import best_device, eval_mode
 from kdlib.shards import Manifest, Shards, as_class
 from kdlib.splits import Examples, TrainingData, as_float
 from kdlib.storage import fingerprint
+from kdlib.top_k import TopK
 
-__all__ = ["CachedTeacher", "TopK", "cache_teacher", "open_cache"]
-
-
-class TopK(NamedTuple):
-    """The k largest logits of each position, largest first, and the mass of all classes.
-
-    Attributes:
-        values: (B, …, k) float32 logits.
-        indices: (B, …, k) int64 classes.
-        log_total: (B, …) float32 log-sum-exp over all classes; values − log_total are log-probabilities.
-    """
-
-    values: Tensor
-    indices: Tensor
-    log_total: Tensor
+__all__ = ["CachedTeacher", "cache_teacher", "open_cache"]
 
 
 class CachedTeacher:
@@ -202,7 +189,7 @@ class CachedTeacher:
         return dense.scatter_(-1, as_class(stored["indices"]), stored["values"].float())
 
     def top_k(self, epoch: int, rows: Tensor) -> TopK:
-        """The k largest logits as stored; arguments and errors as for `logits`.
+        """The k largest logits as stored, at T = 1; arguments and errors as for `logits`.
 
         Raises:
             ValueError: also for a cache of all classes.
@@ -213,9 +200,7 @@ class CachedTeacher:
                 f"logits(), or make it with top_k=k"
             )
         stored = self._rows(epoch, rows)
-        values = stored["values"].float()
-        log_total = torch.logaddexp(values.logsumexp(-1), stored["log_tail"])
-        return TopK(values, as_class(stored["indices"]), log_total)
+        return TopK(stored["values"].float(), as_class(stored["indices"]), stored["log_tail"])
 
     def _rows(self, epoch: int, rows: Tensor) -> dict[str, Tensor]:
         m = self._manifest

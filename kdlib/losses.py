@@ -140,25 +140,8 @@ def soft_target_loss(
     """
     _check_options(temperature, divergence, beta, reduction)
     _check_pair(student_logits, teacher_logits)
-    if mask is not None:
-        _check_positions("mask", mask, student_logits)
-        if mask.dtype != torch.bool:
-            raise ValueError(f"mask must be bool, True where a position counts; got {mask.dtype}")
-
-    student = _full_precision(student_logits) / temperature
-    teacher = _full_precision(teacher_logits.detach()) / temperature
-    ruled_out = (student <= RULED_OUT) | (teacher <= RULED_OUT)
-    if mask is not None:
-        ruled_out = ruled_out | ~mask.unsqueeze(-1)  # what stands at such a position cannot matter
-    log_q = torch.log_softmax(student.masked_fill(ruled_out, RULED_OUT), dim=-1)
-    log_p = torch.log_softmax(teacher.masked_fill(ruled_out, RULED_OUT), dim=-1)
-
-    if divergence == "forward":
-        distance = kl_divergence(log_p, log_q)
-    elif divergence == "reverse":
-        distance = kl_divergence(log_q, log_p)
-    else:
-        distance = jensen_shannon_divergence(log_p, log_q, beta)
+    _check_mask(mask, student_logits)
+    distance = _softened_divergence(student_logits, teacher_logits, temperature, divergence, beta, mask)
     return _reduce(temperature**2 * distance, mask, reduction)
 
 
@@ -232,6 +215,25 @@ def kd_loss(
             beta=beta, mask=counted, reduction="none",
         )
     return _reduce(alpha * hard + (1 - alpha) * soft, counted, reduction)
+
+
+def _softened_divergence(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, divergence: Divergence, beta: float,
+    mask: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """(...) divergences at T, of logits (..., C) of which any may be ruled out; without the factor T²."""
+    student, teacher = _full_precision(student_logits), _full_precision(teacher_logits.detach())
+    # Before dividing: −1e30 / T would not count as ruled out any more.
+    ruled_out = (student <= RULED_OUT) | (teacher <= RULED_OUT)
+    if mask is not None:
+        ruled_out = ruled_out | ~mask.unsqueeze(-1)  # what stands at such a position cannot matter
+    log_q = torch.log_softmax((student / temperature).masked_fill(ruled_out, RULED_OUT), dim=-1)
+    log_p = torch.log_softmax((teacher / temperature).masked_fill(ruled_out, RULED_OUT), dim=-1)
+    if divergence == "forward":
+        return kl_divergence(log_p, log_q)
+    if divergence == "reverse":
+        return kl_divergence(log_q, log_p)
+    return jensen_shannon_divergence(log_p, log_q, beta)
 
 
 def _full_precision(logits: Tensor) -> Tensor:
@@ -318,6 +320,13 @@ def _check_positions(name: str, tensor: Tensor, logits: Tensor) -> None:
             f"{name} has shape {shape}; expected {tuple(logits.shape[:-1])}, "
             f"that of the logits {tuple(logits.shape)} without the class axis"
         )
+
+
+def _check_mask(mask: Tensor | None, logits: Tensor) -> None:
+    if mask is not None:
+        _check_positions("mask", mask, logits)
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask must be bool, True where a position counts; got {mask.dtype}")
 
 
 def _check_labels(student_logits: Tensor, labels: Tensor, ignore_index: int, *, used: bool) -> None:
