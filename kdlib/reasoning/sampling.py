@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-__all__ = ["Completion", "Writer"]
+__all__ = ["Completion", "Writer", "check_sampling"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,20 @@ class Completion:
     text: str
     tokens: int
     finished: bool
+
+
+def check_sampling(temperature: float, top_p: float, max_new_tokens: int) -> None:
+    """See that each setting is in its range.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be at least 0 (0: the likeliest token); got {temperature!r}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie above 0 and not above 1 (1: all tokens); got {top_p!r}")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens!r}")
 
 
 class Writer:
@@ -60,12 +74,7 @@ class Writer:
         top_p: float,
         max_new_tokens: int,
     ) -> None:
-        if not 0 <= temperature < float("inf"):
-            raise ValueError(f"temperature must be at least 0 (0: the likeliest token); got {temperature!r}")
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p must lie above 0 and not above 1 (1: all tokens); got {top_p!r}")
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens!r}")
+        check_sampling(temperature, top_p, max_new_tokens)
         if model.config.is_encoder_decoder:
             raise ValueError(
                 f"model must be a causal language model; {type(model).__name__} has an encoder of its own"

@@ -17,6 +17,7 @@ __all__ = ["Trace", "TraceFile", "load_traces"]
 
 _FORMAT, _VERSION = "kdlib traces", 1
 _REMAKE = "delete it, or choose another path"
+_NOTE = "note"  # the one name in the record of a note
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class Trace:
 class TraceFile:
     """Traces on disk, open for more; to be used in a `with` statement.
 
-    The first line says what the file is bound to, each further line is a trace; each ends with a checksum.
-    Lines are only ever appended. What a kill leaves of a line is cut off when the file is opened again.
+    The first line says what the file is bound to, each further line is a trace or a note; each ends with a
+    checksum. Lines are only ever appended. What a kill leaves of a line is cut off when the file is opened
+    again.
 
     Args:
         path: the file, with one name `.NAME.lock` beside it; None keeps everything in memory.
@@ -57,6 +59,7 @@ class TraceFile:
 
     Attributes:
         traces: what the file holds, by key and sample.
+        notes: what else it holds, in the order it was written: what traces from elsewhere have cost.
 
     Raises (on entering):
         ForeignFile: something else has written it, or it is bound to other settings.
@@ -66,6 +69,7 @@ class TraceFile:
 
     def __init__(self, path: str | os.PathLike | None, settings: Mapping[str, object]) -> None:
         self.traces: dict[tuple[str, int], Trace] = {}
+        self.notes: list[Mapping[str, object]] = []
         self._given, self._settings = path, json.loads(json.dumps(settings))
         self._file = None
 
@@ -98,17 +102,19 @@ class TraceFile:
         if self._file is not None:
             self._held.close()
 
-    def append(self, traces: Iterable[Trace]) -> None:
-        """Add traces; when this returns they are on the disk."""
-        traces = list(traces)
+    def append(self, traces: Iterable[Trace], notes: Iterable[Mapping[str, object]] = ()) -> None:
+        """Add traces, and notes as JSON values before them; when this returns they are on the disk."""
+        traces, notes = list(traces), list(notes)
         if self._file is not None:
-            self._file.write(b"".join(_line(asdict(trace)) for trace in traces))
+            records = [*({_NOTE: note} for note in notes), *map(asdict, traces)]
+            self._file.write(b"".join(map(_line, records)))
             self._file.flush()
             os.fsync(self._file.fileno())
+        self.notes += notes
         self.traces |= {(trace.key, trace.sample): trace for trace in traces}
 
     def _take_up(self, path: Path) -> None:
-        settings, traces, whole = _read(path)
+        settings, records, whole = _read(path)
         if settings != self._settings:
             names = [n for n in {**settings, **self._settings} if settings.get(n) != self._settings.get(n)]
             changes = [
@@ -118,7 +124,11 @@ class TraceFile:
                 for name in names
             ]
             raise ForeignFile(f"{path} holds other traces: {'; '.join(changes)}. To collect anew, {_REMAKE}")
-        for number, trace in enumerate(traces, 2):
+        for number, record in enumerate(records, 2):
+            if _NOTE in record:
+                self.notes.append(record[_NOTE])
+                continue
+            trace = Trace(**record)
             if (trace.key, trace.sample) in self.traces:
                 raise DamagedFile(
                     f"line {number} of {path} repeats sample {trace.sample} of {trace.key!r}; delete it"
@@ -139,11 +149,11 @@ def load_traces(path: str | os.PathLike) -> list[Trace]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    return _read(path)[1]
+    return [Trace(**record) for record in _read(path)[1] if _NOTE not in record]
 
 
-def _read(path: Path) -> tuple[dict, list[Trace], int]:
-    """Settings, traces, and how many bytes they take; what stands after the last line end is no line."""
+def _read(path: Path) -> tuple[dict, list[dict], int]:
+    """Settings, records, and how many bytes they take; what stands after the last line end is no line."""
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     # At line feeds only: JSON leaves the other line ends of Unicode as they are.
@@ -156,7 +166,7 @@ def _read(path: Path) -> tuple[dict, list[Trace], int]:
             f"{path} is of version {header['version']}, this kdlib reads version {_VERSION}: use the kdlib "
             f"that wrote it, or {_REMAKE}"
         )
-    traces = []
+    records = []
     for number, line in enumerate(lines, 2):
         record = _parsed(line)
         if record is None:
@@ -164,8 +174,8 @@ def _read(path: Path) -> tuple[dict, list[Trace], int]:
                 f"line {number} of {path} has changed since it was written; delete that line, and "
                 f"collect_traces samples it again"
             )
-        traces.append(Trace(**record))
-    return header["settings"], traces, whole
+        records.append(record)
+    return header["settings"], records, whole
 
 
 def _line(record: Mapping[str, object]) -> bytes:

@@ -83,12 +83,12 @@ def collect_traces(
         FloatingPointError: the model's logits are not finite.
     """
     problems = list(problems)
-    _check(problems, samples, temperature, batch_size)
+    check_request(problems, temperature, samples=samples, batch_size=batch_size)
     writer = Writer(model, tokenizer, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
     prompts = [writer.prompt(problem.statement) for problem in problems]
     settings = {} if path is None else _settings(writer, seed, verify)
     with TraceFile(path, settings) as file, eval_mode(model):
-        _check_same_problems(problems, file)
+        check_same_problems(problems, file)
         missing = [
             (number, sample)
             for number, problem in enumerate(problems)
@@ -103,20 +103,30 @@ def collect_traces(
                 jobs = missing[start : start + batch_size]
                 seeds = [substream(seed, f"trace {problems[n].key}", sample) for n, sample in jobs]
                 completions = writer.write([prompts[n] for n, _ in jobs], seeds)
-                judged: list[Trace] = []
+                written: list[Trace] = []
                 try:
                     for (number, sample), completion in zip(jobs, completions, strict=True):
-                        judged.append(_judged(problems[number], sample, completion, verify))
+                        written.append(judged(problems[number], sample, completion, verify))
                 finally:
-                    file.append(judged)
-                bar.update(len(judged))
+                    file.append(written)
+                bar.update(len(written))
         return [file.traces[problem.key, sample] for problem in problems for sample in range(samples)]
 
 
-def _judged(problem: Problem, sample: int, completion: Completion, verify: Verifier) -> Trace:
+def judged(
+    problem: Problem, sample: int, completion: Completion, verify: Verifier, *, before: str = ""
+) -> Trace:
+    """The trace of a completion, verified.
+
+    Args:
+        before: stood before the completion, and is shown to `verify` with it.
+
+    Raises:
+        RuntimeError: `verify` failed.
+    """
     try:
         # What was cut off is no answer, even if it reads like one: 1 of 12.
-        correct = completion.finished and bool(verify(completion.text, problem.answer))
+        correct = completion.finished and bool(verify(before + completion.text, problem.answer))
     except Exception as error:
         raise RuntimeError(
             f"verify failed on sample {sample} of problem {problem.key!r}: {type(error).__name__}: {error}; "
@@ -142,8 +152,13 @@ def _settings(writer: Writer, seed: int, verify: Verifier) -> dict[str, object]:
     }
 
 
-def _check(problems: list[Problem], samples: int, temperature: float, batch_size: int) -> None:
-    for name, value in (("samples", samples), ("batch_size", batch_size)):
+def check_request(problems: Sequence[Problem], temperature: float, *, samples: int, **counts: int) -> None:
+    """See that counts are positive, temperature 0 is asked for one sample, and keys differ.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    for name, value in {"samples": samples, **counts}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1; got {value!r}")
     if temperature == 0 and samples > 1:
@@ -159,7 +174,12 @@ def _check(problems: list[Problem], samples: int, temperature: float, batch_size
         )
 
 
-def _check_same_problems(problems: list[Problem], file: TraceFile) -> None:
+def check_same_problems(problems: Sequence[Problem], file: TraceFile) -> None:
+    """See that what the file holds under the key of a problem is about this problem.
+
+    Raises:
+        ValueError: otherwise.
+    """
     held = {trace.key: trace for trace in file.traces.values()}
     for problem in problems:
         trace = held.get(problem.key)
