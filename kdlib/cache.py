@@ -28,7 +28,6 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from kdlib import shards as files
 from kdlib.runtime import best_device, eval_mode
@@ -113,7 +112,7 @@ class CachedTeacher:
         m = self._manifest
         if not self._belongs_to(data):
             raise ValueError(
-                f"the teacher outputs in {self.folder} were made from other data: {files.DATA_CHANGED}. Make "
+                f"the teacher outputs in {self.folder} were made from other data: {m.DATA_CHANGED}. Make "
                 f"them for these with cache_teacher, in another folder or with overwrite=True"
             )
         if m.varies and seed != m.seed:
@@ -291,18 +290,10 @@ def cache_teacher(
             manifest = replace(manifest, shape=tuple(_output(teacher, images).shape[1:]))
             if top_k is not None and top_k > manifest.shape[-1]:
                 raise ValueError(f"top_k must be at most the {manifest.shape[-1]} classes; got {top_k}")
-            files.start(folder, manifest, overwrite=overwrite)
-        elif reasons := before.differences(manifest):
-            raise ValueError(f"{folder} holds another cache: {'; '.join(reasons)}. To go on, {files.REMAKE}")
-        shards = Shards(folder, manifest)
-        todo = list(range(manifest.shards))
-        while todo:
-            for shard in tqdm(todo, desc="teacher", disable=not progress, leave=False):
-                if not shards.is_sound(shard):
-                    shards.save(shard, _compute(teacher, data, manifest, shard, seed, batch_size))
-            # Not empty only where someone else began the same cache anew with overwrite=True meanwhile.
-            todo = shards.missing()
-    shards.sweep()
+        files.claim(folder, manifest, overwrite=overwrite)
+        Shards(folder, manifest).fill(
+            lambda shard: _compute(teacher, data, manifest, shard, seed, batch_size), progress=progress
+        )
     return CachedTeacher(folder, manifest)
 
 
@@ -332,17 +323,14 @@ def open_cache(
         raise FileNotFoundError(f"there is no cache in {folder}; make one with cache_teacher")
     cached = CachedTeacher(folder, manifest)
     if teacher is not None and fingerprint(teacher) != manifest.teacher:
-        raise ValueError(f"the teacher has changed since the cache in {folder} was written; {files.REMAKE}")
-    if data is not None and not cached._belongs_to(data):
-        raise ValueError(f"{files.DATA_CHANGED} since the cache in {folder} was written; {files.REMAKE}")
-    if missing := cached._shards.missing():
-        raise FileNotFoundError(
-            f"the cache in {folder} is incomplete: {len(missing)} of {manifest.shards} shards are missing, "
-            f"the first is shard {missing[0]}; {files.COMPLETE}"
+        raise ValueError(
+            f"the teacher has changed since the cache in {folder} was written; {manifest.remake()}"
         )
-    if verify:
-        for shard in range(manifest.shards):
-            cached._shards.mapped(shard)
+    if data is not None and not cached._belongs_to(data):
+        raise ValueError(
+            f"{manifest.DATA_CHANGED} since the cache in {folder} was written; {manifest.remake()}"
+        )
+    cached._shards.check_whole(verify=verify)
     return cached
 
 

@@ -1,31 +1,30 @@
 """The folder of a teacher cache: what it is bound to, how its shards are laid out, and when it is refused.
 
-`kdlib.cache` is the public face.
+`kdlib.cache` is the public face for images, `kdlib.reasoning.token_cache` for the tokens of texts.
 """
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from math import prod
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from kdlib.losses import RULED_OUT
 from kdlib.storage import DamagedFile, ForeignFile, fingerprint, load_tensors, replaced, save_tensors
+from kdlib.top_k import TopK, top_k_of
 
-__all__ = ["COMPLETE", "DATA_CHANGED", "DTYPES", "REMAKE", "Manifest", "Shards", "read_manifest", "start"]
+__all__ = ["DTYPES", "Manifest", "Shards", "as_class", "claim", "read_manifest"]
 
-_MANIFEST, _FORMAT, _VERSION = "manifest.json", "kdlib teacher outputs", 1
+_MANIFEST, _VERSION = "manifest.json", 1
 _SHARD = re.compile(r"\.?[0-9a-f]{8}-\d{6}\.safetensors(\..*\.part)?")
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-DATA_CHANGED = "the images, their order or their augmentation have changed"
-REMAKE = "delete the folder, choose another, or pass overwrite=True to cache_teacher"
-COMPLETE = "call cache_teacher with the same arguments: it makes what is missing or damaged again"
-
 
 @dataclass(frozen=True)
 class Manifest:
@@ -37,7 +36,14 @@ class Manifest:
         seed: None where they do not.
         dtype: name of the stored logits' dtype.
         shape: (…, C), what the teacher returns for one example.
+
+    A kind of cache of its own is a subclass with more fields.
     """
+
+    FORMAT: ClassVar[str] = "kdlib teacher outputs"
+    MAKER: ClassVar[str] = "cache_teacher"
+    DATA_CHANGED: ClassVar[str] = "the images, their order or their augmentation have changed"
+    SETTINGS: ClassVar[tuple[str, ...]] = ("epochs", "seed", "dtype", "top_k", "shard_rows")
 
     teacher: str
     data: str
@@ -49,6 +55,16 @@ class Manifest:
     top_k: int | None
     shard_rows: int
     shape: tuple[int, ...]
+
+    @classmethod
+    def remake(cls) -> str:
+        """What helps against a cache in the way."""
+        return f"delete the folder, choose another, or pass overwrite=True to {cls.MAKER}"
+
+    @classmethod
+    def complete(cls) -> str:
+        """What helps against gaps."""
+        return f"call {cls.MAKER} with the same arguments: it makes what is missing or damaged again"
 
     @property
     def fingerprint(self) -> str:
@@ -92,13 +108,18 @@ class Manifest:
         """
         if self.top_k is None:
             return {"logits": _rounded(logits, DTYPES[self.dtype])}
-        values, indices = logits.topk(self.top_k, dim=-1)
-        # The tail itself, not the total: subtracting the kept mass from a total near it would leave rounding.
-        log_tail = logits.scatter(-1, indices, -torch.inf).logsumexp(-1)
+        return self.packed(top_k_of(logits, self.top_k))
+
+    def packed(self, kept: TopK) -> dict[str, Tensor]:
+        """The form that goes to disk.
+
+        Raises:
+            ValueError: a value too large for the dtype.
+        """
         return {
-            "values": _rounded(values, DTYPES[self.dtype]),
-            "indices": indices.to(_index_dtype(logits.shape[-1])),
-            "log_tail": log_tail,
+            "values": _rounded(kept.values, DTYPES[self.dtype]),
+            "indices": kept.indices.to(_index_dtype(self.shape[-1])),
+            "log_tail": kept.log_tail,
         }
 
     def differences(self, now: "Manifest") -> list[str]:
@@ -107,10 +128,10 @@ class Manifest:
         if self.teacher != now.teacher:
             reasons.append("the teacher has changed since it was written")
         if (self.data, self.examples) != (now.data, now.examples):
-            reasons.append(f"{DATA_CHANGED} since it was written")
+            reasons.append(f"{self.DATA_CHANGED} since it was written")
         return reasons + [
             f"{name} was {getattr(self, name)}, is {getattr(now, name)}"
-            for name in ("epochs", "seed", "dtype", "top_k", "shard_rows")
+            for name in self.SETTINGS
             if getattr(self, name) != getattr(now, name)
         ]
 
@@ -145,17 +166,18 @@ class Shards:
         """
         epoch, first, stop = self.manifest.rows(shard)
         which = f"shard {shard} (rows {first} to {stop - 1} of epoch {epoch})"
+        complete, remake = self.manifest.complete(), self.manifest.remake()
         try:
             tensors, label = load_tensors(self.path(shard))
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{which} is missing: {error}. {_sentence(COMPLETE)}") from error
+            raise FileNotFoundError(f"{which} is missing: {error}. {_sentence(complete)}") from error
         except ForeignFile as error:
-            raise ForeignFile(f"{which}: {error}. {_sentence(REMAKE)}") from error
+            raise ForeignFile(f"{which}: {error}. {_sentence(remake)}") from error
         except DamagedFile as error:
-            raise DamagedFile(f"{which}: {error}. {_sentence(COMPLETE)}") from error
+            raise DamagedFile(f"{which}: {error}. {_sentence(complete)}") from error
         found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
         if label != self._label(shard) or found != self.manifest.layout(stop - first):
-            raise ForeignFile(f"{which}: {self.path(shard)} belongs to another cache or place; {REMAKE}")
+            raise ForeignFile(f"{which}: {self.path(shard)} belongs to another cache or place; {remake}")
         return tensors
 
     def is_sound(self, shard: int) -> bool:
@@ -187,10 +209,32 @@ class Shards:
             if not self.is_sound(shard):
                 raise
 
-    def sweep(self) -> None:
-        """Delete what killed writers of this cache left unfinished."""
+    def fill(self, make: Callable[[int], Mapping[str, Tensor]], *, progress: bool) -> None:
+        """Make every shard that is missing or damaged; what killed writers left unfinished is deleted."""
+        todo = list(range(self.manifest.shards))
+        while todo:
+            for shard in tqdm(todo, desc="teacher", disable=not progress, leave=False):
+                if not self.is_sound(shard):
+                    self.save(shard, make(shard))
+            # Not empty only where someone else began the same cache anew with overwrite=True meanwhile.
+            todo = self.missing()
         for path in self.folder.glob(f".{self._prefix}-*.part"):
             path.unlink(missing_ok=True)
+
+    def check_whole(self, *, verify: bool) -> None:
+        """See that no shard is missing and, with `verify`, that each is what was written.
+
+        Raises:
+            FileNotFoundError: one is missing. ValueError: one is damaged or foreign.
+        """
+        if missing := self.missing():
+            raise FileNotFoundError(
+                f"the cache in {self.folder} is incomplete: {len(missing)} of {self.manifest.shards} shards "
+                f"are missing, the first is shard {missing[0]}; {self.manifest.complete()}"
+            )
+        if verify:
+            for shard in range(self.manifest.shards):
+                self.mapped(shard)
 
     def gather(self, epoch: int, rows: Tensor) -> dict[str, Tensor]:
         """Stored tensors for (B) rows, on the CPU."""
@@ -233,7 +277,7 @@ class Shards:
         return {"cache": self.manifest.fingerprint, "shard": shard}
 
     def _check_owner(self) -> None:
-        if read_manifest(self.folder) != self.manifest:
+        if read_manifest(self.folder, type(self.manifest)) != self.manifest:
             raise ValueError(
                 f"another process has replaced or deleted the cache in {self.folder} meanwhile; choose a "
                 f"folder for each cache"
@@ -246,18 +290,33 @@ def as_class(indices: Tensor) -> Tensor:
     return wide & 0xFFFF if indices.dtype == torch.int16 else wide
 
 
-def start(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:
-    """Claim a folder for a cache; with `overwrite` the shards of whatever cache it held are deleted."""
-    held = {"format": _FORMAT, "version": _VERSION, "fingerprint": manifest.fingerprint, **asdict(manifest)}
+def claim(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:
+    """Take a folder for a cache; with `overwrite` the shards of whatever cache it held are deleted.
+
+    Raises:
+        ValueError: it holds another cache, or what `read_manifest` refuses.
+    """
+    before = read_manifest(folder, type(manifest), overwrite=overwrite)
+    if before is not None:
+        if reasons := before.differences(manifest):
+            why = "; ".join(reasons)
+            raise ValueError(f"{folder} holds another cache: {why}. To go on, {manifest.remake()}")
+        return
+    held = {"format": manifest.FORMAT, "version": _VERSION, "fingerprint": manifest.fingerprint}
     with replaced(folder / _MANIFEST) as file:
-        file.write((json.dumps(held, indent=1) + "\n").encode())
+        file.write((json.dumps({**held, **asdict(manifest)}, indent=1) + "\n").encode())
     if overwrite:
         for path in folder.iterdir():
             if _SHARD.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
 
-def read_manifest(folder: Path, *, overwrite: bool = False) -> Manifest | None:
+AnyManifest = TypeVar("AnyManifest", bound=Manifest)
+
+
+def read_manifest(
+    folder: Path, kind: type[AnyManifest] = Manifest, *, overwrite: bool = False
+) -> AnyManifest | None:
     """The manifest of the cache in a folder; None where the folder is new, or a cache in it to be replaced.
 
     Raises:
@@ -275,31 +334,32 @@ def read_manifest(folder: Path, *, overwrite: bool = False) -> Manifest | None:
         if foreign:
             raise ValueError(f"{folder} holds files that are no cache, such as {foreign[0]}; choose another")
         if names and not overwrite:
-            raise ValueError(f"{folder} holds shards of a cache but no {_MANIFEST}; {REMAKE}")
+            raise ValueError(f"{folder} holds shards of a cache but no {_MANIFEST}; {kind.remake()}")
         return None
     try:
         held = json.loads(path.read_bytes())
     except ValueError as error:
         if overwrite:
             return None
-        raise ValueError(f"{path} is damaged ({error}); {REMAKE}") from error
-    if not isinstance(held, Mapping) or held.get("format") != _FORMAT:
-        raise ValueError(f"{path} was not written by kdlib; choose another folder")
+        raise ValueError(f"{path} is damaged ({error}); {kind.remake()}") from error
+    if not isinstance(held, Mapping) or held.get("format") != kind.FORMAT:
+        raise ValueError(f"{path} was not written by kdlib's {kind.MAKER}; choose another folder")
     if overwrite:
         return None
     if held.get("version") != _VERSION:
         raise ValueError(
             f"{path} is of version {held.get('version')}, this kdlib reads version {_VERSION}: use the kdlib "
-            f"that wrote it, or {REMAKE}"
+            f"that wrote it, or {kind.remake()}"
         )
     try:
-        manifest = Manifest(**{f.name: held[f.name] for f in fields(Manifest)})
-        manifest = replace(manifest, shape=tuple(manifest.shape))
+        values = {f.name: held[f.name] for f in fields(kind)}
+        # JSON knows lists only.
+        manifest = kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
         sound = held["fingerprint"] == manifest.fingerprint
     except (KeyError, TypeError):
         sound = False
     if not sound:
-        raise ValueError(f"{path} has changed since it was written; {REMAKE}")
+        raise ValueError(f"{path} has changed since it was written; {kind.remake()}")
     return manifest
 
 
