@@ -356,13 +356,13 @@ class _Reader:
         # The largest tells all: NaN and +inf come through, and −inf means that no token is left.
         if not top.values[:, 0].isfinite().all():
             raise ValueError(
-                f"the teacher's logits for examples[{number}] are not finite; look at its weights, and whether "
-                f"it overflows its dtype"
+                f"the teacher's logits for examples[{number}] are not finite; look at its weights, and "
+                f"whether it overflows its dtype"
             )
         total = top.log_total
         # At the end of float16's range a probability is 0, but the token is not ruled out.
-        least = torch.finfo(torch.float16).min
-        values = (top.values - total.unsqueeze(-1)).clamp(min=least).masked_fill(top.values.isinf(), -torch.inf)
+        values = (top.values - total.unsqueeze(-1)).clamp(min=torch.finfo(torch.float16).min)
+        values = values.masked_fill(top.values.isinf(), -torch.inf)
         packed = manifest.packed(TopK(values, top.indices, top.log_tail - total))
         return {name: part.cpu() for name, part in packed.items()}
 
