@@ -30,7 +30,7 @@ Family = Literal["qwen2", "llama"]
 
 SCORES_SOURCE = (
     "DeepSeek-R1, README, section “Distilled Model Evaluation” "
-    "(https://github.com/deepseek-ai/DeepSeek-R1); the same in arXiv 2501.12948"
+    "(https://github.com/deepseek-ai/DeepSeek-R1)"
 )
 
 BENCHMARKS: Mapping[str, str] = MappingProxyType({
@@ -101,15 +101,16 @@ TRAPS: tuple[Trap, ...] = (
     ),
     Trap(
         "no system prompt",
-        "They were evaluated with instructions in the user's turn alone.",
-        "Put everything there; for mathematics ask for step-by-step reasoning and an answer in \\boxed{}.",
+        "DeepSeek advises against one.",
+        "Put everything into the user's turn; for mathematics, ask there for step-by-step reasoning and an "
+        "answer in \\boxed{}.",
     ),
     Trap(
-        "another tokenizer by mistake",
-        "For a folder whose model is of type qwen2 AutoTokenizer may build Qwen2's own tokenizer, whatever "
-        "tokenizer.json says.",
-        "PreTrainedTokenizerFast reads tokenizer.json as it is; load_checkpoint uses it.",
-        ("qwen2",),
+        "a tokenizer of the wrong class",
+        "tokenizer_config.json names LlamaTokenizerFast. AutoTokenizer of transformers 5 builds that, or "
+        "Qwen2's, with rules of its own in place of those in tokenizer.json: of some releases and folders "
+        "text comes back without its blanks (issue 45488 of transformers).",
+        "PreTrainedTokenizerFast.from_pretrained reads tokenizer.json as it is; load_checkpoint does so.",
     ),
 )
 
@@ -124,7 +125,8 @@ class Checkpoint:
         family: type of the architecture in transformers.
         hidden, feed_forward: width of the hidden states and of the feed-forward layer.
         layers, heads, kv_heads: blocks; attention heads of the queries; heads of keys and values.
-        vocabulary: number of logits, more than there are tokens: the rest is padding.
+        vocabulary: number of logits; tokens: of these, how many belong to a token. The rest is padding, which
+            differs between Qwen-1.5B and the other Qwens: compare their logits on the tokens alone.
         parameters: exactly; input and output embeddings are two matrices in all six.
         rope_theta, norm_eps: base of the rotary embedding, ε of the normalisation.
         bos, eos: the tokenizer's tokens for the beginning and the end.
@@ -143,6 +145,7 @@ class Checkpoint:
     heads: int
     kv_heads: int
     vocabulary: int
+    tokens: int
     parameters: int
     rope_theta: float
     norm_eps: float
@@ -155,10 +158,11 @@ class Checkpoint:
 
     def __str__(self) -> str:
         return (
-            f"{self.repo.partition('/')[2]}: {self.parameters / 1e9:.2f} B parameters, {self.layers} layers of "
-            f"{self.hidden}, {self.heads} heads on {self.kv_heads} of keys and values, {self.vocabulary:,} "
-            f"logits; {self.weight_bytes / 1e9:.2f} GB in bf16 and {self.kv_bytes_per_token / 1024:.0f} KiB of "
-            f"KV cache a token; {self.licence}, made from {self.base} ({self.base_licence})"
+            f"{self.repo.partition('/')[2]}: {self.parameters / 1e9:.2f}B parameters, {self.layers} layers "
+            f"of {self.hidden}, {self.heads} heads on {self.kv_heads} of keys and values, "
+            f"{self.vocabulary:,} logits; in bf16 {self.weight_bytes / 1e9:.2f} GB, and "
+            f"{self.kv_bytes_per_token // 1024} KiB of KV cache a token; {self.licence}, made from "
+            f"{self.base} ({self.base_licence})"
         )
 
     @property
@@ -242,10 +246,10 @@ class Checkpoint:
             return AutoModelForCausalLM.from_config(self.config(), dtype=torch.bfloat16)
 
 
-_QWEN = {"family": "qwen2", "bos": 151646, "eos": 151643, "config_bos": 151643,
+_QWEN = {"family": "qwen2", "tokens": 151665, "bos": 151646, "eos": 151643, "config_bos": 151643,
          "licence": "MIT", "base_licence": "Apache-2.0"}  # fmt: skip
-_LLAMA = {"family": "llama", "bos": 128000, "eos": 128001, "config_bos": 128000, "vocabulary": 128256,
-          "rope_theta": 500_000.0, "norm_eps": 1e-5, "licence": "MIT"}  # fmt: skip
+_LLAMA = {"family": "llama", "vocabulary": 128256, "tokens": 128256, "bos": 128000, "eos": 128001,
+          "config_bos": 128000, "rope_theta": 500_000.0, "norm_eps": 1e-5, "licence": "MIT"}  # fmt: skip
 
 
 def _shape(hidden: int, feed_forward: int, layers: int, heads: int, kv_heads: int) -> dict[str, int]:
