@@ -104,17 +104,26 @@ def load_checkpoint(
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            ignore_mismatched_sizes=True,  # so that they are told below
             output_loading_info=True,
         )
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"{folder} lacks {len(missing)} of the weights of {type(model).__name__}, such as {missing[0]}, "
-            "which would be random; expected all of them: the weights belong to another config.json"
-        )
+    _check_all_there(folder, model, report)
     align_special_tokens(model, tokenizer)
     if quantisation is not None:
         model.requires_grad_(False)
     return model.eval(), tokenizer
+
+
+def _check_all_there(folder: Path, model: PreTrainedModel, report: dict) -> None:
+    """What a file does not hold, transformers makes up at random, with no more than a warning."""
+    missing, other = sorted(report["missing_keys"]), sorted(map(str, report["mismatched_keys"]))
+    if missing or other:
+        what = f"lacks {missing[0]}" if missing else f"has another shape of {other[0]}"
+        raise ValueError(
+            f"{folder} {what} ({len(missing)} weights missing, {len(other)} of another shape) of a "
+            f"{type(model).__name__} as its config.json describes it; expected all weights, or they would be "
+            "random: weights and config.json are of different models"
+        )
 
 
 def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
