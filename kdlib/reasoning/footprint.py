@@ -1,0 +1,332 @@
+"""Memory and arithmetic of training a Qwen2 or Llama, counted from its shape.
+
+**What autograd keeps of a layer**, for each position, in numbers of H (hidden), F (feed-forward), A (all heads
+of queries), K (all heads of keys), h (number of heads), as found by hooking every tensor that autograd saves
+in transformers' Qwen2 and Llama with torch's scaled-dot-product attention:
+
+    each of two norms    its input H, its normalised input H, 1/norm, and the output H (as input of products)
+    attention            q A, k K, v K, log-sum-exp h, output A
+    feed-forward         gate F, silu(gate) F, up F, their product F
+
+That is 6H + 2A + 2K + 4F + h + 2 numbers, all float32 without autocast. Under bfloat16 autocast with float32
+weights the stream of hidden states stays float32 and the rest is bfloat16, but the output of a norm is cast
+anew for each of the five products it enters (autocast caches casts of weights only):
+
+    4·(4H + 2 + h) + 2·(5H + 2A + 2K + 4F) bytes, and 2 bytes for each weight of a product, its cached cast.
+
+With a mask for padding (transformers leaves it out where no text is padded) each layer also keeps it as L
+numbers a position, and keys and values of grouped heads repeated to A. Gradient checkpointing (Chen et al.
+2016, arXiv 1604.06174) keeps the layer's input, H, and computes the rest anew, one layer at a time.
+
+**Arithmetic.** A product of a weight costs 2 operations a position, its backward pass twice that (Kaplan et
+al. 2020, arXiv 2001.08361, §2.1: 6N a token); attention 4·L·A forward and 10·L·A backward, where the kernel
+computes the scores anew; in full, although a causal kernel skips half (so does Chowdhery et al. 2022, arXiv
+2204.02311, appendix B).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedConfig
+
+from kdlib.losses import Divergence
+
+__all__ = [
+    "Architecture", "Method", "Step", "WeightType", "gathered_bytes", "loss_bytes", "soft_copies",
+    "teacher_working", "training_moments",
+]  # fmt: skip
+
+Method = Literal["texts", "logits", "top-k cache"]
+WeightType = Literal["float32", "bfloat16", "int8", "nf4"]
+
+# nf4 of bitsandbytes: 4 bits, and a float32 scale for each block of 64 (Dettmers et al. 2023, arXiv
+# 2305.14314).
+_LINEAR_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "nf4": 0.5 + 4 / 64}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a Qwen2 or Llama language model.
+
+    Attributes:
+        hidden, feed_forward, layers, heads, kv_heads, head_dim, vocabulary: sizes.
+        tied: whether input and output embeddings are one matrix.
+        layer_biases: numbers in the biases of a layer.
+    """
+
+    hidden: int
+    feed_forward: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+    layer_biases: int
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> "Architecture":
+        """Raises ValueError for a model type other than qwen2 and llama, whose layers were not counted."""
+        if getattr(config, "model_type", None) not in ("qwen2", "llama"):
+            kind = getattr(config, "model_type", type(config).__name__)
+            raise ValueError(
+                f"a model of type {kind!r} cannot be planned for; expected qwen2 or llama, whose layers were "
+                "counted"
+            )
+        heads = config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        query, key = heads * head_dim, config.num_key_value_heads * head_dim
+        # Qwen2 has biases on queries, keys and values, always; Llama none, unless its configuration says so.
+        biases = query + 2 * key
+        if config.model_type == "llama":
+            biases = (biases + config.hidden_size) * bool(config.attention_bias)
+            biases += (2 * config.intermediate_size + config.hidden_size) * bool(config.mlp_bias)
+        return cls(
+            config.hidden_size, config.intermediate_size, config.num_hidden_layers, heads,
+            config.num_key_value_heads, head_dim, config.vocab_size, bool(config.tie_word_embeddings), biases,
+        )  # fmt: skip
+
+    @property
+    def query(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def key(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    @property
+    def layer_linear(self) -> int:
+        """Weights of products in a layer."""
+        return self.hidden * (2 * self.query + 2 * self.key + 3 * self.feed_forward)
+
+    @property
+    def layer_parameters(self) -> int:
+        return self.layer_linear + self.layer_biases + 2 * self.hidden
+
+    @property
+    def head(self) -> int:
+        """Weights of the output embedding."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def root_parameters(self) -> int:
+        """Those outside of the layers: embeddings and the last norm."""
+        return self.head * (1 if self.tied else 2) + self.hidden
+
+    @property
+    def parameters(self) -> int:
+        return self.layers * self.layer_parameters + self.root_parameters
+
+    @property
+    def kv_numbers(self) -> int:
+        """Numbers in the cache of keys and values for each token."""
+        return 2 * self.layers * self.key
+
+    def weight_bytes(self, kind: WeightType) -> float:
+        """Quantisation is of the products in the layers; embeddings, norms and biases are bfloat16 then."""
+        rest = 4 if kind == "float32" else 2
+        return self._linear * _LINEAR_BYTES[kind] + (self.parameters - self._linear) * rest
+
+    @property
+    def _linear(self) -> int:
+        return self.layers * self.layer_linear
+
+    def saved(self, bf16: bool, context: int, mask: bool) -> int:
+        """Bytes that autograd keeps of a layer for each position, see the top of the module."""
+        key = self.query if mask else self.key
+        narrow = 2 * self.query + 2 * key + 4 * self.feed_forward + (context if mask else 0)
+        if not bf16:
+            return 4 * (6 * self.hidden + 2 + self.heads + narrow)
+        return 4 * (4 * self.hidden + 2 + self.heads) + 2 * (5 * self.hidden + narrow)
+
+    def forward_flops(self, positions: int, context: int, kept: int) -> float:
+        """Of texts of `context` positions, with logits for `kept` of all positions."""
+        attention = 4 * context * self.query * self.layers
+        return positions * (2 * self._linear + attention) + 2 * kept * self.head
+
+    def training_flops(self, positions: int, context: int, kept: int, checkpointing: bool) -> float:
+        """Forward and backward; with checkpointing the layers' forward twice."""
+        attention = (4 + 10) * context * self.query * self.layers
+        flops = positions * (6 * self._linear + attention) + 6 * kept * self.head
+        return flops + (self.forward_flops(positions, context, 0) if checkpointing else 0)
+
+
+@dataclass(frozen=True)
+class Step:
+    """How one device passes a micro-batch.
+
+    Attributes:
+        batch: texts. context: positions of each, padding included.
+        kept: columns of logits that are computed. counted: positions in the loss, of the whole micro-batch.
+        bf16: whether it is bfloat16 autocast over float32 weights, or float32 alone.
+        checkpointing: of gradients. accumulates: whether gradients of earlier micro-batches are there.
+        mask: whether any text is padded.
+        shards: devices that weights, gradients and optimizer state are spread over (FSDP2); 1 for none.
+        replicated: whether whole replicas exchange gradients (DDP).
+    """
+
+    batch: int
+    context: int
+    kept: int
+    counted: int
+    bf16: bool
+    checkpointing: bool
+    accumulates: bool
+    mask: bool
+    shards: int = 1
+    replicated: bool = False
+
+    @property
+    def positions(self) -> int:
+        return self.batch * self.context
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number that a product gives."""
+        return 2 if self.bf16 else 4
+
+
+# Logit-sized float32 tensors at the fullest moment of a loss, besides the teacher's logits; counted in
+# kdlib.losses and kdlib.top_k as they are, and counted again in the tests.
+_COPIES = {"texts": 3, "forward": 13.5, "reverse": 12.5, "jsd": 20.75, "top-k": 6.25}
+
+
+def loss_bytes(
+    method: Method,
+    divergence: Divergence,
+    top_k: int | None,
+    counted: int,
+    student: int,
+    teacher: int = 0,
+    itemsize: int = 2,
+) -> float:
+    """Bytes of logits and loss at their fullest moment, for the losses of kdlib as they are now.
+
+    The student's logits are float32, and of every copy of them there is one for each entry of the vocabulary
+    and each token. A loss that never holds all logits at once needs little of this.
+
+    Args:
+        counted: tokens in the loss. student, teacher: sizes of the vocabularies.
+        itemsize: bytes of one of the teacher's logits.
+    """
+    if method == "texts":
+        return counted * 4 * _COPIES["texts"] * student
+    if top_k is not None:  # values float32, indices int64, and what is computed of them
+        return counted * (4 * _COPIES["top-k"] * student + 17 * top_k)
+    width = min(student, teacher)
+    return counted * (4 * student + 4 * (_COPIES[divergence] - 1) * width + itemsize * teacher)
+
+
+def soft_copies(divergence: Divergence) -> float:
+    """Float32 tensors of the size of the student's logits that `soft_target_loss` holds at its fullest."""
+    return _COPIES[divergence]
+
+
+def gathered_bytes(model: Architecture, itemsize: int) -> float:
+    """FSDP2 gathers a layer's weights when they are needed, and the next one's ahead; the root's stay."""
+    return itemsize * (model.root_parameters + 2 * model.layer_parameters)
+
+
+def teacher_working(
+    teacher: Architecture, itemsize: int, positions: int, kept: int, counted: int
+) -> float:
+    """Bytes of a forward pass without gradient: a layer at its fullest, or the logits.
+
+    Args:
+        kept: logits that are computed, of `counted` which are chosen.
+    """
+    layer = 3 * positions * (teacher.hidden + teacher.feed_forward)
+    return itemsize * max(layer, (kept + counted) * teacher.vocabulary + positions * teacher.hidden)
+
+
+def training_moments(
+    student: Architecture,
+    teacher: Architecture | None,
+    step: Step,
+    *,
+    method: Method,
+    divergence: Divergence,
+    teacher_kind: WeightType,
+    top_k: int | None,
+) -> dict[str, dict[str, float]]:
+    """Bytes on one device by component, at each moment that may be the fullest of a step.
+
+    Of optimizers this is AdamW with two float32 moments, in its fused form, which needs no room of its own.
+
+    Args:
+        teacher: one that runs at every step, or None.
+    """
+    parameters, shards, positions = student.parameters, step.shards, step.positions
+    one_gradient = (2 if step.bf16 else 0) + 4  # a bfloat16 gradient is cast to float32
+    resident = {"student weights": 4 * parameters / shards, "optimizer state": 8 * parameters / shards}
+    gathered = gathered_bytes(student, step.itemsize) if shards > 1 else 0
+    if step.replicated:
+        resident["gradient buckets"] = 4 * parameters
+    item = 4 if teacher_kind == "float32" and not step.bf16 else 2
+    if teacher is not None:
+        resident["teacher weights"] = teacher.weight_bytes(teacher_kind) / shards
+        gathered += gathered_bytes(teacher, item) if shards > 1 else 0
+    if gathered:
+        resident["gathered weights"] = gathered
+    whole = 4 * parameters / shards
+    earlier = whole if step.accumulates else 0.0
+
+    # Autocast keeps its copies of weights until the backward pass has used them. With checkpointing only that
+    # of the output embedding lives so long, and those of one layer at a time.
+    layer_copy = 2 * student.layer_linear if step.bf16 and shards == 1 else 0
+    head_copy = 2 * student.head if step.bf16 and shards == 1 else 0
+    per_layer = student.saved(step.bf16, step.context, step.mask) * positions
+    kept_layer = 4 * student.hidden * positions if step.checkpointing else per_layer
+    # Around the layers: the last norm, the head's input, cosines and sines, a mask, token ids and the like.
+    around = positions * (8 * student.hidden + 4) + step.batch * step.kept * student.hidden * step.itemsize
+    around += 8 * step.context * student.head_dim + 24 * positions
+    around += positions * step.context if step.mask else 0
+    layers = student.layers * kept_layer
+    copies = head_copy + (0 if step.checkpointing else student.layers * layer_copy)
+    # The backward pass of a layer: gradients of two feed-forward tensors and of the hidden states.
+    working = positions * (2 * student.feed_forward * step.itemsize + 4 * student.hidden)
+    again = per_layer - kept_layer if step.checkpointing else 0
+    again_copy = layer_copy if step.checkpointing else 0
+    still_to_come = student.layer_parameters + (0 if student.tied else student.head)
+    # A layer is at its fullest when only the gradient of its last product is there; FSDP2 holds all of them.
+    of_layer = 4 * (student.hidden * student.feed_forward if shards == 1 else student.layer_parameters)
+
+    logits, kept = 4 * step.counted * student.vocabulary, 4 * step.batch * step.kept * student.vocabulary
+    moments = {
+        "loss": resident | {
+            "gradients": earlier, "activations": layers + around, "bf16 copies of weights": copies,
+            "logits and loss": max(
+                loss_bytes(method, divergence, top_k, step.counted, student.vocabulary,
+                           teacher.vocabulary if teacher else 0, item),
+                # Choosing the counted positions, and its backward pass.
+                logits + kept,
+            ),
+        },
+        "backward of the output embedding": resident | {
+            "gradients": earlier + one_gradient * student.head, "activations": layers + around,
+            "bf16 copies of weights": copies, "logits and loss": kept * (0.5 if step.bf16 else 1),
+        },
+        "backward of the last layer": resident | {
+            "gradients": earlier + 4 * student.head / shards + of_layer,
+            "activations": layers + again + working,
+            "bf16 copies of weights": copies - head_copy + again_copy,
+        },
+        "backward of the first layer": resident | {
+            "gradients": of_layer + max(earlier, whole - 4 * still_to_come / shards),
+            "activations": kept_layer + again + working, "bf16 copies of weights": layer_copy,
+        },
+        "backward of the input embedding": resident | {
+            # Shared embeddings have two gradients, and their sum.
+            "gradients": whole + 4 * student.head * (2 if student.tied else int(bool(earlier) or shards > 1)),
+            "activations": 4 * positions * student.hidden,
+        },
+    }  # fmt: skip
+    if teacher is not None:
+        working = teacher_working(teacher, item, positions, step.batch * step.kept, step.counted)
+        if top_k is not None:  # what top_k_of needs
+            working += 4 * 2.3 * step.counted * teacher.vocabulary
+        moments["forward of the teacher"] = resident | {
+            "gradients": earlier, "activations": layers + around + working, "bf16 copies of weights": copies,
+            "logits and loss": logits,
+        }
+    return moments
