@@ -2,6 +2,7 @@
 
 import asyncio
 import email.utils
+import json
 import math
 import random
 import time
@@ -17,6 +18,7 @@ __all__ = ["Asker", "Budget", "Job", "Teacher", "pause_before"]
 
 _FIRST_PAUSE, _LONGEST_PAUSE, _LONGEST_RETRY_AFTER = 1.0, 60.0, 600.0  # seconds
 _SECRET = 8  # characters that a key has at least; "EMPTY", vLLM's for none, may occur in texts
+_SHOWN = 400  # characters of what a server says
 _TEMPLATE_TOKENS = 64  # more than a chat template adds to a statement
 
 
@@ -251,23 +253,24 @@ class Asker:
                     extra_headers=None if teacher.key else {"Authorization": openai.Omit()},
                     **teacher.request,
                 )
-            body = raw.http_response.json()
         except TimeoutError:
             return Failed(f"no reply within {teacher.timeout:g} seconds"), Usage()
         except openai.APIStatusError as error:
             return self._refusal(error), Usage()
         except openai.APIConnectionError as error:
             return Failed(self._shown(f"{error.message} {error.__cause__ or ''}".strip())), Usage()
-        except (openai.OpenAIError, ValueError, RecursionError) as error:
-            return Failed(self._shown(f"the reply is not JSON: {error}"), redraw=True), Usage()
+        # A server that sends the key back would bring it into the file.
+        text = teacher.without_key(raw.http_response.content.decode("utf-8-sig", errors="replace"))
         try:
-            reply = read_reply(body, job.problem.statement)
+            reply = read_reply(json.loads(text), job.problem.statement)
         except BadReply as error:
-            return Failed(self._shown(str(error)), redraw=True), error.usage or Usage()
+            return Failed(str(error)[:_SHOWN], redraw=True), error.usage or Usage()
+        except (ValueError, RecursionError) as error:
+            return Failed(f"the reply is not JSON ({error}): {text[:80]!r}", redraw=True), Usage()
         return reply, reply.usage
 
     def _shown(self, text: str) -> str:
-        return self._teacher.without_key(text)[:400]
+        return self._teacher.without_key(text)[:_SHOWN]
 
     def _refusal(self, error: openai.APIStatusError) -> Failed:
         status, teacher = error.status_code, self._teacher
