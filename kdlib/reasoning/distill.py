@@ -5,7 +5,7 @@ import math
 import os
 import random
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from numbers import Real
@@ -18,8 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState,
 from transformers.utils import logging
 
 from kdlib.losses import Divergence
-from kdlib.reasoning.examples import HasStatement, HasText, tokenize, tokenize_prompts
+from kdlib.reasoning.examples import HasStatement, HasText, Packing, tokenize, tokenize_prompts
 from kdlib.reasoning.run_folder import claim, newest_checkpoint
+from kdlib.reasoning.sharding import is_sharded, shard, sharding
+from kdlib.reasoning.teachers import LiveTeacher, StoredTeacher
+from kdlib.reasoning.token_cache import CachedTokens
 from kdlib.reasoning.trainer import DistillationTrainer, Objective, Sampling
 from kdlib.reasoning.vocabulary import check_same_tokens
 from kdlib.runtime import Precision, accelerated, seeded
@@ -61,12 +64,13 @@ def distill_language_model(
     examples: "Sequence[HasText | tuple[str, str]] | Sequence[HasStatement | str]",
     output_dir: str | os.PathLike | None = None,
     *,
-    teacher: PreTrainedModel | None = None,
+    teacher: PreTrainedModel | CachedTokens | None = None,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     alpha: float | None = None,
     temperature: float = 1.0,
     divergence: Divergence | None = None,
     beta: float = 0.5,
+    top_k: int | None = None,
     on_policy: bool = False,
     max_new_tokens: int = 512,
     sampling_temperature: float = 1.0,
@@ -76,6 +80,7 @@ def distill_language_model(
     batch_size: int = 32,
     accumulation: int = 1,
     group_by_length: bool = False,
+    packing: bool = False,
     seed: int = 0,
     save_steps: int | None = None,
     resume: bool = True,
@@ -94,9 +99,10 @@ def distill_language_model(
       and the teacher judges each token. Agarwal et al. 2024 (arXiv 2306.13649) with λ = 1, that is without
       gradient through the sampling; in Qwen3 it followed training on texts (arXiv 2505.09388, §4.5).
 
-    Everything is `transformers.Trainer`: AdamW, mixed precision, accumulation, several GPUs under `accelerate
-    launch` or `torchrun`. Only completions are learnt from; the loss of a step is the mean over all its
-    tokens, however they are spread over micro-batches and processes.
+    Everything is `transformers.Trainer`: AdamW, mixed precision, accumulation. Under `accelerate launch` or
+    `torchrun` several processes share each step, each with the whole student (DDP) or, as accelerate's
+    configuration says, with a part of student and teacher (FSDP2). Only completions are learnt from; the loss
+    of a step is the mean over all its tokens, however they are spread over rows, micro-batches and processes.
 
     Args:
         student: a causal language model, trained in the dtype that its weights have: load it in float32.
@@ -105,10 +111,12 @@ def distill_language_model(
             is what follows the template's generation prompt, so without the `<think>\\n` that R1's contains;
             it is closed with the end-of-text token, unless its `finished` is False. On-policy statements do.
         output_dir: where checkpoints go, to resume from, and the trained model in the end: it and each
-            `checkpoint-STEP` in it can be given to `from_pretrained`. None saves nothing. (With a model of
-            type qwen2 `AutoTokenizer` takes Qwen2's tokenizer whatever the folder holds; one of your own is
-            loaded by `PreTrainedTokenizerFast`.)
+            `checkpoint-STEP` in it can be given to `from_pretrained` (a checkpoint not if accelerate's
+            configuration has FSDP2 write it in parts, SHARDED_STATE_DICT). None saves nothing. (With a model
+            of type qwen2 `AutoTokenizer` takes Qwen2's tokenizer whatever the folder holds; one of your own
+            is loaded by `PreTrainedTokenizerFast`.)
         teacher: with the same tokens; run in eval mode without gradients, in the dtype that its weights have.
+            Or what it said of these examples, by `kdlib.reasoning.token_cache.cache_teacher_tokens`.
         teacher_tokenizer: to be compared with `tokenizer`; None if the teacher's is the same. Logits
             beyond the tokens, which pad vocabularies to different sizes, are cut off from both before they
             are compared.
@@ -118,6 +126,8 @@ def distill_language_model(
         divergence: "forward", "reverse" or "jsd", see `kdlib.losses.kd_loss`; default "forward", on-policy
             "reverse".
         beta: weight of the teacher in the mixture of "jsd".
+        top_k: learn only from the teacher's k largest logits and the mass of all others, see
+            `kdlib.top_k.top_k_loss`; None learns from all. What was stored has its own k.
         max_new_tokens: on-policy, the longest completion; one that is cut off counts without an end.
         sampling_temperature: on-policy, that of the student's sampling (nothing else restricts it).
         steps, epochs: how long, one of the two; a step is batch_size × accumulation × processes examples.
@@ -125,6 +135,8 @@ def distill_language_model(
             1e-5 for fine-tuning a large one.
         batch_size: examples in a micro-batch; `accumulation`: micro-batches in a step.
         group_by_length: put completions of similar length into a step, which saves padding.
+        packing: lay the examples of a micro-batch end to end in fewer rows, which saves padding too and, but
+            for rounding, changes nothing else: they do not see each other.
         seed: fixes order, dropout and sampling. Order depends on it and the number of examples alone.
         save_steps: steps between checkpoints; default a tenth of the run. The newest two are kept.
         resume: take up the newest whole checkpoint in `output_dir`; on a CPU the run then goes on bit for bit
@@ -136,7 +148,8 @@ def distill_language_model(
             `lr_scheduler_type="linear"`, `warmup_steps=0.1`, `max_grad_norm`, `gradient_checkpointing=True`.
 
     Returns:
-        `LanguageHistory`. Student and teacher are left in eval mode, on the device.
+        `LanguageHistory`. Student and teacher are left in eval mode, on the device; under FSDP2 they stay
+        spread over the processes, and the whole student is what `output_dir` holds.
 
     Raises:
         ValueError: an argument that does not fit, vocabularies that differ, a completion that opens `<think>`
@@ -146,15 +159,18 @@ def distill_language_model(
     Trainer reads optimizer, schedule and random numbers with `torch.load(weights_only=True)`, and leaves
     `training_args.bin`, a pickle that nothing here reads: resume from folders of your own only.
     """
-    _check_arguments(student, teacher, on_policy, alpha, steps, epochs, save_steps, batch_size, accumulation,
-                     max_new_tokens, sampling_temperature)  # fmt: skip
+    _check_arguments(student, teacher, top_k, on_policy, alpha, steps, epochs, save_steps, batch_size,
+                     accumulation, max_new_tokens, sampling_temperature)  # fmt: skip
     if alpha is None:
         alpha = 1.0 if teacher is None else 0.0 if on_policy else 0.5
     objective = Objective(alpha, temperature, divergence or ("reverse" if on_policy else "forward"), beta)
     objective.terms(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))  # looks at them
-    models = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
+    stored = isinstance(teacher, CachedTokens)
+    models = {"student": student} | ({"teacher": teacher} if teacher is not None and not stored else {})
     width = check_same_tokens(tokenizer, teacher_tokenizer, **models)
     encoded = (tokenize_prompts if on_policy else tokenize)(tokenizer, examples)
+    if stored:
+        teacher.check(encoded, temperature, width=width)
     sampling = Sampling(max_new_tokens, sampling_temperature, seed) if on_policy else None
     given = {"lr_scheduler_type": "cosine", "warmup_steps": 0.05, "save_total_limit": 2,
              "ddp_find_unused_parameters": False, **training_arguments}  # fmt: skip
@@ -164,19 +180,23 @@ def distill_language_model(
     ) as folder:
         in_step = batch_size * place.num_processes
         total = steps or math.ceil(epochs * math.ceil(math.ceil(len(encoded) / in_step) / accumulation))
-        if output_dir is not None:
-            run = {
+
+        def run() -> dict[str, object]:
+            own = {
                 "examples": fingerprint([[e.prompt, e.completion] for e in encoded]),
                 "tokens": fingerprint(tokenizer.get_vocab()), "student": fingerprint(student),
-                "teacher": teacher and fingerprint(teacher), "alpha": alpha, "temperature": temperature,
-                "divergence": objective.divergence, "beta": beta, "on_policy": on_policy, "steps": total,
-                "lr": lr, "batch_size": batch_size, "accumulation": accumulation,
-                "group_by_length": group_by_length, "seed": seed, "precision": place.mixed_precision,
-                "processes": place.num_processes,
-                "training_arguments": json.loads(json.dumps(given, default=str)),
+                "teacher": teacher and (teacher.fingerprint if stored else fingerprint(teacher)),
+                "alpha": alpha, "temperature": temperature, "divergence": objective.divergence, "beta": beta,
+                "top_k": top_k, "on_policy": on_policy, "steps": total, "lr": lr, "batch_size": batch_size,
+                "accumulation": accumulation, "group_by_length": group_by_length, "packing": packing,
+                "seed": seed, "precision": place.mixed_precision, "processes": place.num_processes,
+                "sharding": sharding(), "training_arguments": json.loads(json.dumps(given, default=str)),
             }  # fmt: skip
             if on_policy:
-                run |= {"max_new_tokens": max_new_tokens, "sampling_temperature": sampling_temperature}
+                own |= {"max_new_tokens": max_new_tokens, "sampling_temperature": sampling_temperature}
+            return own
+
+        if output_dir is not None:
             _claim(folder, run, resume, place)
         arguments = _training_arguments(
             given, place, output_dir=folder, max_steps=total, learning_rate=lr, seed=seed,
@@ -185,12 +205,19 @@ def distill_language_model(
             save_steps=save_steps or math.ceil(total / 10),
         )  # fmt: skip
         _align_special_tokens(student, tokenizer)
-        if teacher is not None:
+        if teacher is not None and not stored:
             _place(teacher, arguments.device)
+        opinion = (
+            None if alpha == 1 else StoredTeacher(teacher) if stored
+            else LiveTeacher(teacher, width, top_k, temperature)
+        )  # fmt: skip
         trainer = DistillationTrainer(
-            student, arguments, encoded, tokenizer, objective, teacher=teacher if alpha < 1 else None,
-            width=width, sampling=sampling, seed=seed, group_by_length=group_by_length, progress=progress,
-        )
+            student, arguments, encoded, tokenizer, objective, teacher=opinion, width=width,
+            sampling=sampling, packing=_packing(student, teacher) if packing else None, seed=seed,
+            group_by_length=group_by_length, progress=progress,
+        )  # fmt: skip
+        if sharding() and isinstance(opinion, LiveTeacher):
+            shard(trainer.accelerator, teacher)
         try:
             _train(trainer, newest_checkpoint(folder), total)
         finally:
@@ -244,12 +271,12 @@ def _training_arguments(given: Mapping[str, object], place: Accelerator, **ours)
     return arguments
 
 
-def _claim(folder: str, run: Mapping[str, object], resume: bool, place: Accelerator) -> None:
-    """`claim` by one process; every process learns what is wrong."""
+def _claim(folder: str, run: Callable[[], dict], resume: bool, place: Accelerator) -> None:
+    """`claim` by one process, which alone need hold all the weights; every process learns what is wrong."""
     error: list[str | None] = [None]
     if place.is_main_process:
         try:
-            claim(folder, run, resume=resume)
+            claim(folder, run(), resume=resume)
         except ValueError as raised:
             error = [str(raised)]
     if place.num_processes > 1:
@@ -269,9 +296,17 @@ def _align_special_tokens(student: PreTrainedModel, tokenizer: PreTrainedTokeniz
 
 
 def _place(teacher: PreTrainedModel, device: torch.device) -> None:
-    if getattr(teacher, "hf_device_map", None) is None:  # one that is spread over devices stays where it is
+    # One that is spread over devices or quantised stays where it was loaded; one to be sharded is moved then.
+    if getattr(teacher, "hf_device_map", None) is None and not sharding():
         teacher.to(device)
     teacher.eval()
+
+
+def _packing(student: PreTrainedModel, teacher: PreTrainedModel | CachedTokens | None) -> Packing:
+    """As their attention can tell packed examples apart."""
+    models = [model for model in (student, teacher) if isinstance(model, PreTrainedModel)]
+    flash = any("flash" in (model.config._attn_implementation or "") for model in models)
+    return "one row" if flash else "rows"
 
 
 @contextmanager
@@ -297,13 +332,14 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _check_arguments(
-    student, teacher, on_policy, alpha, steps, epochs, save_steps, batch_size, accumulation, max_new_tokens,
-    sampling_temperature,
+    student, teacher, top_k, on_policy, alpha, steps, epochs, save_steps, batch_size, accumulation,
+    max_new_tokens, sampling_temperature,
 ) -> None:  # fmt: skip
     if (steps is None) == (epochs is None):
         raise ValueError(f"steps is {steps} and epochs is {epochs}; expected one of the two")
-    counts = {"steps": steps, "epochs": epochs, "save_steps": save_steps, "batch_size": batch_size,
-              "accumulation": accumulation, "max_new_tokens": max_new_tokens}  # fmt: skip
+    counts = {"steps": steps, "epochs": epochs, "top_k": top_k, "save_steps": save_steps,
+              "batch_size": batch_size, "accumulation": accumulation,
+              "max_new_tokens": max_new_tokens}  # fmt: skip
     for name, value in counts.items():
         if value is not None and not (value > 0 and (name == "epochs" or isinstance(value, int))):
             kind = "number" if name == "epochs" else "whole number"
@@ -318,6 +354,19 @@ def _check_arguments(
         raise ValueError("on_policy=True needs a teacher, which judges what the student writes; got None")
     if teacher is None and alpha not in (None, 1):
         raise ValueError(f"alpha={alpha} without a teacher; expected None or 1: there are only hard labels")
+    if top_k is not None and not isinstance(teacher, PreTrainedModel):
+        kept = "None" if teacher is None else f"what was stored, its {teacher.k} largest logits"
+        raise ValueError(f"top_k={top_k} chooses among the logits of a model; teacher is {kept}: leave it out")
+    if on_policy and isinstance(teacher, CachedTokens):
+        raise ValueError(
+            "on_policy=True needs a model as teacher: nothing is stored of what the student will write"
+        )
+    for name, model in (("student", student), ("teacher", teacher)):
+        if isinstance(model, PreTrainedModel) and is_sharded(model):
+            raise ValueError(
+                f"{name} is spread over processes already, by an earlier run; load it anew, a student from "
+                "the output_dir of that run"
+            )
     if on_policy and alpha not in (None, 0):
         raise ValueError(
             f"alpha={alpha} with on_policy=True; expected None or 0: what the student writes is no label"

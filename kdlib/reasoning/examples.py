@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import accumulate
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from kdlib.runtime import substream
 
-__all__ = ["EpochOrder", "TokenExample", "collate", "collate_prompts", "tokenize", "tokenize_prompts"]
+__all__ = [
+    "EpochOrder", "Packing", "TokenExample", "collate", "collate_prompts", "tokenize", "tokenize_prompts",
+]  # fmt: skip
+
+Packing = Literal["rows", "one row"]
+
 
 class HasStatement(Protocol):
     """A `Problem` or a `Trace`."""
@@ -27,10 +33,18 @@ class HasText(HasStatement, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenExample:
-    """A prompt and what is to follow it, as token ids; `completion` holds the closing end-of-text token."""
+    """A prompt and what is to follow it, as token ids.
+
+    Attributes:
+        prompt: with the template's generation prompt.
+        completion: with the closing end-of-text token.
+        first: how many tokens the completions of all examples before it have: the row of its first one among
+            teacher outputs that were stored token by token.
+    """
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...] = ()
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -69,39 +83,84 @@ def tokenize(
     _check_thought_opened_once(tokenizer, prompts[0], texts)
     texts = [text.removesuffix(tokenizer.eos_token) for text in texts]
     completions = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return [
-        TokenExample(prompt, (*completion, tokenizer.eos_token_id) if whole else tuple(completion))
-        for prompt, completion, whole in zip(prompts, completions, finished, strict=True)
+    completions = [
+        (*completion, tokenizer.eos_token_id) if whole else tuple(completion)
+        for completion, whole in zip(completions, finished, strict=True)
     ]
+    firsts = accumulate(map(len, completions), initial=0)
+    return [TokenExample(*parts) for parts in zip(prompts, completions, firsts, strict=False)]
 
 
-def collate(examples: Sequence[TokenExample], pad: int) -> dict[str, Tensor | int]:
-    """One batch, padded on the right to L, the longest of its examples.
+def collate(
+    examples: Sequence[TokenExample], pad: int, packing: Packing | None = None
+) -> dict[str, Tensor]:
+    """One batch of R rows of L tokens, padded on the right.
 
     Only completions are to be predicted. Which positions those are follows from the lengths, never from the
     id of a token: end-of-text may serve as padding too.
 
+    Args:
+        examples: N of them.
+        pad: token id of the padding.
+        packing: None gives each example a row. "rows" lays short ones end to end, in as few rows of the
+            longest one's length as first-fit decreasing finds; "one row" all of them in one. Packed examples
+            do not see each other: their position_ids begin at 0 again, by which transformers knows them where
+            there is no attention mask. (Its flash attention knows them in a single row only.)
+
     Returns:
-        input_ids (N, L); attention_mask (N, L), 0 on padding; targets (n,), the tokens to predict, example
-        by example; kept, the number of last columns of the logits that predict any of them; places (n,),
-        where in these (N, kept) the predictions stand, flattened.
+        input_ids (R, L); attention_mask (R, L), 0 on padding, or when packed position_ids (R, L); targets
+        (n,), the tokens to predict, example by example; kept (m,), the columns of the logits that predict any
+        of them; places (n,), where in these (R, m) the predictions stand, flattened; stored (n,), the
+        targets' rows among teacher outputs, see `TokenExample.first`.
     """
-    lengths = torch.tensor([len(example) for example in examples])
-    starts = torch.tensor([len(example.prompt) for example in examples])
-    length = int(lengths.max())
-    rows = [[*e.prompt, *e.completion, *[pad] * (length - len(e))] for e in examples]
-    targets = [token for example in examples for token in example.completion]
-    # The logits of column t predict the token of column t + 1.
-    first = int(starts.min()) - 1
-    columns = torch.arange(first, length)
-    predicting = (columns >= starts[:, None] - 1) & (columns < lengths[:, None] - 1)
-    return {
-        "input_ids": torch.tensor(rows),
-        "attention_mask": (torch.arange(length) < lengths[:, None]).long(),
-        "targets": torch.tensor(targets, dtype=torch.long),
-        "places": predicting.flatten().nonzero().squeeze(-1),
-        "kept": length - first,
+    lengths = [len(example) for example in examples]
+    layout = _layout(lengths, packing)
+    width = max(sum(lengths[number] for number in row) for row in layout)
+    input_ids = torch.full((len(layout), width), pad)
+    positions = torch.zeros_like(input_ids)
+    columns, row_of = [torch.empty(0)] * len(examples), [0] * len(examples)
+    for row, numbers in enumerate(layout):
+        end = 0
+        for number in numbers:
+            example, start = examples[number], end
+            end += lengths[number]
+            input_ids[row, start:end] = torch.tensor([*example.prompt, *example.completion])
+            positions[row, start:end] = torch.arange(end - start)
+            # The logits of column t predict the token of column t + 1.
+            columns[number] = torch.arange(start + len(example.prompt) - 1, end - 1)
+            row_of[number] = row
+        positions[row, end:] = torch.arange(width - end)
+    kept, column = torch.cat(columns).unique(return_inverse=True)
+    counts = torch.tensor([len(example.completion) for example in examples])
+    batch = {
+        "input_ids": input_ids,
+        "targets": torch.tensor([t for e in examples for t in e.completion], dtype=torch.long),
+        "kept": kept,
+        "places": torch.tensor(row_of).repeat_interleave(counts) * len(kept) + column,
+        "stored": torch.cat([torch.arange(e.first, e.first + len(e.completion)) for e in examples]),
     }
+    if packing is None:
+        own = torch.tensor(lengths)
+        return batch | {"attention_mask": (torch.arange(width) < own[:, None]).long()}
+    return batch | {"position_ids": positions}
+
+
+def _layout(lengths: Sequence[int], packing: Packing | None) -> list[list[int]]:
+    """Which examples stand in each row."""
+    if packing is None:
+        return [[number] for number in range(len(lengths))]
+    if packing == "one row":
+        return [list(range(len(lengths)))]
+    rows, rooms = [], []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        fitting = (row for row, room in enumerate(rooms) if room >= lengths[number])
+        row = next(fitting, len(rows))
+        if row == len(rows):
+            rows.append([])
+            rooms.append(max(lengths))
+        rows[row].append(number)
+        rooms[row] -= lengths[number]
+    return rows
 
 
 def collate_prompts(examples: Sequence[TokenExample], pad: int) -> dict[str, Tensor]:

@@ -1,9 +1,8 @@
 """transformers' Trainer with the distillation loss, a mean over tokens, and completions by the student."""
 
-import inspect
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -21,8 +20,11 @@ from transformers import (
 )
 
 from kdlib.losses import Divergence, soft_target_loss
-from kdlib.reasoning.examples import EpochOrder, TokenExample, collate, collate_prompts
+from kdlib.reasoning.examples import EpochOrder, Packing, TokenExample, collate, collate_prompts
+from kdlib.reasoning.sharding import shard_on_cpus, sharding
+from kdlib.reasoning.teachers import can_narrow, predictions
 from kdlib.runtime import eval_mode, seeded, substream
+from kdlib.top_k import TopK, top_k_loss
 
 __all__ = ["DistillationTrainer", "Objective", "Sampling"]
 
@@ -36,18 +38,23 @@ class Objective:
     divergence: Divergence = "forward"
     beta: float = 0.5
 
-    def terms(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
+    def terms(
+        self, student: Tensor, teacher: Tensor | TopK | None, labels: Tensor, width: int | None = None
+    ) -> dict[str, Tensor]:
         """Sums over n tokens, as of `kd_loss`: "loss" and, where both count, "hard" and "soft" unweighted.
 
         Args:
             student: (n, V) logits.
-            teacher: (n, W) logits, W ≤ V, of the student's first W tokens; None where α is 1.
+            teacher: (n, W) logits, or the largest of them, of the student's first W tokens; None where α is
+                1.
             labels: (n,) token ids.
+            width: W, by default V.
         """
         if self.alpha == 1:
             return {"loss": _cross_entropy(student, labels)}
-        soft = soft_target_loss(
-            student[:, : teacher.shape[-1]], teacher, temperature=self.temperature,
+        divergence = top_k_loss if isinstance(teacher, TopK) else soft_target_loss
+        soft = divergence(
+            student[:, :width], teacher, temperature=self.temperature,
             divergence=self.divergence, beta=self.beta, reduction="sum",
         )  # fmt: skip
         if self.alpha == 0:
@@ -92,8 +99,10 @@ class DistillationTrainer(Trainer):
         examples: with completions, or prompts alone where `sampling` says how the student completes them.
         tokenizer: saved with each checkpoint.
         objective: the loss.
-        teacher: on the student's device, in eval mode; None where the objective needs none.
+        teacher: gives its opinion on a batch, see `kdlib.reasoning.teachers`; None where the objective needs
+            none.
         width: number of logits that belong to a token, for teacher and student alike.
+        packing: see `collate`.
         seed: of the order of the examples.
         group_by_length: see `EpochOrder`.
         progress: show a progress bar.
@@ -109,19 +118,19 @@ class DistillationTrainer(Trainer):
         tokenizer: PreTrainedTokenizerBase,
         objective: Objective,
         *,
-        teacher: PreTrainedModel | None,
+        teacher: Callable[[dict[str, Tensor]], Tensor | TopK] | None,
         width: int,
         sampling: Sampling | None,
+        packing: Packing | None,
         seed: int,
         group_by_length: bool,
         progress: bool,
     ) -> None:
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        collator = collate if sampling is None else collate_prompts
+        self._packing = packing
+        collator = self._collated if sampling is None else lambda batch: collate_prompts(batch, self._pad)
         use_cache = student.config.use_cache
-        super().__init__(
-            student, args, lambda batch: collator(batch, self._pad), examples, processing_class=tokenizer
-        )
+        super().__init__(student, args, collator, examples, processing_class=tokenizer)
         # Trainer turns the cache off in the configuration, and would save it so; the forward passes below say
         # for themselves that they need none.
         student.config.use_cache = use_cache
@@ -129,10 +138,7 @@ class DistillationTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(_Steps(self, progress and self.is_world_process_zero()))
         self._objective, self._teacher, self._width, self._sampling = objective, teacher, width, sampling
-        self._takes_kept = [
-            model is not None and "logits_to_keep" in inspect.signature(model.forward).parameters
-            for model in (student, teacher)
-        ]
+        self._narrowing = can_narrow(student)
         group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self._order = EpochOrder([*map(len, examples)], seed, group if group_by_length else None)
         self._parameters = student.num_parameters(exclude_embeddings=True)
@@ -141,10 +147,18 @@ class DistillationTrainer(Trainer):
         self._items: Tensor | None = None
         self._start = time.perf_counter()
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        shard_on_cpus(self.accelerator)
+        self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
+
     # --- what is trained on ---------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset=None) -> EpochOrder:
         return self._order
+
+    def _collated(self, examples: list[TokenExample]) -> dict[str, Tensor]:
+        return collate(examples, self._pad, self._packing)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         """The micro-batches of a step, and how many tokens count in them, over all processes.
@@ -176,6 +190,7 @@ class DistillationTrainer(Trainer):
             written = model.generate(
                 **{name: tensor.to(device) for name, tensor in prompts.items()},
                 generation_config=self._generation(model),
+                synced_gpus=sharding() is not None,  # layers are gathered by all, however long each writes
             )
         length, ends = prompts["input_ids"].shape[1], self._ends(model)
         examples = [
@@ -184,7 +199,7 @@ class DistillationTrainer(Trainer):
                 written.tolist(), (length - prompts["attention_mask"].sum(-1)).tolist(), strict=True
             )
         ]
-        return collate(examples, self._pad)
+        return self._collated(examples)
 
     def _generation(self, model: PreTrainedModel) -> GenerationConfig:
         # All is said here: what is left out is taken from the model's own settings (top-k, penalties).
@@ -205,27 +220,17 @@ class DistillationTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's share of the step's mean over tokens."""
-        student = self._logits(model, inputs, self._takes_kept[0])
+        student = predictions(model, inputs, self._narrowing)
         teacher = None
         if self._teacher is not None:
-            with torch.no_grad(), self.accelerator.autocast():
-                teacher = self._logits(self._teacher, inputs, self._takes_kept[1])[:, : self._width]
-        terms = self._objective.terms(student, teacher, inputs["targets"])
+            with self.accelerator.autocast():
+                teacher = self._teacher(inputs)
+        terms = self._objective.terms(student, teacher, inputs["targets"], self._width)
         sums = torch.stack([terms[name].detach() for name in self.curve.names])
         self._sums = sums if self._sums is None else self._sums + sums
         # Sharing processes take the mean of their gradients, where the sum is meant.
         loss = terms["loss"] * self.args.world_size / num_items_in_batch.clamp(min=1)
         return (loss, None) if return_outputs else loss
-
-    def _logits(self, model, inputs, takes_kept: bool) -> Tensor:
-        """(n, V): what predicts each counted token."""
-        kept = inputs["kept"]
-        narrowed = {"logits_to_keep": kept} if takes_kept else {}
-        logits = model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False,
-            **narrowed,
-        ).logits  # fmt: skip
-        return logits[:, -kept:].flatten(0, 1).index_select(0, inputs["places"])
 
     def floating_point_ops(self, inputs) -> int:
         # Trainer's would count the parameters anew in each micro-batch.
@@ -274,6 +279,18 @@ class DistillationTrainer(Trainer):
         # Trainer writes its history last: a checkpoint that has one is whole.
         self.state.log_history = [*self.curve.records, {"seconds": self.curve.seconds + self.elapsed()}]
         super()._save_checkpoint(model, trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        # Checkpoints may be kept in parts; the trained model is what `from_pretrained` reads.
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is None or _internal_call:
+            return super().save_model(output_dir, _internal_call)
+        parts = plugin.state_dict_type
+        plugin.set_state_dict_type("FULL_STATE_DICT")
+        try:
+            super().save_model(output_dir)
+        finally:
+            plugin.set_state_dict_type(parts)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

@@ -1,4 +1,4 @@
-"""python tests/reasoning/distilling.py FOLDER: language models trained in real processes, killed and shared.
+"""python tests/reasoning/distilling.py FOLDER: language models trained in real processes and killed.
 
 The training processes are forks of this one, which itself computes nothing: importing takes seconds. Each
 leaves the history and the weights of its run in a safetensors file; FOLDER/kills.json says how each killed
@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from shutil import rmtree
 
 import torch
 import torch._dynamo  # the optimizer imports it at its first step: once, not in each fork  # noqa: F401
@@ -26,7 +25,7 @@ from kdlib.reasoning.trainer import DistillationTrainer
 from kdlib.storage import save_tensors
 
 sys.path.append(str(Path(__file__).parents[1] / "processes"))
-from forks import LIMIT, group  # noqa: E402
+from forks import LIMIT  # noqa: E402
 
 # Where processes are killed: after so many steps of their own, or in the middle of their first or second
 # checkpoint. "weights": these are written, and nothing else; "state": half of the last file is; "model": the
@@ -146,30 +145,10 @@ def kills(folder: Path) -> None:
     (folder / "kills.json").write_text(json.dumps(report))
 
 
-# --- shared -------------------------------------------------------------------------------------------------
-
-
-def share(folder: Path, processes: int) -> None:
-    """Sixteen examples a step, in one process or in two; then from the middle of the second epoch again."""
-    for name in (f"shared_{processes}", f"resumed_{processes}"):
-        student = llama().double()
-        history = distill_language_model(
-            student, word_tokenizer(), pairs(32), folder / f"run_{processes}", teacher=qwen(1).double(),
-            steps=5, lr=3e-3, batch_size=8 // processes, accumulation=2, save_steps=3, device="cpu",
-        )  # fmt: skip
-        if os.environ.get("RANK", "0") == "0":
-            save_tensors(folder / f"{name}.safetensors", student.state_dict(), {"history": asdict(history)})
-            rmtree(folder / f"run_{processes}" / "checkpoint-5")
-        if processes > 1:
-            torch.distributed.barrier()
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
     gc.freeze()  # Trainer collects garbage as it begins, mostly among modules imported long ago
     here = Path(sys.argv[1])
     kills(here)
-    for processes in (1, 2):
-        group(processes, lambda rank, number=processes: share(here, number))
     os._exit(0)  # libraries complain of objects that are frozen as they are taken down

@@ -1,11 +1,16 @@
+import json
+
+import pytest
 import torch
 import torch.nn.functional as F
 from small_models import llama, pairs, qwen, word_tokenizer
 from transformers import get_cosine_schedule_with_warmup
 
 from kdlib.losses import kd_loss
+from kdlib.reasoning import distill, teachers, trainer
 from kdlib.reasoning.distill import distill_language_model
 from kdlib.reasoning.examples import EpochOrder, tokenize
+from kdlib.reasoning.token_cache import cache_teacher_tokens
 
 
 def plain_loop(student, examples, steps, lr, batch_size, teacher=None, **options):
@@ -75,3 +80,92 @@ def test_logit_distillation_is_that_of_a_loop_with_kd_loss():
         torch.testing.assert_close(torch.tensor(history.loss), torch.tensor(expected), atol=1e-6, rtol=0)
         assert_same_weights(student, other, 1e-7)
         assert_same_weights(teacher, llama(1).double(), 0)
+
+
+@pytest.mark.parametrize(
+    "attention, options",
+    # In float64 transformers' eager attention makes NaN of the padding that prompts have on the left.
+    [("sdpa", {}), ("eager", {}), ("sdpa", {"on_policy": True, "max_new_tokens": 6})],
+    ids=["texts", "texts-eager", "on_policy"],
+)
+def test_packing_changes_nothing_but_rows(attention, options, monkeypatch):
+    tokenizer, data, shapes = word_tokenizer(), pairs(21), []
+    monkeypatch.setattr(trainer, "predictions", lambda model, batch, narrowing: shapes.append(
+        tuple(batch["input_ids"].shape)) or teachers.predictions(model, batch, narrowing))  # fmt: skip
+    runs = []
+    for packing in (False, True):
+        student, teacher = qwen().double(), llama(1).double()
+        for model in (student, teacher):
+            model.set_attn_implementation(attention)
+        history = distill_language_model(
+            student, tokenizer, data, teacher=teacher, steps=7, lr=3e-3, batch_size=8, accumulation=2,
+            packing=packing, device="cpu", **options,
+        )  # fmt: skip
+        runs.append((student, history))
+    (student, history), (other, packed) = runs
+    assert packed.tokens == history.tokens
+    torch.testing.assert_close(torch.tensor(packed.loss), torch.tensor(history.loss), atol=1e-6, rtol=0)
+    assert_same_weights(other, student, 1e-8)
+    half = len(shapes) // 2
+    read = [sum(rows * length for rows, length in part) for part in (shapes[:half], shapes[half:])]
+    # What an untrained student writes is nearly always cut off: all as long as the longest.
+    assert read[1] <= read[0] if options else read[1] < 0.8 * read[0]
+
+
+def test_flash_attention_is_given_one_row():
+    """It knows packed texts apart in a single row only; it needs a GPU, so here it is only named."""
+    student = qwen()
+    student.config._attn_implementation = "flash_attention_2"
+    assert distill._packing(student, None) == distill._packing(llama(), student) == "one row"
+    assert distill._packing(llama(), qwen()) == "rows"
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+def test_all_of_the_largest_logits_are_all_logits_and_fewer_say_less(divergence):
+    tokenizer, data, losses = word_tokenizer(), pairs(12), {}
+    for k in (None, 60, 4):
+        student, teacher = qwen().double(), llama(1).double()
+        history = distill_language_model(
+            student, tokenizer, data, teacher=teacher, top_k=k, alpha=0.3, temperature=1.5, steps=3, lr=3e-3,
+            divergence=divergence, batch_size=6, device="cpu",
+        )  # fmt: skip
+        losses[k] = history
+    assert losses[60].loss == pytest.approx(losses[None].loss, rel=1e-9)
+    assert losses[4].soft[0] < losses[None].soft[0]
+    assert losses[4].hard[0] == pytest.approx(losses[None].hard[0])
+
+
+def test_a_teacher_that_was_stored_teaches_as_if_it_were_there(tmp_path):
+    tokenizer, data = word_tokenizer(), pairs(14)
+    settings = {"alpha": 0.2, "temperature": 2.0, "steps": 6, "lr": 3e-3, "batch_size": 4, "packing": True,
+                "device": "cpu"}  # fmt: skip
+    student, other, teacher = qwen(), qwen(), llama(1)
+    live = distill_language_model(student, tokenizer, data, teacher=teacher, top_k=7, **settings)
+    stored = cache_teacher_tokens(
+        teacher, tokenizer, data, tmp_path / "tokens", top_k=7, temperature=2.0, dtype=torch.float32,
+        device="cpu",
+    )  # fmt: skip
+    del teacher
+    read = distill_language_model(other, tokenizer, data, tmp_path / "run", teacher=stored, **settings)
+    assert read.soft == pytest.approx(live.soft, rel=1e-5)
+    assert_same_weights(other, student, 1e-5)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["teacher"] == stored.fingerprint
+
+
+def test_what_was_stored_is_refused_for_other_texts_and_temperatures(tmp_path):
+    tokenizer, data = word_tokenizer(), pairs(6)
+    stored = cache_teacher_tokens(llama(1), tokenizer, data, tmp_path, top_k=7, device="cpu")
+    settings = {"teacher": stored, "steps": 1, "lr": 1e-3, "device": "cpu"}
+    with pytest.raises(ValueError, match="made for other texts"):
+        distill_language_model(qwen(), tokenizer, data[::-1], **settings)
+    with pytest.raises(ValueError, match="made at temperature=1; got temperature=2"):
+        distill_language_model(qwen(), tokenizer, data, temperature=2.0, **settings)
+    with pytest.raises(ValueError, match="top_k=3 chooses among .* is what was stored, its 7 largest"):
+        distill_language_model(qwen(), tokenizer, data, top_k=3, **settings)
+    with pytest.raises(ValueError, match="on_policy=True needs a model as teacher"):
+        distill_language_model(qwen(), tokenizer, data, on_policy=True, **settings)
+    with pytest.raises(ValueError, match="top_k=3 chooses .* teacher is None: leave it out"):
+        distill_language_model(qwen(), tokenizer, data, top_k=3, steps=1, lr=1e-3)
+    with pytest.raises(ValueError, match="top_k=0; expected a positive whole number"):
+        distill_language_model(qwen(), tokenizer, data, teacher=llama(), top_k=0, steps=1, lr=1e-3)

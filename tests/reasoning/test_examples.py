@@ -56,10 +56,35 @@ def test_token_by_token_what_is_predicted_from_where(pad):
     ]  # fmt: skip
     assert batch["attention_mask"].tolist() == [[1] * 7 + [0], [1] * 8]
     assert words(batch["targets"]) == "w3 <eos> w5 w6 w7 <eos>"
-    # The logits of the last five columns, 3 to 7: those of column t predict the token of column t + 1.
-    assert batch["kept"] == 5
-    places = [(place // 5, place % 5 + 3) for place in batch["places"].tolist()]
+    # The logits of column t predict the token of column t + 1.
+    assert batch["kept"].tolist() == [3, 4, 5, 6]
+    places = [(place // 4, place % 4 + 3) for place in batch["places"].tolist()]
     assert places == [(0, 4), (0, 5), (1, 3), (1, 4), (1, 5), (1, 6)]
+    assert batch["stored"].tolist() == [0, 1, 2, 3, 4, 5]
+    backwards = collate(examples[::-1], tokenizer.pad_token_id)
+    assert backwards["stored"].tolist() == [2, 3, 4, 5, 0, 1]
+    assert words(backwards["targets"]) == "w5 w6 w7 <eos> w3 <eos>"
+
+
+def test_packed_row_by_row():
+    tokenizer = word_tokenizer()
+    examples = tokenize(tokenizer, [("w1", "w2"), ("w4", "w5 w6 w7"), ("w8", "")])
+    #        <user> w1 <assistant> <think> w2 <eos>, 6; <user> w4 <assistant> <think> w5 w6 w7 <eos>, 8;
+    #        <user> w8 <assistant> <think> <eos>, 5. The longest row first: 8; 6; and 5 does not fit beside 6.
+    rows = collate(examples, tokenizer.pad_token_id, "rows")
+    assert [words(row) for row in rows["input_ids"]] == [
+        "<user> w4 <assistant> <think> w5 w6 w7 <eos>",
+        "<user> w1 <assistant> <think> w2 <eos> <pad> <pad>",
+        "<user> w8 <assistant> <think> <eos> <pad> <pad> <pad>",
+    ]
+    assert rows["position_ids"].tolist() == [
+        [0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 0, 1], [0, 1, 2, 3, 4, 0, 1, 2],
+    ]  # fmt: skip
+    assert words(rows["targets"]) == "w2 <eos> w5 w6 w7 <eos> <eos>"
+    one = collate(examples, tokenizer.pad_token_id, "one row")
+    assert one["position_ids"].tolist() == [[*range(6), *range(8), *range(5)]]
+    assert one["kept"].tolist() == [3, 4, 9, 10, 11, 12, 17] and one["places"].tolist() == [*range(7)]
+    assert "attention_mask" not in rows and "attention_mask" not in one
 
 
 tokens = st.lists(st.integers(0, 59), max_size=6).map(tuple)
@@ -79,8 +104,39 @@ def test_places_and_targets_are_those_of_labels_that_are_shifted(batch, pad):
     assert made["targets"].tolist() == shifted[shifted != -100].tolist()
     everywhere = torch.arange(len(batch) * length).view(len(batch), length)  # stands for logits
     predicting = everywhere[:, :-1][shifted != -100]
-    kept = everywhere[:, -made["kept"]:].flatten()
+    kept = everywhere[:, made["kept"]].flatten()
     assert kept[made["places"]].tolist() == predicting.tolist()
+    assert set(made["kept"].tolist()) == {place % length for place in predicting.tolist()}
+
+
+@given(st.lists(examples, min_size=1, max_size=7), st.sampled_from(["rows", "one row"]))
+def test_packed_examples_stand_whole_and_each_counted_token_is_predicted_by_the_one_before(batch, packing):
+    made = collate(batch, 60, packing)
+    ids, positions = made["input_ids"].flatten().tolist(), made["position_ids"].flatten().tolist()
+    rows, width = made["input_ids"].shape
+    assert rows == 1 if packing == "one row" else width == max(map(len, batch))
+    # What begins at position 0 and is not padding: every example once.
+    starts = [place for place in range(len(ids)) if positions[place] == 0 and ids[place] != 60]
+    assert sorted(
+        tuple(ids[start:start + length])
+        for start in starts
+        for length in [next((n for n in range(1, width + 1) if start % width + n == width
+                             or positions[start + n] == 0), None)]
+    ) == sorted(e.prompt + e.completion for e in batch)  # fmt: skip
+    everywhere = torch.arange(len(ids)).view(rows, width)
+    predicting = everywhere[:, made["kept"]].flatten()[made["places"]].tolist()
+    assert [ids[place + 1] for place in predicting] == made["targets"].tolist()
+    behind = [place for e in batch for place in range(len(e.prompt), len(e))]
+    assert [positions[place] + 1 for place in predicting] == behind
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12))
+def test_rows_are_at_most_those_that_first_fit_promises(lengths):
+    batch = [TokenExample((1,) * length, (2,)) for length in lengths]
+    rows, width = collate(batch, 0, "rows")["input_ids"].shape
+    assert width == max(lengths) + 1
+    # All rows but one are more than half full, or two of them would be one.
+    assert rows <= 2 * sum(length + 1 for length in lengths) / width + 1
 
 
 def test_prompts_are_padded_on_the_left():
