@@ -132,9 +132,9 @@ def _as_texts(
         expected = [[*example.prompt], [*example.prompt, *example.completion]]
         if tokenizer([prompt, prompt + completion])["input_ids"] != expected:
             raise ValueError(
-                f"traces[{number}], which ends with {text[-60:]!r}, has other tokens when TRL encodes prompt, "
-                f'completion and end-of-text token as one text; use form="tokens", or leave it out (if it was '
-                f"cut off, it has no end)"
+                f"traces[{number}], which ends with {text[-60:]!r}, has other tokens when TRL encodes "
+                f"prompt, completion and end-of-text token as one text; use form=\"tokens\", or leave it "
+                f"out (if it was cut off, it has no end)"
             )
         yield {"prompt": prompt, "completion": completion}
 
