@@ -119,7 +119,7 @@ class Manifest:
         return {
             "values": _rounded(kept.values, DTYPES[self.dtype]),
             "indices": kept.indices.to(_index_dtype(self.shape[-1])),
-            "log_tail": kept.log_tail,
+            "log_tail": kept.log_tail.float(),
         }
 
     def differences(self, now: "Manifest") -> list[str]:
