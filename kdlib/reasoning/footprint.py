@@ -1,8 +1,8 @@
 """Memory and arithmetic of training a Qwen2 or Llama, counted from its shape.
 
-**What autograd keeps of a layer**, for each position, in numbers of H (hidden), F (feed-forward), A (all heads
-of queries), K (all heads of keys), h (number of heads), as found by hooking every tensor that autograd saves
-in transformers' Qwen2 and Llama with torch's scaled-dot-product attention:
+**What autograd keeps of a layer**, for each position, in numbers of H (hidden), F (feed-forward), A (all
+heads of queries), K (all heads of keys), h (number of heads), as found by hooking every tensor that autograd
+saves in transformers' Qwen2 and Llama with torch's scaled-dot-product attention:
 
     each of two norms    its input H, its normalised input H, 1/norm, and the output H (as input of products)
     attention            q A, k K, v K, log-sum-exp h, output A
@@ -186,9 +186,9 @@ class Step:
         return 2 if self.bf16 else 4
 
 
-# Logit-sized float32 tensors at the fullest moment of a loss, besides the teacher's logits; counted in
-# kdlib.losses and kdlib.top_k as they are, and counted again in the tests.
-_COPIES = {"texts": 3, "forward": 13.5, "reverse": 12.5, "jsd": 20.75, "top-k": 6.25}
+# Logit-sized float32 tensors at the fullest moment of a loss, the student's logits among them, the teacher's
+# not; counted in kdlib.losses and kdlib.top_k as they are, and counted again in the tests.
+_COPIES = {"texts": 3, "forward": 11.5, "reverse": 10.5, "jsd": 18.75, "top-k": 6.25}
 
 
 def loss_bytes(
@@ -214,7 +214,8 @@ def loss_bytes(
     if top_k is not None:  # values float32, indices int64, and what is computed of them
         return counted * (4 * _COPIES["top-k"] * student + 17 * top_k)
     width = min(student, teacher)
-    return counted * (4 * student + 4 * (_COPIES[divergence] - 1) * width + itemsize * teacher)
+    cast = 4 * width if itemsize < 4 else 0  # of the teacher's logits to float32
+    return counted * (4 * student + 4 * (_COPIES[divergence] - 1) * width + cast + itemsize * teacher)
 
 
 def soft_copies(divergence: Divergence) -> float:

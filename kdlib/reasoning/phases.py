@@ -25,7 +25,7 @@ from kdlib.reasoning.footprint import (
 )
 from kdlib.reasoning.hardware import Hardware
 
-__all__ = ["Job", "Phase", "Sharding", "phases_of"]
+__all__ = ["Job", "Phase", "Sharding", "all_fit", "phases_of", "spread"]
 
 Sharding = Literal["one device", "DDP", "FSDP2"]
 
@@ -122,6 +122,20 @@ def phases_of(job: Job, sharding: Sharding) -> tuple[Phase, ...]:
     if job.method == "top-k cache":
         found.append(_caching(job))
     return (*found, _training(job, sharding))
+
+
+def spread(job: Job, sharding: Sharding | None) -> tuple[Sharding, tuple[Phase, ...]]:
+    """The given way, or the simplest that fits, or else what needs least of a device; and its phases."""
+    ways: tuple[Sharding, ...] = ("one device",) if job.hardware.devices == 1 else ("DDP", "FSDP2")
+    for way in (sharding,) if sharding else ways:
+        phases = phases_of(job, way)
+        if all_fit(job, phases):
+            break
+    return way, phases
+
+
+def all_fit(job: Job, phases: tuple[Phase, ...]) -> bool:
+    return all(phase.total <= job.limit for phase in phases)
 
 
 def _phase(

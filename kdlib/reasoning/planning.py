@@ -9,7 +9,7 @@ is assumed, and say so.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import get_args
 
@@ -19,14 +19,13 @@ from kdlib.losses import Divergence
 from kdlib.reasoning.checkpoints import Checkpoint, find
 from kdlib.reasoning.footprint import Architecture, Method, WeightType, soft_copies
 from kdlib.reasoning.hardware import Hardware, find_hardware
-from kdlib.reasoning.phases import Job, Phase, Sharding, phases_of
+from kdlib.reasoning.phases import Job, Phase, Sharding, all_fit, spread
+from kdlib.reasoning.remedies import remedies
 from kdlib.runtime import Precision
 
 __all__ = ["Phase", "Plan", "Sharding", "plan"]
 
 Model = Checkpoint | str | PreTrainedConfig
-
-_MOST_DEVICES = 64  # that a remedy proposes
 
 
 @dataclass(frozen=True)
@@ -171,11 +170,11 @@ def plan(
         bandwidth_share, usable,
     )  # fmt: skip
     _check(job, precision, sharding)
-    chosen, phases = _spread(job, sharding)
-    fits = _all_fit(job, phases)
+    chosen, phases = spread(job, sharding)
+    fits = all_fit(job, phases)
     return Plan(
         fits, chosen, job.limit, phases, math.ceil(job.passes / (accumulation * machine.devices)), tokens,
-        machine, () if fits else tuple(_remedies(job, sharding)), tuple(_assumptions(job, chosen)),
+        machine, () if fits else tuple(remedies(job, sharding)), tuple(_assumptions(job, chosen)),
     )  # fmt: skip
 
 
@@ -232,118 +231,26 @@ def _check(job: Job, precision: str, sharding: str | None) -> None:
         )
 
 
-def _spread(job: Job, sharding: Sharding | None) -> tuple[Sharding, tuple[Phase, ...]]:
-    """The simplest way that fits, or else the one that needs least of a device."""
-    ways: tuple[Sharding, ...] = ("one device",) if job.hardware.devices == 1 else ("DDP", "FSDP2")
-    for way in (sharding,) if sharding else ways:
-        phases = phases_of(job, way)
-        if _all_fit(job, phases):
-            break
-    return way, phases
-
-
-def _all_fit(job: Job, phases: tuple[Phase, ...]) -> bool:
-    return all(phase.total <= job.limit for phase in phases)
-
-
-Change = tuple[str, dict[str, object]]
-"""A sentence, with places for the fields of a Job, and the fields to set."""
-
-
-def _changes(job: Job) -> Iterator[list[Change]]:
-    """Ways to need less memory, from the one that costs least; of each the steps, the smallest first."""
-    if not job.checkpointing:
-        yield [("gradient_checkpointing=True", {"checkpointing": True})]
-    yield [
-        (
-            "batch_size={0.batch}, accumulation={0.accumulation}",
-            {"batch": size, "accumulation": math.ceil(job.batch * job.accumulation / size)},
-        )
-        for size in _halves(job.batch)
-    ]
-    if job.samples:
-        yield [("sampling_batch={0.sampling_batch}", {"sampling_batch": n}) for n in _halves(job.sampling_batch)]
-    if job.method == "logits":
-        if job.top_k is None:
-            yield [("top_k={0.top_k} of the teacher's logits", {"top_k": 64})]
-        beforehand = {"method": "top-k cache", "top_k": job.top_k or 64}
-        yield [('method="top-k cache": the teacher beforehand, not meanwhile', beforehand)]
-    if job.teacher is not None and (job.method != "texts" or job.samples):
-        smaller = {"float32": ("bfloat16", "int8", "nf4"), "bfloat16": ("int8", "nf4"), "int8": ("nf4",)}
-        yield [
-            ('teacher_weights="{0.teacher_kind}"', {"teacher_kind": kind})
-            for kind in smaller.get(job.teacher_kind, ())
-        ]
-    yield [
-        ("devices={0.hardware.devices}", {"hardware": job.hardware.times(2**power)})
-        for power in range(1, _MOST_DEVICES.bit_length())
-        if 2**power > job.hardware.devices
-    ]
-    yield [
-        ("context={0.context}: shorter texts only", {"context": length})
-        for length in _halves(job.context)
-        if length > 2 * job.prompt
-    ]
-
-
-def _halves(number: int) -> list[int]:
-    return [number >> power for power in range(1, number.bit_length())]
-
-
-def _remedies(job: Job, sharding: Sharding | None) -> Iterator[str]:
-    """Each change that is enough alone; where none is, the cheapest changes together that are."""
-    sharding = None if sharding == "one device" else sharding
-
-    def enough(changes: list[Change]) -> bool:
-        changed = _with(job, changes)
-        return _all_fit(changed, _spread(changed, sharding if changed.hardware.devices > 1 else None)[1])
-
-    ways = [steps for steps in _changes(job) if steps]
-    alone = [step for steps in ways if (step := next((s for s in steps if enough([s])), None))]
-    for sentence, fields in alone:
-        yield sentence.format(_with(job, [(sentence, fields)]))
-    if alone:
-        return
-    together: list[Change] = []
-    for steps in ways:
-        step = next((step for step in steps if enough([*together, step])), None)
-        together.append(step or steps[-1])
-        if step:
-            break
-    else:
-        yield "nothing of what plan knows, not even all of it together: take other hardware or models"
-        return
-    for change in list(together):  # what came to nothing once the rest was done
-        rest = [other for other in together if other is not change]
-        if enough(rest):
-            together = rest
-    yield "; ".join(sentence for sentence, _ in together).format(_with(job, together))
-
-
-def _with(job: Job, changes: list[Change]) -> Job:
-    return replace(job, **{name: value for _, fields in changes for name, value in fields.items()})
-
-
 def _assumptions(job: Job, sharding: Sharding) -> Iterator[str]:
     machine, student, teacher = job.hardware, job.student, job.teacher
     yield f"hardware: {machine.source or 'figures given by the caller'}"
     yield (
-        f"{job.usable:.0%} of a device's {machine.memory / 1e9:.0f} GB can be filled with tensors; the rest is "
-        "for CUDA, communication and gaps (assumption)"
+        f"{job.usable:.0%} of a device's {machine.memory / 1e9:.0f} GB can be filled with tensors; the rest "
+        "is for CUDA, communication and gaps (assumption)"
     )
     yield (
-        f"training reaches {job.utilisation:.0%} of the peak FLOP/s, counting what checkpointing computes again "
-        "(assumption; for comparison, Llama 3 405B reached 38 to 43 % on H100)"
+        f"training reaches {job.utilisation:.0%} of the peak FLOP/s, counting what checkpointing computes "
+        "again (assumption; for comparison, Llama 3 405B reached 38 to 43 % on H100)"
     )
     yield (
-        f"every text fills {job.context:,} positions, {job.prompt:,} of them prompt; {job.padding:.0%} of all "
-        f"positions are padding; {job.batch} rows in a micro-batch of each device, {job.accumulation} "
+        f"every text fills {job.context:,} positions, {job.prompt:,} of them prompt; {job.padding:.0%} of "
+        f"all positions are padding; {job.batch} rows in a micro-batch of each device, {job.accumulation} "
         "micro-batches in a step"
     )
     arithmetic = "bfloat16 autocast over float32 weights" if job.bf16 else "float32"
     yield (
-        f"the student has {student.parameters:,} parameters and is trained in {arithmetic} by fused AdamW: 4 "
-        "bytes a weight, 4 its gradient, 8 its two moments"
+        f"the student has {student.parameters:,} parameters and is trained in {arithmetic} by fused AdamW: "
+        "4 bytes a weight, 4 its gradient, 8 its two moments"
     )
     if job.checkpointing:
         yield "of each layer only the input is kept, the rest is computed again (gradient checkpointing)"
@@ -352,15 +259,15 @@ def _assumptions(job: Job, sharding: Sharding) -> Iterator[str]:
     if job.masked:
         yield "padding or packing takes a mask of context × context numbers, which each layer keeps"
     yield (
-        "attention runs in a fused kernel, and is counted in full: 14 operations for each pair of positions and "
-        "each channel; a causal kernel skips about half"
+        "attention runs in a fused kernel, and is counted in full: 14 operations for each pair of positions "
+        "and each channel; a causal kernel skips about half"
     )
     if job.method == "texts":
         yield "the loss holds 3 float32 tensors of the size of the student's logits (cross-entropy, eager)"
     elif job.top_k is not None:
         yield (
-            f"the loss compares the teacher's {job.top_k} largest logits, and at its fullest holds 6.25 float32 "
-            "tensors of the size of the student's logits (top_k_loss and cross-entropy, eager)"
+            f"the loss compares the teacher's {job.top_k} largest logits, and at its fullest holds 6.25 "
+            "float32 tensors of the size of the student's logits (top_k_loss and cross-entropy, eager)"
         )
     else:
         yield (
@@ -377,9 +284,9 @@ def _assumptions(job: Job, sharding: Sharding) -> Iterator[str]:
         )
     if sharding == "FSDP2":
         yield (
-            f"FSDP2 spreads weights, gradients, moments and teacher over {machine.devices} devices, gathers two "
-            "layers at a time in the precision of the arithmetic and keeps embeddings gathered; activations "
-            "are those of one device"
+            f"FSDP2 spreads weights, gradients, moments and teacher over {machine.devices} devices, gathers "
+            "two layers at a time in the precision of the arithmetic and keeps embeddings gathered; "
+            "activations are those of one device"
         )
     if machine.devices > 1:
         yield (
@@ -388,9 +295,9 @@ def _assumptions(job: Job, sharding: Sharding) -> Iterator[str]:
         )
     if job.samples:
         yield (
-            f"the teacher writes {job.samples:,} texts to the end of the context, {job.sampling_batch} at once "
-            f"on each device, with keys and values in bfloat16, at {job.bandwidth_share:.0%} of the memory's "
-            "bandwidth (assumption)"
+            f"the teacher writes {job.samples:,} texts to the end of the context, {job.sampling_batch} at "
+            f"once on each device, with keys and values in bfloat16, at {job.bandwidth_share:.0%} of the "
+            "memory's bandwidth (assumption)"
         )
 
 
