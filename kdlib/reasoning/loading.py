@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from transformers import (
@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import CONFIG_NAME
 
 from kdlib.reasoning.checkpoints import R1_DISTILL, Checkpoint, find
 from kdlib.reasoning.models import without_bars
@@ -108,6 +109,8 @@ def load_checkpoint(
             output_loading_info=True,
         )
     _check_all_there(folder, model, report)
+    # A config.json that names the end as padding would keep that token's embedding from being trained.
+    model.get_input_embeddings().padding_idx = None
     align_special_tokens(model, tokenizer)
     if quantisation is not None:
         model.requires_grad_(False)
@@ -186,12 +189,14 @@ def _locate(name_or_folder: str | os.PathLike) -> tuple[Path, Checkpoint | None]
 
 
 def _in_cache(repo: str) -> Path | None:
-    """The repository as the cache holds it, if it holds all of it; without the network."""
+    """The repository as the cache holds it, if it holds what is needed; without the network."""
+    config = try_to_load_from_cache(repo, CONFIG_NAME)
+    if not isinstance(config, str):  # or a mark that there is none
+        return None
+    folder = Path(config).parent
     try:
-        folder = Path(snapshot_download(repo, local_files_only=True))
-        check_config(folder)
         read_weight_files(folder)
-    except FileNotFoundError:
+    except FileNotFoundError:  # a download that was interrupted
         return None
     return folder if (folder / "tokenizer.json").exists() else None
 
