@@ -248,8 +248,9 @@ def exactly(student, teacher, k, temperature, divergence):
         kept = sorted(range(len(teacher)), key=lambda j: -teacher[j])[:k]
         others = [j for j in range(len(teacher)) if j not in kept]
         p, q = (
-            [[x[j] for j in kept] + [mpmath.fsum(x[j] for j in others)] for x in map(masses, (teacher, student))]
-        )
+            [[mass[j] for j in kept] + [mpmath.fsum(mass[j] for j in others)]
+             for mass in map(masses, (teacher, student))]
+        )  # fmt: skip
 
         def kl(a, b):
             return mpmath.fsum(x * mpmath.log(x / y) for x, y in zip(a, b, strict=True))
