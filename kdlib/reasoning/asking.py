@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import openai
 
@@ -18,6 +19,7 @@ __all__ = ["Asker", "Budget", "Job", "Teacher", "pause_before"]
 
 _FIRST_PAUSE, _LONGEST_PAUSE, _LONGEST_RETRY_AFTER = 1.0, 60.0, 600.0  # seconds
 _SECRET = 8  # characters that a key has at least; "EMPTY", vLLM's for none, may occur in texts
+_HOPELESS = 10  # problems in a row that fail one by one before all are given up
 _SHOWN = 400  # characters of what a server says
 _TEMPLATE_TOKENS = 64  # more than a chat template adds to a statement
 
@@ -129,15 +131,14 @@ class Failed:
 
     Attributes:
         reason: what to show.
-        again: whether to try again. everywhere: whether any other request must fail like it.
-        redraw: whether the reply was at fault, so that the same seed may bring the same.
+        fault: whose it is. Of the "server" or the network: to be tried again. Of the "reply": to be tried
+            again, with another seed. Of the "request": the same would happen again. Of "everything": to any
+            request.
         wait: seconds that the server wants to be left alone.
     """
 
     reason: str
-    again: bool = True
-    everywhere: bool = False
-    redraw: bool = False
+    fault: Literal["server", "reply", "request", "everything"]
     wait: float | None = None
 
 
@@ -173,7 +174,7 @@ class Asker:
         self._concurrency, self._retries, self._max_new_tokens = concurrency, retries, max_new_tokens
         self._seed_of, self._received = seed_of, received
         self._stop = asyncio.Event()
-        self._in_a_row = 0
+        self._silences, self._hopeless = 0, set()
         self.given_up: list[tuple[Job, str]] = []
         self.stopped: str | None = None
         self.out_of_budget = False
@@ -189,14 +190,20 @@ class Asker:
         while not self._stop.is_set() and (job := next(left, None)) is not None:
             failed = await self._one(client, job)
             if failed is None:
-                self._in_a_row = 0
+                self._silences, self._hopeless = 0, set()
                 continue
             self.given_up.append((job, failed.reason))
-            self._in_a_row += 1
-            if failed.everywhere:
+            # A server that is gone fails every request; a problem that cannot be asked, each of its samples.
+            if failed.fault == "server":
+                self._silences += 1
+            else:
+                self._hopeless.add(job.problem.key)
+            if failed.fault == "everything":
                 self._end(failed.reason)
-            elif self._in_a_row >= self._concurrency:
-                self._end(f"{self._in_a_row} requests in a row failed, the last one: {failed.reason}")
+            elif self._silences >= self._concurrency:
+                self._end(f"{self._silences} requests in a row failed, the last one: {failed.reason}")
+            elif len(self._hopeless) >= _HOPELESS:
+                self._end(f"{_HOPELESS} problems in a row failed, the last one: {failed.reason}")
 
     def _end(self, reason: str) -> None:
         self.stopped = self.stopped or reason
@@ -224,8 +231,8 @@ class Asker:
                 return None
             if usage != Usage():
                 self._received(job, None, usage)
-            bad += outcome.redraw
-            if not outcome.again:
+            bad += outcome.fault == "reply"
+            if outcome.fault in ("request", "everything"):
                 return outcome
             if attempt < self._retries and await self._stopped_within(pause_before(attempt, outcome.wait)):
                 return None
@@ -238,9 +245,7 @@ class Asker:
         except TimeoutError:
             return False
 
-    async def _attempt(
-        self, client: openai.AsyncOpenAI, job: Job, bad: int
-    ) -> tuple[Reply | Failed, Usage]:
+    async def _attempt(self, client: openai.AsyncOpenAI, job: Job, bad: int) -> tuple[Reply | Failed, Usage]:
         # Nothing is raised from here but what is no failure of a request: the errors of the client hold the
         # request, and that holds the key.
         teacher, seed = self._teacher, self._seed_of(job, bad)
@@ -254,19 +259,19 @@ class Asker:
                     **teacher.request,
                 )
         except TimeoutError:
-            return Failed(f"no reply within {teacher.timeout:g} seconds"), Usage()
+            return Failed(f"no reply within {teacher.timeout:g} seconds", "server"), Usage()
         except openai.APIStatusError as error:
             return self._refusal(error), Usage()
         except openai.APIConnectionError as error:
-            return Failed(self._shown(f"{error.message} {error.__cause__ or ''}".strip())), Usage()
+            return Failed(self._shown(f"{error.message} {error.__cause__ or ''}".strip()), "server"), Usage()
         # A server that sends the key back would bring it into the file.
         text = teacher.without_key(raw.http_response.content.decode("utf-8-sig", errors="replace"))
         try:
             reply = read_reply(json.loads(text), job.problem.statement)
         except BadReply as error:
-            return Failed(str(error)[:_SHOWN], redraw=True), error.usage or Usage()
+            return Failed(str(error)[:_SHOWN], "reply"), error.usage or Usage()
         except (ValueError, RecursionError) as error:
-            return Failed(f"the reply is not JSON ({error}): {text[:80]!r}", redraw=True), Usage()
+            return Failed(f"the reply is not JSON ({error}): {text[:80]!r}", "reply"), Usage()
         return reply, reply.usage
 
     def _shown(self, text: str) -> str:
@@ -283,11 +288,9 @@ class Asker:
                     "if the statement is too long, shorten it or lower max_new_tokens; if it refuses a "
                     "parameter, leave that out (seed=None sends no seed)"
                 )
-                return Failed(f"the server refuses the request ({said}): {mend}", again=False)
+                return Failed(f"the server refuses the request ({said}): {mend}", "request")
             case 401 | 403 if teacher.key is None:
-                mend = (
-                    "it wants a key: put it into an environment variable and pass the name as key_variable"
-                )
+                mend = "it wants a key: put it into an environment variable and pass the name as key_variable"
             case 401 | 403:
                 mend = f"see that the environment variable {teacher.key_variable} holds a key of this server"
             case 402:
@@ -300,12 +303,11 @@ class Asker:
             case _ if status >= 500 or status in (408, 409, 425, 429):
                 wait = _retry_after(error.response.headers)
                 if wait is not None and wait > _LONGEST_RETRY_AFTER:
-                    reason = f"the server asks to wait {wait:,.0f} seconds ({said}): call again then"
-                    return Failed(reason, again=False)
-                return Failed(f"the server fails ({said})", wait=wait)
+                    return Failed(f"the server asks to wait {wait:,.0f} seconds ({said})", "everything")
+                return Failed(f"the server fails ({said})", "server", wait)
             case _:
                 mend = f"expected that {teacher.url} is the address of an OpenAI-compatible server up to /v1"
-        return Failed(f"the server refuses ({said}): {mend}", again=False, everywhere=True)
+        return Failed(f"the server refuses ({said}): {mend}", "everything")
 
 
 def pause_before(attempt: int, wait: float | None) -> float:

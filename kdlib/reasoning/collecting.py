@@ -72,9 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if len(traces) == len(asked) * options["samples"] else 1
 
 
-def _from_here(
-    teacher: str, problems: list[Problem], path: str, options: dict[str, object]
-) -> list[Trace]:
+def _from_here(teacher: str, problems: list[Problem], path: str, options: dict[str, object]) -> list[Trace]:
     loading = {name: options.pop(name) for name in ("dtype", "device", "quantise") if name in options}
     model, tokenizer = load_checkpoint(teacher, **loading)
     return collect_traces(model, tokenizer, problems, path, progress=True, **options)

@@ -4,6 +4,10 @@
         "https://api.deepseek.com", "deepseek-reasoner", problems, "traces.jsonl",
         key_variable="DEEPSEEK_API_KEY", prices=(0.55, 2.19), cost_budget=5.0,
     )
+
+The prices are an example, R1's first: they change, and so does what a name such as "deepseek-reasoner" means.
+For a model of one's own, vLLM is the server to choose. Through `kdlib.reasoning.traces`, batch by batch in
+this process, a small one needs no server.
 """
 
 import ipaddress
@@ -43,9 +47,7 @@ class TracesMissing(RuntimeError):
         reasons: why there is no trace, by key and sample, of those that were asked for in vain.
     """
 
-    def __init__(
-        self, message: str, traces: Sequence[Trace], reasons: Mapping[tuple[str, int], str]
-    ) -> None:
+    def __init__(self, message: str, traces: Sequence[Trace], reasons: Mapping[tuple[str, int], str]) -> None:
         super().__init__(message)
         self.traces, self.reasons = list(traces), dict(reasons)
 
@@ -91,8 +93,9 @@ def collect_remote_traces(
 
     What may help is tried again, after 1, 2, 4, … 60 seconds (shortened at random) or what Retry-After says:
     status 408, 409, 425, 429 and from 500, time-outs, broken connections, replies that are not JSON or hold
-    no text. A refusal (400, 413, 422) costs only its own trace; 401 to 404 end the run, as do `concurrency`
-    failures in a row.
+    no text. A request that is refused (400, 413, 422) costs only its own trace. The run ends early when no
+    request can succeed (401 to 404), or none does: `concurrency` in a row got nothing from the server, or
+    those of ten problems in a row were refused or got replies of no use.
 
     Args:
         url: up to /v1: "http://localhost:8000/v1", "https://api.deepseek.com".
