@@ -288,9 +288,22 @@ def training_moments(
     working = positions * (2 * student.feed_forward * step.itemsize + 4 * student.hidden)
     again = per_layer - kept_layer if step.checkpointing else 0
     again_copy = layer_copy if step.checkpointing else 0
-    still_to_come = student.layer_parameters + (0 if student.tied else student.head)
-    # A layer is at its fullest when only the gradient of its last product is there; FSDP2 holds all of them.
-    of_layer = 4 * (student.hidden * student.feed_forward if shards == 1 else student.layer_parameters)
+    # A gradient is added at once to what earlier micro-batches left, and takes no room of its own, but for a
+    # shared embedding's, which waits for its other half. FSDP2 holds those of a layer, and of the root until
+    # the end, whole and in the precision of the arithmetic.
+    gradient = step.itemsize if shards > 1 else 4
+    waiting = gradient * student.head if shards > 1 or student.tied or not step.accumulates else 0
+    if shards > 1:
+        of_layer = gradient * student.layer_parameters
+    else:  # a layer is at its fullest when only the gradient of its last product is there
+        of_layer = 0 if step.accumulates else 4 * student.hidden * student.feed_forward
+    to_come = student.layer_parameters + student.root_parameters - (student.head if shards == 1 else 0)
+    at_first = max(earlier, whole - 4 * to_come / shards)
+    at_first += waiting if shards > 1 or step.accumulates else 0
+    if shards > 1:
+        at_end = whole + gradient * student.head * (3 if student.tied else 2)
+    else:  # both halves of a shared embedding's, and their sum
+        at_end = whole + 4 * student.head * ((2 if student.tied else 0) + step.accumulates)
 
     logits, kept = 4 * step.counted * student.vocabulary, 4 * step.batch * step.kept * student.vocabulary
     moments = {
@@ -308,18 +321,16 @@ def training_moments(
             "bf16 copies of weights": copies, "logits and loss": kept * (0.5 if step.bf16 else 1),
         },
         "backward of the last layer": resident | {
-            "gradients": earlier + 4 * student.head / shards + of_layer,
+            "gradients": earlier + waiting + of_layer,
             "activations": layers + again + working,
             "bf16 copies of weights": copies - head_copy + again_copy,
         },
         "backward of the first layer": resident | {
-            "gradients": of_layer + max(earlier, whole - 4 * still_to_come / shards),
+            "gradients": at_first + of_layer,
             "activations": kept_layer + again + working, "bf16 copies of weights": layer_copy,
         },
         "backward of the input embedding": resident | {
-            # Shared embeddings have two gradients, and their sum.
-            "gradients": whole + 4 * student.head * (2 if student.tied else int(bool(earlier) or shards > 1)),
-            "activations": 4 * positions * student.hidden,
+            "gradients": at_end, "activations": 4 * positions * student.hidden,
         },
     }  # fmt: skip
     if teacher is not None:

@@ -3,8 +3,11 @@
 import ast
 import contextlib
 import dataclasses
+import importlib.util
+import json
 import re
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -235,6 +238,13 @@ RUNS = {
     "texts": ({}, None, {}),
     "texts, tied, one short text": ({"tie_word_embeddings": True}, None, {"context": 16, "batch_size": 1}),
     "texts, accumulated": ({}, None, {"accumulation": 2}),
+    "texts, tied, accumulated, short": (
+        {"tie_word_embeddings": True}, None, {"context": 16, "batch_size": 1, "accumulation": 2}
+    ),
+    "texts, accumulated, long": (SMALL, None, {"context": 384, "accumulation": 2, "batch_size": 1}),
+    "texts, accumulated, checkpointing": (
+        SMALL, None, {"context": 192, "accumulation": 2, "batch_size": 1, "gradient_checkpointing": True}
+    ),
     "texts, long": (SMALL, None, {"context": 384}),
     "texts, long, checkpointing": (SMALL, None, {"context": 384, "gradient_checkpointing": True}),
     "texts, long, padded": (SMALL, None, {"context": 384, "shorter": 48}),
@@ -552,3 +562,23 @@ def test_refusals_name_the_argument(changed, named):
     given = {"teacher": "Qwen-7B", "student": "Qwen-1.5B", "hardware": "H100-80GB", "tokens": 1e6} | changed
     with pytest.raises(ValueError, match=named):
         plan(**given)
+
+
+# --- the benchmark ----------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_of_full_size_runs_small_where_it_is(tmp_path):
+    path = Path(__file__).parents[1] / "benchmarks" / "bench_scale.py"
+    spec = importlib.util.spec_from_file_location("bench_scale", path)
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    assert bench.main(["--tiny", "--steps", "2", "--out", str(tmp_path / "scale.json")]) == 0
+    written = json.loads((tmp_path / "scale.json").read_text())
+    assert written["tiny"] and list(written["settings"]) == list(bench.SETTINGS)
+    for name, found in written["settings"].items():
+        assert found["fits"] and found["tokens"] == 2 * 4 * 64, name
+        # What models of a few thousand parameters hold beside tensors counts for more.
+        assert found["planned_over_measured"] == pytest.approx(1, abs=0.1), name
+        assert 0 < found["share_of_peak"] < 1.5 and found["tokens_per_second"] > 0, name
+        # Random weights know nothing: log 512 in cross-entropy, half of it and half of a divergence near 0.
+        assert found["loss"][0] == pytest.approx(6.24 if found["method"] == "texts" else 3.12, abs=0.1), name
