@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kdlib.losses import (
     RULED_OUT,
@@ -136,24 +137,60 @@ def top_k_loss(
     _check_teacher(student_logits, teacher)
     _check_mask(mask, student_logits)
     values, indices, log_tail = teacher
-    kept = _full_precision(student_logits.gather(-1, indices))
-    # Before dividing: −1e30 / T would not count as ruled out any more.
-    kept = (kept / temperature).masked_fill(kept <= RULED_OUT, RULED_OUT)
-    tail = _log_tail(student_logits, indices, temperature, mask)
     # Log-masses of k + 1 events at T: their softmax is the distribution.
-    merged = torch.cat([kept, tail.unsqueeze(-1)], dim=-1)
+    merged = _Merged.apply(student_logits, indices, temperature, mask)
     target = torch.cat([values, log_tail.unsqueeze(-1).to(values.dtype)], dim=-1)
     distance = _softened_divergence(merged, target, 1.0, divergence, beta, mask)
     return _reduce(temperature**2 * distance, mask, reduction)
 
 
-def _log_tail(logits: Tensor, indices: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
+class _Merged(torch.autograd.Function):
+    """(..., C) logits -> (..., k + 1): z / T of the kept classes, and the log-sum-exp of all others.
+
+    By hand: a gradient through gather, division and logsumexp holds four float32 tensors of the size of the
+    logits beside them, this one none but itself.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, indices: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
+        kept = _full_precision(logits.gather(-1, indices))
+        # Before dividing: −1e30 / T would not count as ruled out any more.
+        ruled_out = kept <= RULED_OUT
+        tail = _log_tail(logits, indices, temperature)
+        if mask is not None:
+            tail = tail.masked_fill(~mask, RULED_OUT)
+        ctx.save_for_backward(logits, indices, ruled_out, tail, mask)
+        ctx.temperature = temperature
+        return torch.cat([(kept / temperature).masked_fill(ruled_out, RULED_OUT), tail.unsqueeze(-1)], dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        logits, indices, ruled_out, tail, mask = ctx.saved_tensors
+        gradient = gradient / ctx.temperature
+        shares = _widened(logits)
+        if mask is not None:
+            shares.masked_fill_(~mask.unsqueeze(-1), RULED_OUT)  # NaN times 0 is NaN
+        # Where nothing is left of the tail, everything is to be divided by infinity.
+        tail = tail.masked_fill(tail <= RULED_OUT, torch.inf)
+        shares.div_(ctx.temperature).sub_(tail.unsqueeze(-1)).exp_().mul_(gradient[..., -1:])
+        shares.scatter_(-1, indices, gradient[..., :-1].masked_fill(ruled_out, 0.0))
+        return shares.to(logits.dtype), None, None, None
+
+
+def _log_tail(logits: Tensor, indices: Tensor, temperature: float) -> Tensor:
     """(...) log-sum-exp of logits / T over the classes that `indices` leaves out; −1e30 if none is left."""
-    left_out = (logits <= RULED_OUT).scatter(-1, indices, True)
-    if mask is not None:
-        left_out = left_out | ~mask.unsqueeze(-1)
-    # −1e30 in place of −inf: over a row of nothing else the gradient of logsumexp would be NaN.
-    return (_full_precision(logits) / temperature).masked_fill(left_out, RULED_OUT).logsumexp(-1)
+    others = _widened(logits).scatter_(-1, indices, -torch.inf)
+    largest = others.amax(dim=-1)
+    gone = largest <= RULED_OUT
+    highest = largest.masked_fill(gone, 0.0)
+    masses = others.sub_(highest.unsqueeze(-1)).div_(temperature).exp_()
+    return (masses.sum(dim=-1).log() + highest / temperature).masked_fill(gone, RULED_OUT)
+
+
+def _widened(logits: Tensor) -> Tensor:
+    """A copy in float32 or better, to be worked on in place."""
+    return logits.detach().to(torch.promote_types(logits.dtype, torch.float32), copy=True)
 
 
 def _check_teacher(student_logits: Tensor, teacher: TopK) -> None:
