@@ -11,6 +11,9 @@ COMMANDS = {
     "check": ("kdlib.check", "is this machine ready for the course?"),
     "course": ("kdlib.course", "execute every notebook, without a browser"),
     "experiment": ("kdlib.vision.experiment", "cat or dog in full, on sketches or photographs"),
+    "traces": ("kdlib.reasoning.collecting", "let a teacher answer problems, here or behind an address"),
+    "distill": ("kdlib.reasoning.distilling", "distil a language model: write, verify, train, test"),
+    "export": ("kdlib.reasoning.export", "write traces as data for TRL's SFTTrainer"),
     "reasoning": ("kdlib.reasoning.experiment", "reasoning distillation in full, on puzzles"),
     "fetch": ("kdlib.fetch", "download photographs of cats and dogs"),
 }

@@ -7,7 +7,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from numbers import Real
 
 import numpy as np
@@ -261,6 +261,10 @@ def _training_arguments(given: Mapping[str, object], place: Accelerator, **ours)
             f"training_arguments holds {', '.join(clash)}, which distill_language_model sets itself; use its "
             "own (lr, steps, epochs, batch_size, accumulation, save_steps, precision, device, progress)"
         )
+    # Of transformers 5.2x: the other name is to go with version 6.
+    renamed = {"gradient_checkpointing": "activation_checkpointing"}
+    known = {known.name for known in fields(TrainingArguments)}
+    given = {renamed[n] if renamed.get(n) in known else n: value for n, value in given.items()}
     arguments = TrainingArguments(**ours, **given)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: nn.DataParallel is not for this
     if single and (device.index or 0) != (arguments.device.index or 0):

@@ -1,8 +1,10 @@
 """Which entries of two models' logits stand for the same token."""
 
+from collections.abc import Set
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["check_same_tokens", "logit_width", "real_tokens"]
+__all__ = ["check_same_ordinary_tokens", "check_same_tokens", "logit_width", "real_tokens"]
 
 
 def real_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -51,12 +53,27 @@ def check_same_tokens(
     return real
 
 
-def _check_tokenizers(
+def check_same_ordinary_tokens(
     tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase
 ) -> None:
+    """See that a student can take over its teacher's tokenizer: all but special tokens are the same.
+
+    So R1-Distill's students got theirs: the tokens of their bases, with R1's special ones in place of some.
+
+    Raises:
+        ValueError: naming the first ordinary token that differs.
+    """
+    special = {*tokenizer.added_tokens_decoder, *teacher_tokenizer.added_tokens_decoder}
+    _check_tokenizers(tokenizer, teacher_tokenizer, special)
+
+
+def _check_tokenizers(
+    tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase,
+    special: Set[int] = frozenset(),
+) -> None:  # fmt: skip
     ours = {number: token for token, number in tokenizer.get_vocab().items()}
     theirs = {number: token for token, number in teacher_tokenizer.get_vocab().items()}
-    for number in sorted(ours.keys() | theirs.keys()):
+    for number in sorted((ours.keys() | theirs.keys()) - special):
         if ours.get(number) != theirs.get(number):
             raise ValueError(
                 f"teacher_tokenizer has {_token(theirs, number)} where tokenizer has {_token(ours, number)}; "
