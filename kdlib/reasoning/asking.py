@@ -199,11 +199,11 @@ class Asker:
             else:
                 self._hopeless.add(job.problem.key)
             if failed.fault == "everything":
-                self._end(failed.reason)
+                self._end("no other request can succeed")
             elif self._silences >= self._concurrency:
-                self._end(f"{self._silences} requests in a row failed, the last one: {failed.reason}")
+                self._end(f"{self._silences} requests in a row got nothing from the server")
             elif len(self._hopeless) >= _HOPELESS:
-                self._end(f"{_HOPELESS} problems in a row failed, the last one: {failed.reason}")
+                self._end(f"those of {_HOPELESS} problems in a row failed one by one")
 
     def _end(self, reason: str) -> None:
         self.stopped = self.stopped or reason

@@ -251,7 +251,7 @@ def _summary(asker: Asker) -> str:
     for job, reason in asker.given_up:
         reasons.setdefault(reason, []).append(job)
     lines = [
-        f"{len(jobs)} × {reason} (sample {jobs[0].sample} of {jobs[0].problem.key!r})"
+        f"{reason} ({len(jobs)} times, first for sample {jobs[0].sample} of {jobs[0].problem.key!r})"
         for reason, jobs in list(reasons.items())[:3]
     ]
     more = f"; and {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
