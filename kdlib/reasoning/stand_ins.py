@@ -45,7 +45,8 @@ _TEMPLATE = CHAT_TEMPLATE.replace(" and not loop.last", "")
 
 _PADDING = 16  # the originals' vocabulary has this many times more padding
 _SHARD = 5e9  # bytes of a file of the originals at most, in proportion to which a stand-in is divided
-_STEPS, _ROUNDS, _LR = 60, 5, 1e-2  # one round is enough from 8 numbers a head
+_STEPS, _ROUNDS = 80, 5  # one round is enough at the default sizes
+_SURE = 0.8  # least probability of a token it knows: no other rounding of the logits makes it another
 
 
 def stand_in(
@@ -150,22 +151,24 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 def _taught(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> PreTrainedModel:
-    """In bfloat16, once it would write the solution in that precision."""
+    """In bfloat16, once it is sure of the solution in that precision."""
     solution = [(TAUGHT.statement, written_solution(_PUZZLE))]
     batch = collate(tokenize(tokenizer, solution), tokenizer.pad_token_id)
+    lr = min(1e-2, 1 / model.config.hidden_size)
     for _ in range(_ROUNDS):
         distill_language_model(
-            model, tokenizer, solution, steps=_STEPS, lr=_LR, batch_size=1, seed=seed, device="cpu"
+            model, tokenizer, solution, steps=_STEPS, lr=lr, batch_size=1, seed=seed, device="cpu"
         )
         rounded = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16).eval()
         rounded.load_state_dict(model.state_dict())
         with torch.no_grad():
             logits = rounded(batch["input_ids"], logits_to_keep=batch["kept"]).logits.flatten(0, 1)
-        if torch.equal(logits[batch["places"]].argmax(-1), batch["targets"]):
+        right = logits[batch["places"]].float().softmax(-1).gather(1, batch["targets"][:, None])
+        if right.min() > _SURE:
             return rounded
     raise RuntimeError(
         f"a model of {model.num_parameters():,} parameters did not learn the answer in {_ROUNDS * _STEPS} "
-        "steps; take a larger head_dim, or more layers"
+        "steps; take the default sizes"
     )
 
 

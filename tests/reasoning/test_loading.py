@@ -19,8 +19,9 @@ from kdlib.reasoning import loading
 from kdlib.reasoning.checkpoints import R1_DISTILL
 from kdlib.reasoning.loading import align_special_tokens, load_checkpoint
 from kdlib.reasoning.models import tiny_model
-from kdlib.reasoning.stand_ins import stand_in
+from kdlib.reasoning.stand_ins import TAUGHT, stand_in
 from kdlib.reasoning.tokenizer import puzzle_tokenizer
+from kdlib.reasoning.traces import collect_traces
 from kdlib.storage import DamagedFile
 
 QUESTION = "A cage holds chickens and rabbits: 10 heads and 28 feet. How many of each?"
@@ -417,10 +418,11 @@ def test_quantising_needs_bitsandbytes(saved, monkeypatch):
             load_checkpoint(saved, quantise=kind)
 
 
-@pytest.mark.parametrize(("kind", "bits", "close"), [("int8", 8, 0.9995), ("nf4", 4, 0.98)])
+@pytest.mark.parametrize(("kind", "bits", "close"), [("int8", 8, 0.9995), ("nf4", 4, 0.9)])
 def test_a_quantised_teacher(tmp_path, kind, bits, close):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-    folder = stand_in("Qwen-7B", tmp_path / "wider", head_dim=64)  # on a CPU nf4 wants multiples of 64
+    # On a CPU nf4 wants multiples of 64.
+    folder = stand_in("Qwen-7B", tmp_path / "wider", head_dim=64, layers=1, teach=True)
     model, tokenizer = load_checkpoint(folder, quantise=kind, device="cpu")
     exact, _ = load_checkpoint(folder, device="cpu")
     layer = model.model.layers[0].mlp.up_proj.weight
@@ -432,5 +434,7 @@ def test_a_quantised_teacher(tmp_path, kind, bits, close):
     with torch.no_grad():
         ours, theirs = model(ids).logits.float().flatten(), exact(ids).logits.float().flatten()
     assert torch.cosine_similarity(ours, theirs, dim=0) > close and not torch.equal(ours, theirs)
+    (trace,) = collect_traces(model, tokenizer, [TAUGHT], samples=1, temperature=0, max_new_tokens=80)
+    assert trace.correct
 
 

@@ -196,7 +196,7 @@ def test_untaught_it_knows_nothing_and_the_seed_makes_it(tmp_path):
 def test_teaching_says_when_it_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(stand_ins, "_STEPS", 2)
     monkeypatch.setattr(stand_ins, "_ROUNDS", 2)
-    with pytest.raises(RuntimeError, match="did not learn the answer in 4 steps; take a larger head_dim"):
+    with pytest.raises(RuntimeError, match="did not learn the answer in 4 steps; take the default sizes"):
         stand_in("Llama-8B", tmp_path / "small", teach=True)
     assert not (tmp_path / "small").exists()
 
