@@ -155,18 +155,18 @@ class _Merged(torch.autograd.Function):
     def forward(ctx, logits: Tensor, indices: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
         kept = _full_precision(logits.gather(-1, indices))
         # Before dividing: −1e30 / T would not count as ruled out any more.
-        ruled_out = kept <= RULED_OUT
+        kept = (kept / temperature).masked_fill(kept <= RULED_OUT, RULED_OUT)
         tail = _log_tail(logits, indices, temperature)
         if mask is not None:
             tail = tail.masked_fill(~mask, RULED_OUT)
-        ctx.save_for_backward(logits, indices, ruled_out, tail, mask)
+        ctx.save_for_backward(logits, indices, tail, mask)
         ctx.temperature = temperature
-        return torch.cat([(kept / temperature).masked_fill(ruled_out, RULED_OUT), tail.unsqueeze(-1)], dim=-1)
+        return torch.cat([kept, tail.unsqueeze(-1)], dim=-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        logits, indices, ruled_out, tail, mask = ctx.saved_tensors
+        logits, indices, tail, mask = ctx.saved_tensors
         gradient = gradient / ctx.temperature
         shares = _widened(logits)
         if mask is not None:
@@ -174,7 +174,7 @@ class _Merged(torch.autograd.Function):
         # Where nothing is left of the tail, everything is to be divided by infinity.
         tail = tail.masked_fill(tail <= RULED_OUT, torch.inf)
         shares.div_(ctx.temperature).sub_(tail.unsqueeze(-1)).exp_().mul_(gradient[..., -1:])
-        shares.scatter_(-1, indices, gradient[..., :-1].masked_fill(ruled_out, 0.0))
+        shares.scatter_(-1, indices, gradient[..., :-1])  # 0 where a class is ruled out
         return shares.to(logits.dtype), None, None, None
 
 
