@@ -32,7 +32,7 @@ from transformers import PreTrainedConfig
 from kdlib.losses import Divergence
 
 __all__ = [
-    "Architecture", "Method", "Step", "WeightType", "gathered_bytes", "loss_bytes", "soft_copies",
+    "Architecture", "Method", "Step", "WeightType", "gathered_bytes", "loss_bytes", "loss_copies",
     "teacher_working", "training_moments",
 ]  # fmt: skip
 
@@ -188,7 +188,7 @@ class Step:
 
 # Logit-sized float32 tensors at the fullest moment of a loss, the student's logits among them, the teacher's
 # not; counted in kdlib.losses and kdlib.top_k as they are, and counted again in the tests.
-_COPIES = {"texts": 3, "forward": 11.5, "reverse": 10.5, "jsd": 18.75, "top-k": 6.25}
+_COPIES = {"texts": 3, "forward": 11.5, "reverse": 10.5, "jsd": 18.75, "top-k": 4}
 
 
 def loss_bytes(
@@ -209,18 +209,19 @@ def loss_bytes(
         counted: tokens in the loss. student, teacher: sizes of the vocabularies.
         itemsize: bytes of one of the teacher's logits.
     """
+    copies = loss_copies(method, divergence, top_k)
     if method == "texts":
-        return counted * 4 * _COPIES["texts"] * student
-    if top_k is not None:  # values float32, indices int64, and what is computed of them
-        return counted * (4 * _COPIES["top-k"] * student + 17 * top_k)
+        return counted * 4 * copies * student
+    if top_k is not None:  # values float32, indices int64, and what is computed of them: 12 and 22 bytes
+        return counted * (4 * copies * student + 34 * top_k)
     width = min(student, teacher)
     cast = 4 * width if itemsize < 4 else 0  # of the teacher's logits to float32
-    return counted * (4 * student + 4 * (_COPIES[divergence] - 1) * width + cast + itemsize * teacher)
+    return counted * (4 * student + 4 * (copies - 1) * width + cast + itemsize * teacher)
 
 
-def soft_copies(divergence: Divergence) -> float:
-    """Float32 tensors of the size of the student's logits that `soft_target_loss` holds at its fullest."""
-    return _COPIES[divergence]
+def loss_copies(method: Method, divergence: Divergence, top_k: int | None) -> float:
+    """Float32 tensors of the size of the student's logits, these included, that a loss holds at most."""
+    return _COPIES["texts" if method == "texts" else divergence if top_k is None else "top-k"]
 
 
 def gathered_bytes(model: Architecture, itemsize: int) -> float:
@@ -336,7 +337,7 @@ def training_moments(
     if teacher is not None:
         working = teacher_working(teacher, item, positions, step.batch * step.kept, step.counted)
         if top_k is not None:  # what top_k_of needs
-            working += 4 * 2.3 * step.counted * teacher.vocabulary
+            working += 4 * step.counted * teacher.vocabulary
         moments["forward of the teacher"] = resident | {
             "gradients": earlier, "activations": layers + around + working, "bf16 copies of weights": copies,
             "logits and loss": logits,

@@ -185,7 +185,7 @@ def _sampling(job: Job) -> Phase:
 def _caching(job: Job) -> Phase:
     teacher, item = job.teacher, 4 if job.teacher_kind == "float32" else 2
     positions, kept = job.batch * job.context, job.batch * job.kept
-    logits = item * kept * teacher.vocabulary + 4 * 3.3 * min(_CACHE_ROWS, kept) * teacher.vocabulary
+    logits = item * kept * teacher.vocabulary + 4 * min(_CACHE_ROWS, kept) * teacher.vocabulary
     weights = {"teacher weights": _teacher_on_each(job)}
     moments = {
         "output": weights | {"activations": item * positions * teacher.hidden, "logits and loss": logits},

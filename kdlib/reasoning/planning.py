@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 
 from kdlib.losses import Divergence
 from kdlib.reasoning.checkpoints import Checkpoint, find
-from kdlib.reasoning.footprint import Architecture, Method, WeightType, soft_copies
+from kdlib.reasoning.footprint import Architecture, Method, WeightType, loss_copies
 from kdlib.reasoning.hardware import Hardware, find_hardware
 from kdlib.reasoning.phases import Job, Phase, Sharding, all_fit, spread
 from kdlib.reasoning.remedies import remedies
@@ -262,19 +262,15 @@ def _assumptions(job: Job, sharding: Sharding) -> Iterator[str]:
         "attention runs in a fused kernel, and is counted in full: 14 operations for each pair of positions "
         "and each channel; a causal kernel skips about half"
     )
-    if job.method == "texts":
-        yield "the loss holds 3 float32 tensors of the size of the student's logits (cross-entropy, eager)"
-    elif job.top_k is not None:
-        yield (
-            f"the loss compares the teacher's {job.top_k} largest logits, and at its fullest holds 6.25 "
-            "float32 tensors of the size of the student's logits (top_k_loss and cross-entropy, eager)"
-        )
-    else:
-        yield (
-            f"the loss compares all logits ({job.divergence}), and at its fullest holds "
-            f"{soft_copies(job.divergence)} float32 tensors of the size of the student's logits beside the "
-            "teacher's (soft_target_loss, eager)"
-        )
+    copies = loss_copies(job.method, job.divergence, job.top_k)
+    loss = "cross-entropy"
+    if job.method != "texts":
+        compared = "all logits" if job.top_k is None else f"the teacher's {job.top_k} largest logits"
+        loss += f" and {job.divergence} divergence over {compared}"
+    yield (
+        f"the loss, {loss}, holds at its fullest {copies:g} float32 tensors of the size of the student's "
+        "logits, as the eager functions of kdlib do"
+    )
     if teacher is not None and (job.method != "texts" or job.samples):
         yield f"the teacher has {teacher.parameters:,} parameters in {job.teacher_kind}"
     if sharding == "DDP":
