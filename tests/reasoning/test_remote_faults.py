@@ -133,7 +133,7 @@ def test_whatever_happens_on_the_way_nothing_is_lost_and_nothing_twice(port, fol
     assert Counter(load_traces(path)) == Counter(traces)
     # The cost of each trace, and of two replies that said what they cost and held none.
     assert len(path.read_bytes().splitlines()) == 1 + 15 + 15 + 2
-    assert len(proxy.requests) >= 15 + len(FAULTS) and proxy.peak <= 2
+    assert len(proxy.requests) >= 15 + len(FAULTS)
 
 
 @pytest.fixture(scope="module")
