@@ -33,14 +33,15 @@ from kdlib.canvas import (
     png,
     show,
 )
+from kdlib.charts import memory_bars, named_points, token_grid
 from kdlib.galleries import pictures, truth_scatter
 from kdlib.losses import kd_loss, soft_target_loss, soften
 from kdlib.metrics import ReliabilityCurve, Scores, interval
 
 __all__ = [
     "COLOURS", "LINES", "MARKERS", "STYLE", "alt_text", "arms", "densities", "digit_gallery", "heat_map",
-    "image_tag", "label_bars", "lines", "loss_picture", "neighbours", "panels", "pictures", "png",
-    "reliability", "show", "softened", "temperature_curves", "truth_scatter",
+    "image_tag", "label_bars", "lines", "loss_picture", "memory_bars", "named_points", "neighbours", "panels",
+    "pictures", "png", "reliability", "show", "softened", "temperature_curves", "token_grid", "truth_scatter",
 ]
 
 

@@ -11,7 +11,10 @@ from torch import Tensor
 from kdlib import plots
 from kdlib.losses import jensen_shannon_divergence, kl_divergence, soften
 
-__all__ = ["divergence_explorer", "explorer", "loss_explorer", "soft_label_explorer", "temperature_explorer"]
+__all__ = [
+    "divergence_explorer", "explorer", "loss_explorer", "plan_explorer", "soft_label_explorer",
+    "temperature_explorer",
+]  # fmt: skip
 
 
 def explorer(draw: Callable[..., Figure], controls: Mapping[str, ipw.ValueWidget]) -> ipw.VBox:
@@ -122,6 +125,49 @@ def divergence_explorer(x: Tensor, p: Tensor) -> ipw.VBox:
             "width": _slider(
                 "width of q", (high - low) / 8, (high - low) / 50, (high - low) / 2, step=(high - low) / 200
             ),
+        },
+    )
+
+
+def plan_explorer(tokens: float = 100e6) -> ipw.VBox:
+    """Choose teacher, student, machine and method; see what `plan` says they need.
+
+    Args:
+        tokens: trained on.
+    """
+    # transformers takes seconds to import, and no other explorer needs it.
+    from kdlib.reasoning.checkpoints import R1_DISTILL
+    from kdlib.reasoning.hardware import HARDWARE
+    from kdlib.reasoning.planning import plan
+
+    def draw(teacher: str, student: str, hardware: str, devices: int, method: str, context: int, batch: int):
+        found = plan(
+            teacher, student, hardware, tokens, devices=devices, method=method, context=context,
+            batch_size=batch,
+        )  # fmt: skip
+        verdict = "fits" if found.fits else "does not fit"
+        title = (
+            f"{teacher} teaches {student} by {method}\n"
+            f"{batch} × {context:,} tokens on {devices} × {hardware}: {verdict}, {found.sharding}, "
+            f"{found.seconds / 3600:.3g} hours"
+        )
+        cases = {phase.name: phase.memory for phase in found.phases}
+        return plots.memory_bars(cases, limit=found.limit, title=title)
+
+    def choice(name: str, options: Sequence[object], value: object) -> ipw.Dropdown:
+        return ipw.Dropdown(options=options, value=value, description=name, style=WIDE, layout=FULL)
+
+    powers = [2**power for power in range(6)]
+    return explorer(
+        draw,
+        {
+            "teacher": choice("teacher", list(R1_DISTILL), "Qwen-7B"),
+            "student": choice("student", list(R1_DISTILL), "Qwen-1.5B"),
+            "hardware": choice("hardware", list(HARDWARE), "H100-80GB"),
+            "devices": choice("devices", powers, 1),
+            "method": choice("method", ["texts", "logits", "top-k cache"], "logits"),
+            "context": choice("tokens of a text", [1024 * power for power in powers], 4096),
+            "batch": choice("texts at once", powers, 1),
         },
     )
 

@@ -468,3 +468,73 @@ def test_certainty_is_drawn_as_it_is(p):
     assert_allclose(heights(figure.axes[0]), [p, p])
     assert "entropy 0.000" in plots.alt_text(figure)
     plots.png(figure)
+
+
+# --- models, machines and batches --------------------------------------------------------------------
+
+
+def test_named_points_stand_where_they_belong_with_their_names():
+    x = {"Qwen-1.5B": 1.78, "Llama-8B": 8.03, "Qwen-7B": 7.62}
+    scores = {"AIME": dict(zip(x, (28.9, 50.4, 55.5), strict=True)), "MATH": dict.fromkeys(x, 90.0)}
+    groups = {name: name[:5] for name in x}
+    figure = plots.named_points(x, scores, groups=groups, xlabel="size", ylabel="score", log_x=True)
+    assert [axes.get_title() for axes in figure.axes] == ["AIME", "MATH"]
+    for axes, (_, y) in zip(figure.axes, scores.items(), strict=True):
+        points = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+        assert points == {
+            "Qwen-": [[1.78, y["Qwen-1.5B"]], [7.62, y["Qwen-7B"]]], "Llama": [[8.03, y["Llama-8B"]]],
+        }
+        places = {text.get_text(): text.xy for text in axes.texts}
+        assert places == {name: (x[name], y[name]) for name in x}
+        above = {text.get_text(): text.get_position()[1] > 0 for text in axes.texts}
+        assert above == {"Qwen-1.5B": True, "Qwen-7B": True, "Llama-8B": False}
+        assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "size")
+        assert {text.get_text() for text in axes.get_xticklabels()} == {"2", "5", "10"}
+    assert len({line.get_marker() for line in figure.axes[0].get_lines()}) == 2
+    assert "AIME: Qwen-1.5B 28.9 at 1.78, Llama-8B 50.4 at 8.03, Qwen-7B 55.5 at 7.62;" in (
+        plots.alt_text(figure)
+    )
+
+
+def test_memory_bars_put_components_end_to_end():
+    live, stored = {"weights": 7e9, "teacher": 15e9, "logits": 3e9}, {"weights": 7e9, "logits": 4e9}
+    rows = {"live": live, "stored": stored}
+    figure = plots.memory_bars(rows, limit=20e9, title="Memory")
+    (axes,) = figure.axes
+    spans = {
+        bars.get_label(): [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars]
+        for bars in axes.containers
+    }
+    assert spans == {
+        "weights": [(0, 7), (0, 7)], "teacher": [(7, 22), (7, 7)], "logits": [(22, 25), (7, 11)],
+    }
+    assert [text.get_text() for text in axes.texts] == ["25.0", "11.0"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["live", "stored"]
+    (line,) = axes.get_lines()
+    assert list(line.get_xdata()) == [20, 20]
+    assert legend(figure) == ["may be filled", "weights", "teacher", "logits"]
+    low, high = axes.get_ylim()
+    assert low > high, "the first case is on top"
+    assert plots.alt_text(figure).startswith("Memory. Bars of memory in GB by component. ")
+    assert "live: 25.0 (weights 7.0, teacher 15.0, logits 3.0); stored: 11.0 (weights 7.0, logits 4.0)" in (
+        plots.alt_text(figure)
+    )
+    assert plots.alt_text(figure).endswith("line at 20.0.")
+    assert not plots.memory_bars(rows).axes[0].get_lines()
+
+
+def test_token_grid_shows_each_token_and_the_shares():
+    first, second = torch.tensor([[1, 2, 2, 0], [1, 1, 2, 2]]), torch.tensor([[1, 2, 1]])
+    figure = plots.token_grid({"padded": first, "packed": second})
+    for axes, batch in zip(figure.axes, (first, second), strict=True):
+        (image,) = axes.get_images()
+        assert_allclose(image.get_array(), batch)
+        colours = [image.to_rgba(k)[:3] for k in range(3)]
+        assert colours[0] == (1, 1, 1), "padding is white"
+        assert sum(colours[1]) > sum(colours[2]), "what is learnt is darkest"
+        assert axes.get_xlim() == (-0.5, 3.5), "one scale for both"
+    assert figure.axes[0].get_title() == "padded: 12 % padding, 38 % prompt, 50 % completion"
+    alt = plots.alt_text(figure)
+    assert "padded: 2 rows of 4 tokens, 12 % padding, 38 % prompt, 50 % completion; " in alt
+    assert alt.endswith("packed: 1 rows of 3 tokens, 0 % padding, 67 % prompt, 33 % completion.")
+    assert legend(figure) == ["padding", "prompt", "completion"]

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from kdlib import galleries, plots
+from kdlib import charts, galleries, plots
 from kdlib.metrics import reliability_curve
 
 DIGITS = [str(k) for k in range(10)]
@@ -71,6 +71,20 @@ def catalogue(classes: list[str]) -> dict[str, Figure]:
         "truth_scatter": plots.truth_scatter(
             BELL, {"teacher": BELL**2, "student": BELL / 2}, event=classes[0], title="Against the truth"
         ),
+        "named_points": plots.named_points(
+            {name: 2.0 * 5**k for k, name in enumerate(classes[:3])},
+            {"left": dict(zip(classes[:3], (28.9, 50.0, 72.6), strict=True))},
+            groups=dict(zip(classes[:3], ("Qwen", "Llama", "Qwen"), strict=True)),
+            xlabel="parameters (billions)", ylabel="pass@1 (%)", title="Size and score", log_x=True,
+        ),
+        "memory_bars": plots.memory_bars(
+            {classes[k]: {f"part {j}": 1e9 * (j + k + 1) for j in range(8)} for k in range(2)},
+            limit=40e9, title="Where memory goes",
+        ),
+        "token_grid": plots.token_grid(
+            {classes[0]: torch.tensor([[1, 2, 2, 0, 0], [1, 1, 2, 2, 2]]),
+             classes[1]: torch.tensor([[1, 2, 1, 2, 2]])}, title="Two batches",
+        ),
     }
 
 
@@ -99,7 +113,8 @@ def test_the_catalogue_holds_every_figure_of_the_module():
     makers = {
         name
         for name, function in inspect.getmembers(plots, inspect.isfunction)
-        if function.__module__ in (plots.__name__, galleries.__name__) and not name.startswith("_")
+        if function.__module__ in (plots.__name__, galleries.__name__, charts.__name__)
+        and not name.startswith("_")
         and inspect.signature(function).return_annotation is Figure
     }
     assert set(KINDS) == makers

@@ -12,6 +12,7 @@ import torch
 
 from kdlib import plots, widgets
 from kdlib.losses import jensen_shannon_divergence, kd_loss, kl_divergence, soft_target_loss, soften
+from kdlib.reasoning.planning import plan
 
 CLASSES = ["8", "3", "5"]
 LOGITS = torch.tensor([4.0, 2.0, 0.0])
@@ -26,6 +27,7 @@ EXPLORERS = {
     "soft label": lambda: widgets.soft_label_explorer(PICTURES, MANY, CLASSES),
     "loss": lambda: widgets.loss_explorer(LOGITS, STUDENT, 0, CLASSES),
     "divergence": lambda: widgets.divergence_explorer(X, BUMPS),
+    "plan": lambda: widgets.plan_explorer(),
 }
 
 
@@ -45,7 +47,9 @@ def picture(box: ipw.VBox) -> bytes:
 
 
 def places(control: ipw.ValueWidget) -> list[float]:
-    """Both ends and some values between, as the slider sends them."""
+    """Both ends and some values between, as the slider sends them; of a list to choose from all."""
+    if isinstance(control, ipw.Dropdown):
+        return list(control.options)
     if isinstance(control, ipw.FloatLogSlider):
         return [control.base**power for power in (control.min, 0, 1, 3, control.max)]
     middle = (control.min + control.max) / 2
@@ -75,7 +79,8 @@ def test_every_control_changes_the_picture_and_its_alt_text_over_its_whole_range
         seen = {alt(box): picture(box)}
         for place in places(control):
             control.value = place
-            assert control.value == pytest.approx(place), "the slider reaches this value"
+            wanted = place if isinstance(place, str) else pytest.approx(place)
+            assert control.value == wanted, "the slider reaches this value"
             seen[alt(box)] = picture(box)
             assert not re.search(r"\bnan\b|\binf\b", alt(box))
         distinct = {*places(control), start}
@@ -96,7 +101,8 @@ def nearest_step(slider: ipw.ValueWidget) -> float:
 def test_sliders_start_on_one_of_their_steps(name):
     """Else the page would move them, and the picture with them, before the reader does."""
     for slider in controls(EXPLORERS[name]()).values():
-        assert slider.value == pytest.approx(nearest_step(slider), abs=1e-9)
+        if not isinstance(slider, ipw.Dropdown):
+            assert slider.value == pytest.approx(nearest_step(slider), abs=1e-9)
 
 
 @pytest.mark.parametrize("name", EXPLORERS)
@@ -343,3 +349,26 @@ def test_sliders_of_the_divergence_explorer_fit_the_axis(span):
     for slider in controls(box).values():
         assert 20 <= (slider.max - slider.min) / slider.step <= 400
         assert slider.min < slider.value < slider.max
+
+
+# --- plans -------------------------------------------------------------------------------------------
+
+
+def test_plan_explorer_shows_what_plan_says():
+    box = EXPLORERS["plan"]()
+    chosen = controls(box)
+    wanted = {
+        "teacher": "Llama-70B", "student": "Llama-8B", "hardware": "H200-141GB", "devices": 8,
+        "method": "top-k cache", "tokens of a text": 2048, "texts at once": 4,
+    }
+    for name, value in wanted.items():
+        chosen[name].value = value
+    found = plan(
+        "Llama-70B", "Llama-8B", "H200-141GB×8", 100e6, method="top-k cache", context=2048, batch_size=4
+    )
+    assert f"8 × H200-141GB: fits, {found.sharding}, {found.seconds / 3600:.3g} hours" in alt(box)
+    for phase in found.phases:
+        assert f"{phase.name}: {phase.total / 1e9:.1f} (" in alt(box)
+    assert f"line at {found.limit / 1e9:.1f}" in alt(box)
+    chosen["devices"].value = 1
+    assert "1 × H200-141GB: does not fit" in alt(box)

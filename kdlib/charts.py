@@ -1,0 +1,146 @@
+"""Figures of models, machines and batches: sizes and scores, memory, tokens. Part of `kdlib.plots`."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from torch import Tensor
+
+from kdlib.canvas import COLOURS, HATCHES, MARKERS, canvas, describe, ink_on
+
+__all__ = ["memory_bars", "named_points", "token_grid"]
+
+
+def named_points(
+    x: Mapping[str, float],
+    panels: Mapping[str, Mapping[str, float]],
+    *,
+    groups: Mapping[str, str],
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    log_x: bool = False,
+) -> Figure:
+    """Points with their names beside them, panel beside panel over one kind of x.
+
+    Args:
+        x: of each point, by name.
+        panels: under each panel's title, y by name.
+        groups: of each point, by name; names of the second group stand below their points, others above.
+    """
+    kinds = list(dict.fromkeys(groups.values()))
+    parts = []
+    shape = {"ncols": len(panels), "squeeze": False}
+    with canvas(max(6.5, 6 * len(panels)), 4.6, **shape) as (figure, grid):
+        for axes, (heading, y) in zip(grid[0], panels.items(), strict=True):
+            for k, kind in enumerate(kinds):
+                names = [name for name in y if groups[name] == kind]
+                axes.plot(
+                    [x[name] for name in names], [y[name] for name in names], MARKERS[k % 7],
+                    color=COLOURS[k % 7], markersize=9, label=kind,
+                )  # fmt: skip
+                below = k == 1
+                for name in names:
+                    axes.annotate(
+                        name, (x[name], y[name]), (0, -9 if below else 9), textcoords="offset points",
+                        ha="center", va="top" if below else "bottom", size=11,
+                    )  # fmt: skip
+            axes.set(xlabel=xlabel, title=heading, xscale="log" if log_x else "linear")
+            axes.margins(0.2)
+            parts.append(f"{heading}: " + ", ".join(f"{name} {y[name]:.4g} at {x[name]:.3g}" for name in y))
+        if log_x:
+            low, high = min(x.values()), max(x.values())
+            marks = [m for m in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if low / 1.5 < m < 1.5 * high]
+            for axes in grid[0]:
+                axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
+                axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+        grid[0][0].set_ylabel(ylabel)
+        grid[0][-1].legend(loc="lower right")
+        if title:
+            figure.suptitle(title)
+    return describe(figure, title, f"Points of {ylabel} against {xlabel}", parts)
+
+
+def memory_bars(
+    rows: Mapping[str, Mapping[str, float]], *, limit: float | None = None, title: str = ""
+) -> Figure:
+    """Where memory goes: for each case one bar, its components end to end.
+
+    Args:
+        rows: bytes by component, under the name of each case; `Plan.memory` is such a mapping.
+        limit: bytes that there are, drawn as a line.
+    """
+    kinds = list(dict.fromkeys(kind for row in rows.values() for kind in row))
+    names, parts = list(rows), []
+    with canvas(9.6, 2.6 + 0.6 * len(rows)) as (figure, axes):
+        ends = [0.0] * len(names)
+        for k, kind in enumerate(kinds):
+            sizes = [rows[name].get(kind, 0) / 1e9 for name in names]
+            axes.barh(
+                range(len(names)), sizes, 0.6, ends, label=kind, color=COLOURS[k % 7],
+                hatch=HATCHES[k % 7] + ("oo" if k > 6 else ""), edgecolor="white", linewidth=0,
+            )  # fmt: skip
+            ends = [end + size for end, size in zip(ends, sizes, strict=True)]
+        most = max(*ends, (limit or 0) / 1e9)
+        for place, end in enumerate(ends):
+            axes.text(end + 0.01 * most, place, f"{end:.1f}", va="center", size=11)
+        if limit is not None:
+            seen = [withStroke(linewidth=5, foreground="white")]  # over dark bars too
+            axes.axvline(limit / 1e9, color="black", linestyle="--", label="may be filled", path_effects=seen)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set(xlabel="GB on each device", ylabel="case", title=title, xlim=(0, 1.14 * most))
+        figure.legend(loc="outside lower center", ncols=3)
+    for name, end in zip(names, ends, strict=True):
+        shown = ", ".join(f"{kind} {size / 1e9:.1f}" for kind, size in rows[name].items())
+        parts.append(f"{name}: {end:.1f} ({shown})")
+    if limit is not None:
+        parts.append(f"line at {limit / 1e9:.1f}")
+    return describe(figure, title, "Bars of memory in GB by component", parts)
+
+
+def token_grid(
+    batches: Mapping[str, Tensor], *, kinds: Sequence[str] = ("padding", "prompt", "completion"),
+    title: str = "",
+) -> Figure:
+    """Batches of tokens as rows of coloured cells, one below the other.
+
+    Args:
+        batches: (rows, length) whole numbers under the name of each batch; 0, 1, … are the kinds.
+        kinds: their names, at most three.
+    """
+    shades = ("white", "#9ecae1", "#08519c")[: len(kinds)]
+    heights = [len(batch) for batch in batches.values()]
+    longest = max(batch.shape[1] for batch in batches.values())
+    parts = []
+    shape = {"nrows": len(batches), "squeeze": False, "height_ratios": heights, "sharex": True}
+    with canvas(9.6, 1.2 + 0.9 * len(batches) + 0.26 * sum(heights), **shape) as (figure, grid):
+        for axes, (name, batch) in zip(grid[:, 0], batches.items(), strict=True):
+            batch = torch.as_tensor(batch)
+            shares = [(batch == k).double().mean().item() for k in range(len(kinds))]
+            said = ", ".join(f"{100 * share:.0f} % {kind}" for share, kind in zip(shares, kinds, strict=True))
+            rows, length = batch.shape
+            axes.grid(False)
+            axes.imshow(
+                batch.numpy(), cmap=mpl.colors.ListedColormap(shades), vmin=-0.5, vmax=len(kinds) - 0.5,
+                aspect="auto", interpolation="nearest",
+            )  # fmt: skip
+            for edge in range(1, rows):
+                axes.axhline(edge - 0.5, color=ink_on((1, 1, 1)), linewidth=1)
+            axes.add_patch(mpl.patches.Rectangle((-0.5, -0.5), length, rows, fill=False, linewidth=1))
+            axes.set(ylabel="row", title=f"{name}: {said}", yticks=[], xlim=(-0.5, longest - 0.5))
+            parts.append(f"{name}: {rows} rows of {length} tokens, {said}")
+        grid[-1, 0].set_xlabel("token")
+        for axes in grid[:-1, 0]:
+            axes.set_xlabel(" ")
+        patches = [
+            mpl.patches.Patch(facecolor=shade, edgecolor="black", label=kind)
+            for shade, kind in zip(shades, kinds, strict=True)
+        ]
+        figure.legend(handles=patches, loc="outside lower center", ncols=len(kinds))
+        if title:
+            figure.suptitle(title)
+    return describe(figure, title, "Rows of tokens by kind", parts)
