@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections import Counter
+from dataclasses import replace
 from email.utils import formatdate
 
 import pytest
@@ -354,11 +355,7 @@ def test_pauses_double_up_to_a_minute_with_a_random_part_and_never_undercut_the_
 def test_a_connection_that_breaks_and_a_reply_that_takes_too_long_are_tried_again(pauses):
     async def answer(request):
         response = await right(request)
-        spoilt = [
-            Response(b"", share=0.0),
-            Response(response.content, share=0.5),
-            Response(b"x" * 900, drip=0.05),
-        ]
+        spoilt = [replace(response, share=0.0), replace(response, share=0.5), replace(response, drip=0.05)]
         return spoilt[request.number] if request.number < 3 else response
 
     with Server(answer) as server:
