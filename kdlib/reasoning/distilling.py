@@ -1,7 +1,8 @@
-"""Distil a language model from another, by the recipe of R1-Distill and beyond: ``python -m kdlib distill``."""
+"""Distil a language model, by the recipe of R1-Distill and beyond: ``python -m kdlib distill``."""
 
 import argparse
 import importlib.resources
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -77,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         action.option_strings.sort(key=lambda name: "_" in name)
         if action.type in (int, float, str):
             action.metavar = {int: "N", float: "X", str: "TEXT"}[action.type]
+        elif action.type is dict:
+            action.type, action.metavar = json.loads, "JSON"
         elif action.nargs == "?":
             action.metavar = "yes|no"
     add = parser.add_argument

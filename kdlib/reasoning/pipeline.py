@@ -1,9 +1,8 @@
-"""The R1 recipe from beginning to end: a teacher writes, a program verifies, a student learns, both are tested.
+"""The R1 recipe from beginning to end: a teacher writes, a program verifies, a student learns and is tested.
 
 `python -m kdlib distill` is the command line of `run_pipeline`.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,7 +61,9 @@ class PipelineOptions:
     unverified: bool = option(False, "keep wrong answers too")
     # How the student learns.
     method: str = option("texts", "texts (as R1-Distill), logits, cached (the largest logits), on-policy")
-    alpha: float | None = option(None, "weight of the hard label (texts 1, logits and cached 0.5, on-policy 0)")
+    alpha: float | None = option(
+        None, "weight of the hard label (texts 1, logits and cached 0.5, on-policy 0)"
+    )
     temperature: float = option(1.0, "T of the soft term")
     divergence: str | None = option(None, "forward, reverse or jsd")
     top_k: int | None = option(None, "learn from the teacher's k largest logits only (cached: 64)")
@@ -155,7 +156,7 @@ def run_pipeline(options: PipelineOptions, say: Callable[[str], None] = print) -
     kept = filter_traces(traces, correct=not options.unverified, shortest=options.shortest)
     if not kept:
         raise ValueError(
-            f"none of the {len(traces):,} traces is right; ask more easily, let the teacher write longer than "
+            f"none of the {len(traces):,} traces is right; ask more easily, let the teacher write beyond "
             f"max_new_tokens={options.max_new_tokens}, or keep wrong ones with unverified"
         )
     tell(f"{len(kept):,} of {len(traces):,} traces are kept")
@@ -169,7 +170,10 @@ def run_pipeline(options: PipelineOptions, say: Callable[[str], None] = print) -
         _free()
     elif teacher is not None and sharding():
         teacher.to("cpu")  # from where each process takes its part
-    examples = problems if options.method == "on-policy" else [_as_example(trace, tokenizer) for trace in kept]
+    if options.method == "on-policy":
+        examples = problems
+    else:
+        examples = [_as_example(trace, tokenizer) for trace in kept]
     if options.method == "cached":
         teacher = _stored(options, teacher, tokenizer, examples, out / "teacher_outputs", place)
     history = _trained(options, student, tokenizer, teacher, teacher_tokenizer, examples, out / "student")
@@ -187,7 +191,8 @@ def run_pipeline(options: PipelineOptions, say: Callable[[str], None] = print) -
         trained = str(out / "student")
         report["after"] = _tested(options, trained, test, out / "test_after.jsonl", place, tell)
         if place.is_main_process and len(test) > 1:
-            report["difference"] = _difference(out / "test_before.jsonl", out / "test_after.jsonl", test, tell)
+            files = out / "test_before.jsonl", out / "test_after.jsonl"
+            report["difference"] = _difference(*files, test, tell)
     if place.is_main_process:
         write_results(out / "report.json", report)
         tell(f"The trained student is in {out / 'student'}.")
@@ -256,8 +261,8 @@ def _stored(options, teacher, tokenizer, examples, folder: Path, place: PartialS
         settings["top_k"] = options.top_k
     with _first_process_first(place):
         return cache_teacher_tokens(
-            teacher, tokenizer, examples, folder, progress=place.is_main_process, overwrite=not options.resume,
-            **settings,
+            teacher, tokenizer, examples, folder, progress=place.is_main_process,
+            overwrite=not options.resume, **settings,
         )  # fmt: skip
 
 
@@ -267,14 +272,17 @@ def _trained(
     live = isinstance(teacher, PreTrainedModel)
     own = teacher_tokenizer if live and options.tokenizer == "student" else None
     precision: Precision = options.precision
+    writing = {} if options.method != "on-policy" else {
+        "on_policy": True, "max_new_tokens": options.max_new_tokens,
+        "sampling_temperature": options.sampling_temperature,
+    }  # fmt: skip
     settings = dict(options.training_arguments or {})
     if options.gradient_checkpointing:
         settings["gradient_checkpointing"] = True
     return distill_language_model(
         student, tokenizer, examples, folder, teacher=teacher, teacher_tokenizer=own, alpha=options.alpha,
         temperature=options.temperature, divergence=options.divergence,
-        top_k=options.top_k if live else None, on_policy=options.method == "on-policy",
-        max_new_tokens=options.max_new_tokens, sampling_temperature=options.sampling_temperature,
+        top_k=options.top_k if live else None, **writing,
         steps=options.steps, epochs=options.epochs if options.steps is None else None, lr=options.lr,
         batch_size=options.batch_size, accumulation=options.accumulation, packing=options.packing,
         group_by_length=options.group_by_length, seed=options.seed, save_steps=options.save_steps,

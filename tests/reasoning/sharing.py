@@ -3,11 +3,14 @@
 The two have the environment that torchrun sets, and for FSDP2 that of accelerate launch. For each way of
 `WAYS` FOLDER/NAME.safetensors holds the gradient of every step as the optimizer got it, and the weights;
 NAME_resumed those of a run that took up the checkpoint of its eleventh step. The first process writes them.
+FOLDER/command is where the command `distill` has run, with one process and with two.
 """
 
 import gc
+import json
 import os
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from shutil import copytree, rmtree
@@ -17,14 +20,22 @@ import torch._dynamo  # the optimizer imports it at its first step: once, not in
 from small_models import llama, pairs, qwen, word_tokenizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+import kdlib.reasoning.distilling  # noqa: F401
+from kdlib.__main__ import main as kdlib_command
+from kdlib.reasoning.cages import Cage, Puzzle
 from kdlib.reasoning.distill import distill_language_model
 from kdlib.reasoning.sharding import is_sharded
+from kdlib.reasoning.stand_ins import TAUGHT, stand_in
+from kdlib.reasoning.wording import problem
 from kdlib.storage import save_tensors
 
 sys.path.append(str(Path(__file__).parents[1] / "processes"))
 from forks import group  # noqa: E402
 
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}  # fmt: skip
 WAYS = {
     "one": (1, {}),
     "ddp": (2, {}),
@@ -92,10 +103,46 @@ def work(folder: Path, name: str) -> None:
         train(folder, "fsdp_on_policy", on_policy=True, max_new_tokens=7, steps=3)
 
 
+def command(folder: Path, name: str) -> None:
+    """`python -m kdlib distill`, by one process or by two that shard; what it prints goes into a file."""
+    processes, environment = WAYS[name]
+    os.environ |= environment
+    arguments = [
+        "--student", "student", "--teacher", "teacher", "--problems", "problems.jsonl", "--test",
+        "test.jsonl", "--out", name, "--method", "logits", "--max-new-tokens", "60", "--samples", "1",
+        "--accumulation", "1", "--sampling-temperature", "0", "--steps", str(STEPS), "--lr", "1e-2",
+        "--batch-size", str(2 // processes), "--unverified",
+    ]  # fmt: skip
+    os.chdir(folder)
+    told = Path(f"{name}_{os.environ.get('RANK', '0')}.txt")
+    with open(told, "w") as file, redirect_stdout(file), redirect_stderr(file):
+        code = kdlib_command(["distill", *arguments])
+    if code:
+        raise SystemExit(told.read_text())
+
+
+def stand_ins(folder: Path) -> None:
+    stand_in("Llama-70B", folder / "teacher", teach=True)
+    stand_in("Llama-8B", folder / "student", seed=1)
+    asked = {
+        "problems": [TAUGHT, *(problem(Puzzle((Cage(("ants", "crabs"), 9, n),))) for n in (58, 62, 66))],
+        "test": [problem(Puzzle((Cage(("ants", "spiders"), 8, n),))) for n in (50, 56)],
+    }
+    for name, part in asked.items():
+        rows = [{"key": p.key, "statement": p.statement, "answer": p.answer} for p in part]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
+    here = Path(sys.argv[1])
     gc.freeze()  # Trainer collects garbage as it begins, mostly among modules imported long ago
     for name, (processes, _) in WAYS.items():
-        group(processes, lambda rank, name=name: work(Path(sys.argv[1]), name))
+        group(processes, lambda rank, name=name: work(here, name))
+    (here / "command").mkdir()
+    group(1, lambda rank: stand_ins(here / "command"))  # this process computes nothing, or forks would hang
+    for name in ("one", "fsdp"):
+        group(WAYS[name][0], lambda rank, name=name: command(here / "command", name))
     os._exit(0)  # libraries complain of objects that are frozen as they are taken down

@@ -1,11 +1,13 @@
 """Two processes train like one, with whole models (DDP) or with parts of them (FSDP2): see sharing.py."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from sharing import STEPS, WAYS
 from transformers import AutoModelForCausalLM
 
@@ -79,6 +81,23 @@ def test_a_sharded_student_writes_and_learns_from_it(folder):
     tokens = facts["history"]["tokens"]
     assert len(tokens) == 3 and all(16 <= count <= 16 * 7 for count in tokens)
     assert facts["sharded"] == [True, True]
+
+
+def test_the_command_does_with_two_processes_what_it_does_with_one(folder):
+    here = folder / "command"
+    one, two = (json.loads((here / name / "report.json").read_text()) for name in ("one", "fsdp"))
+    assert two["processes"] == 2 and one["processes"] == 1
+    same = ["problems", "traces", "correct", "kept", "steps", "tokens", "before", "after"]
+    assert [two[key] for key in same] == [one[key] for key in same]
+    assert one["steps"] == STEPS and one["correct"] == 1
+    assert two["last_loss"] == pytest.approx(one["last_loss"], rel=1e-3)
+    weights, expected = (load_file(here / name / "student" / "model.safetensors") for name in ("fsdp", "one"))
+    for key, value in expected.items():
+        torch.testing.assert_close(weights[key], value, atol=2e-3, rtol=0)
+    assert json.loads((here / "fsdp" / "student" / "run.json").read_text())["sharding"] == "fsdp2"
+    told, nothing = ((here / f"fsdp_{rank}.txt").read_text() for rank in (0, 1))
+    assert told.count("4 traces of 4 problems") == 1
+    assert nothing == ""  # the first process speaks for both
 
 
 def test_sharding_is_as_it_was_launched(monkeypatch):
