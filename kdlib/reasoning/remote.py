@@ -27,7 +27,7 @@ from kdlib.reasoning.asking import Asker, Budget, Job, Teacher
 from kdlib.reasoning.replies import Reply, Usage
 from kdlib.reasoning.sampling import check_sampling
 from kdlib.reasoning.trace_file import Trace, TraceFile
-from kdlib.reasoning.traces import Verifier, check_request, check_same_problems, judged
+from kdlib.reasoning.traces import Verifier, check_request, check_same_problems, judged_trace
 from kdlib.runtime import substream
 
 __all__ = ["BudgetReached", "TracesMissing", "Usage", "collect_remote_traces"]
@@ -224,7 +224,7 @@ def _keep(
             note["model"] = reply.model
             # A thought without an end is no answer, though it may read like one.
             before = "<think>\n" if reply.unclosed else ""
-            traces.append(judged(job.problem, job.sample, reply.completion, verify, before=before))
+            traces.append(judged_trace(job.problem, job.sample, reply.completion, verify, before=before))
     finally:
         file.append(traces, [note])
 

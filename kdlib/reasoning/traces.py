@@ -106,14 +106,14 @@ def collect_traces(
                 written: list[Trace] = []
                 try:
                     for (number, sample), completion in zip(jobs, completions, strict=True):
-                        written.append(judged(problems[number], sample, completion, verify))
+                        written.append(judged_trace(problems[number], sample, completion, verify))
                 finally:
                     file.append(written)
                 bar.update(len(written))
         return [file.traces[problem.key, sample] for problem in problems for sample in range(samples)]
 
 
-def judged(
+def judged_trace(
     problem: Problem, sample: int, completion: Completion, verify: Verifier, *, before: str = ""
 ) -> Trace:
     """The trace of a completion, verified.
