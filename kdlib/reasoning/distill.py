@@ -24,11 +24,18 @@ from kdlib.reasoning.sharding import is_sharded, shard, sharding
 from kdlib.reasoning.teachers import LiveTeacher, StoredTeacher
 from kdlib.reasoning.token_cache import CachedTokens
 from kdlib.reasoning.trainer import DistillationTrainer, Objective, Sampling
-from kdlib.reasoning.vocabulary import check_same_tokens
+from kdlib.reasoning.vocabulary import align_special_tokens, check_same_tokens
 from kdlib.runtime import Precision, accelerated, seeded
 from kdlib.storage import fingerprint
 
 __all__ = ["LanguageHistory", "distill_language_model"]
+
+# What transformers 5.2x calls gradient checkpointing; the name of the field is to go there with version 6.
+_CHECKPOINTING = (
+    "activation_checkpointing"
+    if any(known.name == "activation_checkpointing" for known in fields(TrainingArguments))
+    else "gradient_checkpointing"
+)
 
 
 @dataclass
@@ -204,7 +211,8 @@ def distill_language_model(
             save_strategy="no" if output_dir is None else "steps",
             save_steps=save_steps or math.ceil(total / 10),
         )  # fmt: skip
-        _align_special_tokens(student, tokenizer)
+        align_special_tokens(student, tokenizer)
+        checkpointing = getattr(student, f"is_{_CHECKPOINTING}")
         if teacher is not None and not stored:
             _place(teacher, arguments.device)
         opinion = (
@@ -225,6 +233,8 @@ def distill_language_model(
             vars(student).pop("forward", None)
             vars(student).pop("_original_forward", None)
             student.eval()
+            if getattr(student, f"is_{_CHECKPOINTING}") and not checkpointing:
+                getattr(student, f"{_CHECKPOINTING}_disable")()
         if output_dir is not None:
             trainer.save_model(folder)
     figures = {name: [record[name] for record in trainer.curve.records] for name in trainer.curve.names}
@@ -261,10 +271,7 @@ def _training_arguments(given: Mapping[str, object], place: Accelerator, **ours)
             f"training_arguments holds {', '.join(clash)}, which distill_language_model sets itself; use its "
             "own (lr, steps, epochs, batch_size, accumulation, save_steps, precision, device, progress)"
         )
-    # Of transformers 5.2x: the other name is to go with version 6.
-    renamed = {"gradient_checkpointing": "activation_checkpointing"}
-    known = {known.name for known in fields(TrainingArguments)}
-    given = {renamed[n] if renamed.get(n) in known else n: value for n, value in given.items()}
+    given = {_CHECKPOINTING if name == "gradient_checkpointing" else name: v for name, v in given.items()}
     arguments = TrainingArguments(**ours, **given)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: nn.DataParallel is not for this
     if single and (device.index or 0) != (arguments.device.index or 0):
@@ -287,16 +294,6 @@ def _claim(folder: str, run: Callable[[], dict], resume: bool, place: Accelerato
         broadcast_object_list(error)
     if error[0] is not None:
         raise ValueError(error[0])
-
-
-def _align_special_tokens(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The student names the tokenizer's special tokens as its own, so that it generates without a warning."""
-    for config in (student.config.get_text_config(), student.generation_config):
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            token, known = getattr(tokenizer, name), getattr(config, name, None)
-            # A checkpoint may know several end-of-text tokens.
-            if token is not None and not (isinstance(known, list) and token in known):
-                setattr(config, name, token)
 
 
 def _place(teacher: PreTrainedModel, device: torch.device) -> None:
@@ -360,7 +357,9 @@ def _check_arguments(
         raise ValueError(f"alpha={alpha} without a teacher; expected None or 1: there are only hard labels")
     if top_k is not None and not isinstance(teacher, PreTrainedModel):
         kept = "None" if teacher is None else f"what was stored, its {teacher.k} largest logits"
-        raise ValueError(f"top_k={top_k} chooses among the logits of a model; teacher is {kept}: leave it out")
+        raise ValueError(
+            f"top_k={top_k} chooses among the logits of a model; teacher is {kept}: leave it out"
+        )
     if on_policy and isinstance(teacher, CachedTokens):
         raise ValueError(
             "on_policy=True needs a model as teacher: nothing is stored of what the student will write"

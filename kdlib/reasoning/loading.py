@@ -30,11 +30,12 @@ from transformers.utils import CONFIG_NAME
 
 from kdlib.reasoning.checkpoints import R1_DISTILL, Checkpoint, find
 from kdlib.reasoning.models import without_bars
+from kdlib.reasoning.vocabulary import align_special_tokens
 from kdlib.reasoning.weight_files import check_config, read_weight_files
 from kdlib.runtime import best_device
 from kdlib.storage import DamagedFile
 
-__all__ = ["align_special_tokens", "load_checkpoint"]
+__all__ = ["load_checkpoint"]
 
 Quantisation = Literal["int8", "nf4"]
 
@@ -127,21 +128,6 @@ def _check_all_there(folder: Path, model: PreTrainedModel, report: dict) -> None
             f"{type(model).__name__} as its config.json describes it; expected all weights, or they would be "
             "random: weights and config.json are of different models"
         )
-
-
-def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make the model's tokens for beginning, end and padding those of the tokenizer.
-
-    Of several ends, all are kept if the tokenizer's is one of them. A tokenizer without padding pads with
-    its end, as R1-Distill's do.
-    """
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    for settings in (model.config.get_text_config(), model.generation_config):
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            token, known = getattr(tokenizer, name), getattr(settings, name, None)
-            if token is not None and not (isinstance(known, list) and token in known):
-                setattr(settings, name, token)
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype | str:

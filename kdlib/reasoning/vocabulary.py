@@ -1,10 +1,12 @@
-"""Which entries of two models' logits stand for the same token."""
+"""Which entries of a model's logits stand for which token, and whether two models mean the same by them."""
 
 from collections.abc import Set
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["check_same_ordinary_tokens", "check_same_tokens", "logit_width", "real_tokens"]
+__all__ = [
+    "align_special_tokens", "check_same_ordinary_tokens", "check_same_tokens", "logit_width", "real_tokens",
+]  # fmt: skip
 
 
 def real_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -51,6 +53,25 @@ def check_same_tokens(
                 f"{name}.resize_token_embeddings({real})"
             )
     return real
+
+
+def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the model's tokens for beginning, end and padding those of the tokenizer.
+
+    Of several ends, all are kept if the tokenizer's is one of them. A tokenizer without padding pads with
+    its end, as R1-Distill's do. Then the model's configuration names no padding: `from_pretrained` would keep
+    the embedding of that token from being trained.
+    """
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    config = model.config.get_text_config()
+    for settings in (config, model.generation_config):
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            token, known = getattr(tokenizer, name), getattr(settings, name, None)
+            if token is not None and not (isinstance(known, list) and token in known):
+                setattr(settings, name, token)
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        config.pad_token_id = None
 
 
 def check_same_ordinary_tokens(

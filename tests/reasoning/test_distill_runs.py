@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import warnings
 
 import numpy as np
 import pytest
@@ -147,12 +146,23 @@ def test_further_arguments_reach_trainer():
 
     plain = curve()
     assert len(plain) == 3
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of its new name, in later transformers
-        assert curve(gradient_checkpointing=True) == pytest.approx(plain, rel=1e-5)
+    assert curve(gradient_checkpointing=True) == pytest.approx(plain, rel=1e-5)
     assert curve(lr_scheduler_type="constant", warmup_steps=0) != plain
     assert curve(precision="bf16") == pytest.approx(plain, rel=0.02)
     assert sum(curve(group_by_length=True)) != sum(plain)
+
+
+def test_a_run_leaves_nothing_switched_on():
+    student, seen = qwen(), []
+    handle = student.model.layers[0].self_attn.register_forward_hook(lambda *_: seen.append(1))
+    for checkpointing, forwards in ((True, 2), (False, 1)):  # with it, each step computes the layer twice
+        seen.clear()
+        distill_language_model(
+            student, word_tokenizer(), pairs(8), steps=3, lr=1e-3, batch_size=4, device="cpu",
+            gradient_checkpointing=checkpointing,
+        )  # fmt: skip
+        assert len(seen) == 3 * forwards
+    handle.remove()
 
 
 def test_the_student_learns_the_texts():

@@ -1,7 +1,15 @@
 import pytest
 from small_models import WORDS, llama, qwen, word_tokenizer
 
-from kdlib.reasoning.vocabulary import check_same_tokens, logit_width, real_tokens
+from kdlib.reasoning.models import tiny_model
+from kdlib.reasoning.tokenizer import puzzle_tokenizer
+from kdlib.reasoning.vocabulary import (
+    align_special_tokens,
+    check_same_ordinary_tokens,
+    check_same_tokens,
+    logit_width,
+    real_tokens,
+)
 
 
 def test_tokens_are_counted_up_to_the_highest_id():
@@ -33,3 +41,33 @@ def test_a_model_without_a_logit_for_each_token_is_refused():
         narrow = "teacher" if wide == "student" else "student"
         with pytest.raises(ValueError, match=f"{narrow} has 59 logits, but tokenizer has tokens up to id 59"):
             check_same_tokens(word_tokenizer(), None, **models)
+
+
+def test_padding_of_its_own_is_kept_and_several_ends_too():
+    tokenizer = puzzle_tokenizer()
+    model = tiny_model(tokenizer, width=16, layers=1)
+    model.generation_config.eos_token_id = [5, tokenizer.eos_token_id]
+    model.config.eos_token_id = [5, 6]
+    model.config.pad_token_id = None
+    align_special_tokens(model, tokenizer)
+    assert model.generation_config.eos_token_id == [5, tokenizer.eos_token_id]
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+    tokenizer.pad_token = None
+    align_special_tokens(model, tokenizer)
+    assert tokenizer.pad_token == tokenizer.eos_token
+    assert model.generation_config.pad_token_id == tokenizer.eos_token_id
+    # Else from_pretrained would keep the embedding of the end from being trained.
+    assert model.config.pad_token_id is None
+
+
+def test_all_but_special_tokens_are_to_be_the_same():
+    check_same_ordinary_tokens(word_tokenizer(), word_tokenizer())
+    other = word_tokenizer(["<pad>", "<eos>", "<unk>", "<im_start>", *WORDS[4:]])
+    with pytest.raises(ValueError, match="token 3 '<im_start>'"):
+        check_same_ordinary_tokens(word_tokenizer(), other)
+    named = word_tokenizer()
+    named.add_special_tokens({"additional_special_tokens": ["<user>"]})  # now it is a special one
+    check_same_ordinary_tokens(named, other)
+    with pytest.raises(ValueError, match="has no token 59 where"):
+        check_same_ordinary_tokens(named, word_tokenizer(WORDS[:-1]))
