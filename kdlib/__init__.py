@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kdlib.losses import kd_loss, soft_target_loss, soften
     from kdlib.metrics import Scores, Verdict, compare
     from kdlib.reasoning.answers import verify_answer
+    from kdlib.reasoning.checkpoints import R1_DISTILL
     from kdlib.reasoning.distill import distill_language_model
     from kdlib.reasoning.puzzles import make_puzzle, solve
     from kdlib.reasoning.selection import filter_traces
@@ -28,6 +29,7 @@ _HOMES = {
     "kdlib.losses": ("kd_loss", "soft_target_loss", "soften"),
     "kdlib.metrics": ("Scores", "Verdict", "compare"),
     "kdlib.reasoning.answers": ("verify_answer",),
+    "kdlib.reasoning.checkpoints": ("R1_DISTILL",),
     "kdlib.reasoning.distill": ("distill_language_model",),
     "kdlib.reasoning.puzzles": ("make_puzzle", "solve"),
     "kdlib.reasoning.selection": ("filter_traces",),
@@ -40,9 +42,9 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Cost", "History", "Scores", "Verdict", "collect_traces", "compare", "distill_language_model", "evaluate",
-    "filter_traces", "fit", "kd_loss", "load_digits", "load_photos", "load_sketches", "make_puzzle",
-    "measure_cost", "soft_target_loss", "soften", "solve", "verify_answer",
+    "Cost", "History", "R1_DISTILL", "Scores", "Verdict", "collect_traces", "compare",
+    "distill_language_model", "evaluate", "filter_traces", "fit", "kd_loss", "load_digits", "load_photos",
+    "load_sketches", "make_puzzle", "measure_cost", "soft_target_loss", "soften", "solve", "verify_answer",
 ]
 
 
