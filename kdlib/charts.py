@@ -12,6 +12,12 @@ from kdlib.canvas import COLOURS, HATCHES, MARKERS, canvas, describe, ink_on
 
 __all__ = ["memory_bars", "named_points", "token_grid"]
 
+# Of plans: these have the same colour in all figures, and stand in this order.
+_COMPONENTS = (
+    "student weights", "gradients", "optimizer state", "teacher weights", "activations", "logits and loss",
+    "bf16 copies of weights", "gathered weights", "gradient buckets", "KV cache",
+)  # fmt: skip
+
 
 def named_points(
     x: Mapping[str, float],
@@ -68,15 +74,20 @@ def memory_bars(
 ) -> Figure:
     """Where memory goes: for each case one bar, its components end to end.
 
+    Components of a `Plan` stand in an order of their own, others after them as they are given.
+
     Args:
         rows: bytes by component, under the name of each case; `Plan.memory` is such a mapping.
         limit: bytes that there are, drawn as a line.
     """
-    kinds = list(dict.fromkeys(kind for row in rows.values() for kind in row))
+    given = dict.fromkeys(kind for row in rows.values() for kind in row)
+    others = [kind for kind in given if kind not in _COMPONENTS]
     names, parts = list(rows), []
     with canvas(9.6, 2.6 + 0.6 * len(rows)) as (figure, axes):
         ends = [0.0] * len(names)
-        for k, kind in enumerate(kinds):
+        for k, kind in enumerate((*_COMPONENTS, *others)):
+            if kind not in given:
+                continue
             sizes = [rows[name].get(kind, 0) / 1e9 for name in names]
             axes.barh(
                 range(len(names)), sizes, 0.6, ends, label=kind, color=COLOURS[k % 7],

@@ -538,3 +538,17 @@ def test_token_grid_shows_each_token_and_the_shares():
     assert "padded: 2 rows of 4 tokens, 12 % padding, 38 % prompt, 50 % completion; " in alt
     assert alt.endswith("packed: 1 rows of 3 tokens, 0 % padding, 67 % prompt, 33 % completion.")
     assert legend(figure) == ["padding", "prompt", "completion"]
+
+
+def test_memory_bars_give_components_of_plans_the_same_place_and_colour_everywhere():
+    whole = {"activations": 1e9, "teacher weights": 2e9, "cake": 3e9, "student weights": 4e9, "KV cache": 5e9}
+    some = {"KV cache": 1e9, "teacher weights": 3e9}
+    drawn = []
+    for row in (whole, some):
+        axes = plots.memory_bars({"case": row}).axes[0]
+        drawn.append({bars.get_label(): (bars[0].get_facecolor(), bars[0].get_hatch())
+                      for bars in axes.containers})
+    assert list(drawn[0]) == ["student weights", "teacher weights", "activations", "KV cache", "cake"]
+    assert list(drawn[1]) == ["teacher weights", "KV cache"]
+    assert drawn[1].items() <= drawn[0].items()
+    assert len(set(drawn[0].values())) == 5, "told apart"
