@@ -1,12 +1,12 @@
 """The distillation loss on a GPU: loss and gradient of given logits, fused in one Triton kernel.
 
-Written out in PyTorch the loss makes some ten float32 tensors of the size of the logits. None of them is
-needed: each row of the logits is reduced to a handful of numbers, and with those the gradient of every logit follows
-from the two logits of its class. One program takes one row, reads it twice (three times for JSD) and writes
-the gradient, over the student's logits if asked. Nothing else of that size is ever held.
+Written out in PyTorch the loss makes some ten float32 tensors of the size of the logits. None is needed: each
+row of the logits is reduced to a handful of numbers, and with those the gradient of every logit follows from
+the two logits of its class. One program takes one row, reads it twice (three times for JSD) and writes the
+gradient, over the student's logits if asked. Nothing else of that size is ever held.
 
-Notation: s, t logits of student and teacher, V classes, c = log2(e)/T, and A the classes that neither rules out
-(`kdlib.losses.RULED_OUT`), among the first `width`. All sums are over A, those of the hard term over all V.
+Notation: s, t logits of student and teacher, V classes, A those classes among the first `width` that neither
+rules out (`kdlib.losses.RULED_OUT`). Sums are over A, and those of the hard term over V.
 
     p = exp(t/T) / Σ exp(t/T),  q = exp(s/T) / Σ exp(s/T),  r = log p − log q = (t − s)/T − δ
 
@@ -20,33 +20,39 @@ Notation: s, t logits of student and teacher, V classes, c = log2(e)/T, and A th
              h = log(m/q) = log(1 − β + β·exp r)    can be rescaled to it. One pass more
     hard     softmax(s) − onehot                    one log-sum-exp, at T = 1 and over V
 
-The loss needs no pass of its own. It could be put together from the sums of the first pass, KL(p‖q) = Σ p·(t − s)/T
-− δ, but that is a small difference of large numbers. It is summed where the gradient is written, from terms none
-of which is negative (`kdlib.losses`, "Rounding").
+The loss needs no pass of its own. It could be put together from sums of the first pass, KL(p‖q) =
+Σ p·(t − s)/T − δ, but that is a small difference of large numbers. It is summed where the gradient is written
+(for JSD in the pass for H), from terms none of which is negative (`kdlib.losses`, "Rounding").
 
 **Terms near r = 0**, where p·r + q − p or log(m/q) would be all rounding, are polynomials of r:
 
     p·r + q − p = p·f(r),  q − p = p·(f(r) − r),  f(r) = r + exp(−r) − 1 = r²/2 − r³/6 + r⁴/24 − …
-    JSD: β·p·r − m·h = m·(r·h′(r) − h(r)),  h(r) = Σ κₙ·rⁿ/n!,  r·h′ − h = Σ κₙ·rⁿ·(n − 1)/n!
+    JSD: β·p·log(p/m) + (1 − β)·q·log(q/m) = m·(r·h′(r) − h(r))
+         h(r) = Σ κₙ·rⁿ/n!,  r·h′ − h = Σ κₙ·rⁿ·(n − 1)/n!
 
-h is the cumulant generating function of a coin that shows heads with probability β, h′(r) = β·p/m the probability
-that a class drawn from m came from the teacher, and κₙ are the coin's cumulants.
+h is the cumulant generating function of a coin that shows heads with probability β, h′(r) = β·p/m the
+probability that a class drawn from m came from the teacher, and κₙ are the coin's cumulants: β, v = β(1 − β),
+v(1 − 2β), v(1 − 6v), v(1 − 2β)(1 − 12v). Cut off where the next term is below 1e-4 of the first at |r| = 1/4.
 
-**Costs**, per class of a row, in bf16 (two bytes) with alpha = 0; "exp" are exp2 and log2 on the special function
-unit, of which a multiprocessor does 16 a clock beside 128 other operations (NVIDIA, CUDA Programming Guide,
-arithmetic throughput, compute capability 9.0). alpha > 0 adds one exp to the first pass and one to the last.
+**Costs**, of a class in a row, one column for each pass. Bytes are those of bf16. Operations are counted in
+what ptxas makes of the kernel for compute capability 9.0 (Triton 3.9; loops of the SASS divided by the eight
+classes of a lane), "exp" among them those of the special function unit, of which a multiprocessor does 16 a
+clock, where it issues 128 of all kinds (CUDA C++ Programming Guide, arithmetic instructions).
 
-                 bytes read and written                        exp                other operations, about
-    forward      2·4 + 2 = 10                                  2 + 2              20 + 30
-    reverse      2·4 + 2 = 10                                  2 + 2              24 + 30
-    JSD          3·4 + 2 = 14                                  2 + 4 + 3          20 + 40 + 30
-    hard only    2·2 + 2 =  6                                  1 + 1              10 + 8
+                           bytes                 operations              exp                    registers
+    forward                4,  6                 20, 31                  2.3, 2                 40
+    reverse                4,  6                 22, 32                  2.3, 2                 40
+    JSD                    4,  4,  6             19, 45, 33              2.3, 4, 3              58
+    hard alone             2,  4                 8,  11                  1.1, 1                 32
+    hard beside a soft     0,  0,  0             4,  0,  8 or 9          1.1, 0, 1              48, 62
 
-(Operations are counted in the source, not measured.) A GPU that moves 4.3 TB/s and does 3.7 · 10¹² exp a second
-thus waits for memory in all four.
+None has been timed on a GPU yet. For scale: 132 multiprocessors at 1.7 GHz issue 29 · 10¹² operations a
+second and do 3.6 · 10¹² exp, while 4.3 TB/s move; for forward KL that is 1.8 ps, 1.2 ps and 2.3 ps a class, for JSD
+3.3 ps, 2.6 ps and 3.3 ps: KL should wait for memory, and JSD is about balanced.
 
-This module needs Triton and is imported only where it is used: `kdlib.losses` and `kdlib.fused` ask `takes`.
-On the CPU it runs in Triton's interpreter (TRITON_INTERPRET=1), which is how it is tested without a GPU.
+This module needs Triton, and is imported only by what then asks `takes`. With TRITON_INTERPRET=1 it runs on
+the CPU in Triton's interpreter, which is how its results are tested without a GPU; it is also compiled for
+GPUs that are not there, as the interpreter forgives what the compiler does not.
 """
 
 import contextlib
@@ -57,6 +63,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import libdevice
 
 from kdlib.losses import RULED_OUT, Divergence, Reduction, _check_options
 
@@ -71,6 +78,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 # --- one row ----------------------------------------------------------------------------------------
+#
+# A block is LANES × EACH classes: each lane holds EACH neighbours, one load of 16 bytes.
 
 
 @triton.jit
@@ -84,25 +93,24 @@ def _pair(student_row, teacher_row, at, classes, width, floor):
 
 
 @triton.jit
-def _step(highest, total, value, scale):
-    """One more value in each lane's running maximum and sum of exp2((value − maximum)·scale).
+def _step(offset, total, values, scale):
+    """Each lane's sum of exp2(value·scale − offset), with EACH more values; offset is the largest so far.
 
-    Whichever of the two is behind, one exp2 serves: it shrinks the old sum, or it is the new term. Lanes are
-    joined once, at the end of the row: no lane waits for another, and no maximum is exchanged at each block.
+    No lane waits for another before the end of the row, and the old sum is rescaled once for EACH values. All
+    that follows is relative to the offset as it was rounded, so its rounding is in no result.
     """
-    ahead = value > highest
-    behind = tl.exp2(-tl.abs(value - highest) * scale)
-    keep, add = tl.where(ahead, behind, 1.0), tl.where(ahead, 1.0, behind)
-    return tl.maximum(highest, value), total * keep + add, keep, add
+    new = tl.maximum(offset, tl.max(values, axis=1) * scale)
+    keep, weights = tl.exp2(offset - new), tl.exp2(values * scale - new[:, None])
+    return new, total * keep + tl.sum(weights, axis=1), keep, weights
 
 
 @triton.jit
-def _join(highest, total, scale):
-    """The lanes' maxima and sums in one: maximum, log2 of the sum, and what each lane's sum is to be times."""
-    top = tl.max(highest, axis=0)
-    share = tl.exp2((highest - top) * scale)
+def _join(offset, total):
+    """The offsets and sums of all lanes in one, and what each lane's share is to be times."""
+    top = tl.max(offset, axis=0)
+    share = tl.exp2(offset - top)
     total = tl.sum(total * share, axis=0)
-    return top, tl.log2(total), share / total
+    return top, total, share / total
 
 
 @triton.jit
@@ -115,30 +123,27 @@ def _kl_terms(p, q, r):
 
 
 @triton.jit
-def _log_mixture(r, beta):
+def _log_mixture(r, beta, FAST: tl.constexpr):
     """log(m/q) and log(p/m), from r = log(p/q); neither overflows, and no large numbers are subtracted."""
     small = tl.exp2(-tl.abs(r) * _LOG2_E)
-    rest = _LN_2 * tl.log2(tl.where(r > 0, beta + (1 - beta) * small, (1 - beta) + beta * small))
+    mixed = tl.where(r > 0, beta, 1 - beta) + tl.where(r > 0, 1 - beta, beta) * small
+    if FAST:  # one operation of the special function unit; tl.log2 is some twenty of the others
+        rest = _LN_2 * libdevice.fast_log2f(mixed)
+    else:
+        rest = _LN_2 * tl.log2(mixed)
     v, w = beta * (1 - beta), 1 - 2 * beta
-    k5 = v * w * (1 - 12 * v)
-    k6 = v * (1 - 30 * v + 120 * v * v)
-    h = r * (v / 2 + r * (v * w / 6 + r * (v * (1 - 6 * v) / 24 + r * (k5 / 120 + r * (k6 / 720)))))
-    h = tl.where(tl.abs(r) < 0.5, r * (beta + h), tl.maximum(r, 0.0) + rest)
-    return h, tl.minimum(r, 0.0) - rest
+    h = r * (beta + r * (v / 2 + r * (v * w / 6 + r * (v * (1 - 6 * v) / 24))))
+    return tl.where(tl.abs(r) < 0.25, h, tl.maximum(r, 0.0) + rest), tl.minimum(r, 0.0) - rest
 
 
 @triton.jit
-def _jsd_terms(p, q, r, beta):
+def _jsd_terms(p, q, r, beta, FAST: tl.constexpr):
     """Terms of JSD, none negative, and h = log(m/q)."""
-    h, log_p_m = _log_mixture(r, beta)
+    h, log_p_m = _log_mixture(r, beta, FAST)
     v, w = beta * (1 - beta), 1 - 2 * beta
-    k5 = v * w * (1 - 12 * v)
-    k6 = v * (1 - 30 * v + 120 * v * v)
-    k7 = v * w * (1 - 60 * v + 360 * v * v)
-    g = r * (v * w / 3 + r * (v * (1 - 6 * v) / 8 + r * (k5 / 30 + r * (k6 / 144 + r * (k7 / 840)))))
-    g = r * r * (v / 2 + g)
-    mixed = beta * p + (1 - beta) * q
-    return tl.where(tl.abs(r) < 0.5, mixed * g, beta * p * log_p_m - (1 - beta) * q * h), h
+    g = r * r * (v / 2 + r * (v * w / 3 + r * (v * (1 - 6 * v) / 8 + r * (v * w * (1 - 12 * v) / 30))))
+    from_p, from_q = beta * p, (1 - beta) * q
+    return tl.where(tl.abs(r) < 0.25, (from_p + from_q) * g, from_p * log_p_m - from_q * h), h
 
 
 @triton.jit
@@ -147,20 +152,20 @@ def _loss_and_gradient(
     student_stride, teacher_stride, gradient_stride, classes, width, ignore_index,
     temperature, floor, alpha, beta,
     DIVERGENCE: tl.constexpr, SOFT: tl.constexpr, HARD: tl.constexpr, LABELS: tl.constexpr,
-    GRADIENT: tl.constexpr, SCALED: tl.constexpr, BLOCK: tl.constexpr,
+    GRADIENT: tl.constexpr, SCALED: tl.constexpr, FAST: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
     """Loss and gradient of row program_id(0). Derivation, bytes and operations: at the top of this module.
 
     The gradient may be written over the student's logits: a class is written by the program, the block and
-    the lane that have read it, in the last pass. That pass goes from the end of the row to its beginning, as
-    what the pass before has read last is the likeliest to be still in the cache.
+    the lane that have read it, in the last pass. Each pass begins where the one before has ended, as what was
+    read last is the likeliest to be still in the cache.
     """
     row = tl.program_id(0).to(tl.int64)  # row · stride may be beyond int32
     student_row = student + row * student_stride
     teacher_row = teacher + row * teacher_stride
     gradient_row = gradient + row * gradient_stride
-    lane = tl.arange(0, BLOCK)
-    blocks = tl.cdiv(classes, BLOCK)
+    first = tl.arange(0, LANES)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+    blocks = tl.cdiv(classes, LANES * EACH)
 
     label = -1
     if LABELS:
@@ -169,80 +174,81 @@ def _loss_and_gradient(
             tl.store(loss + row, 0.0)
             if GRADIENT:
                 for block in range(blocks):
-                    at = block * BLOCK + lane
-                    nothing = tl.zeros([BLOCK], dtype=gradient.dtype.element_ty)
+                    at = block * (LANES * EACH) + first
+                    nothing = tl.zeros([LANES, EACH], dtype=gradient.dtype.element_ty)
                     tl.store(gradient_row + at, nothing, mask=at < classes)
             return
 
-    # First pass: maxima and sums, and for the reverse divergence Σ exp(s/T)·(s − t).
+    # First pass: offsets and sums, and for the reverse divergence Σ exp(s/T)·(s − t).
     inverse = 1 / temperature
     scale = _LOG2_E * inverse
-    student_high = tl.zeros([BLOCK], dtype=tl.float32) + floor
-    teacher_high = student_high
-    raw_high = tl.full([BLOCK], _RULED_OUT, dtype=tl.float32)
-    student_sum = tl.zeros([BLOCK], dtype=tl.float32)
-    teacher_sum = tl.zeros([BLOCK], dtype=tl.float32)
-    raw_sum = tl.zeros([BLOCK], dtype=tl.float32)
-    lead_sum = tl.zeros([BLOCK], dtype=tl.float32)
+    student_top = tl.zeros([LANES], dtype=tl.float32) + floor * scale
+    teacher_top = student_top
+    raw_top = tl.full([LANES], _RULED_OUT, dtype=tl.float32)
+    student_sum = tl.zeros([LANES], dtype=tl.float32)
+    teacher_sum = tl.zeros([LANES], dtype=tl.float32)
+    raw_sum = tl.zeros([LANES], dtype=tl.float32)
+    lead_sum = tl.zeros([LANES], dtype=tl.float32)
     for block in range(blocks):
-        at = block * BLOCK + lane
+        at = block * (LANES * EACH) + first
         if SOFT:
             raw, s, t = _pair(student_row, teacher_row, at, classes, width, floor)
-            student_high, student_sum, keep, add = _step(student_high, student_sum, s, scale)
-            teacher_high, teacher_sum, _, _ = _step(teacher_high, teacher_sum, t, scale)
+            student_top, student_sum, keep, weights = _step(student_top, student_sum, s, scale)
+            teacher_top, teacher_sum, keep_t, weights_t = _step(teacher_top, teacher_sum, t, scale)
             if DIVERGENCE == _REVERSE:
-                lead_sum = lead_sum * keep + add * (s - t)
+                lead_sum = lead_sum * keep + tl.sum(weights * (s - t), axis=1)
         else:
             raw = tl.load(student_row + at, mask=at < classes, other=-float("inf")).to(tl.float32)
         if HARD:
-            raw_high, raw_sum, _, _ = _step(raw_high, raw_sum, raw, _LOG2_E)
+            raw_top, raw_sum, keep_1, weights_1 = _step(raw_top, raw_sum, raw, _LOG2_E)
 
     row_loss = 0.0
-    hard_slope, soft_slope = alpha, 1 - alpha  # of the loss, by softmax(s) − onehot and by what stands at the top
+    hard_slope, soft_slope = alpha, 1 - alpha
     if SCALED:
         by = tl.load(gradient_scale)
         hard_slope, soft_slope = hard_slope * by, soft_slope * by
     if HARD:
-        raw_top, raw_log, _ = _join(raw_high, raw_sum, _LOG2_E)
+        top, total, share = _join(raw_top, raw_sum)
+        raw_log = top + tl.log2(total)
         valid = (label >= 0) & (label < classes)  # NaN rather than a read from somewhere else
         chosen = tl.load(student_row + label, mask=valid, other=float("nan")).to(tl.float32)
-        row_loss = alpha * ((raw_top - chosen) + _LN_2 * raw_log)
+        row_loss = alpha * (_LN_2 * raw_log - chosen)
     if SOFT:
-        student_top, student_log, student_share = _join(student_high, student_sum, scale)
-        teacher_top, teacher_log, _ = _join(teacher_high, teacher_sum, scale)
-        # What is left of δ once the maxima are taken off the logits.
-        shift = _LN_2 * (teacher_log - student_log)
-        lead = tl.sum(lead_sum * student_share, axis=0)
-        terms = tl.zeros([BLOCK], dtype=tl.float32)
+        top_s, total_s, share = _join(student_top, student_sum)
+        top_t, total_t, share_t = _join(teacher_top, teacher_sum)
+        student_log, teacher_log = top_s + tl.log2(total_s), top_t + tl.log2(total_t)
+        # δ: of one quotient, not of two logarithms; at a high T it is a small number between large ones.
+        shift = _LN_2 * ((top_t - top_s) + tl.log2(total_t / total_s))
+        lead = tl.sum(lead_sum * share, axis=0)
+        terms = tl.zeros([LANES, EACH], dtype=tl.float32)
 
         # JSD: a pass for the loss and H.
         mixture = 0.0
         if DIVERGENCE == _JSD:
-            weighted = tl.zeros([BLOCK], dtype=tl.float32)
+            weighted = tl.zeros([LANES, EACH], dtype=tl.float32)
             for back in range(blocks):
-                at = (blocks - 1 - back) * BLOCK + lane
-                _, s, t = _pair(student_row, teacher_row, at, classes, width, floor)
-                s, t = s - student_top, t - teacher_top
+                at = (blocks - 1 - back) * (LANES * EACH) + first
+                raw, s, t = _pair(student_row, teacher_row, at, classes, width, floor)
                 p, q = tl.exp2(t * scale - teacher_log), tl.exp2(s * scale - student_log)
-                term, h = _jsd_terms(p, q, (t - s) * inverse - shift, beta)
+                term, h = _jsd_terms(p, q, (t - s) * inverse - shift, beta, FAST)
                 terms += term
                 weighted += q * h
-            mixture = tl.sum(weighted, axis=0)
+            mixture = tl.sum(tl.sum(weighted, axis=1), axis=0)
 
     # Last pass: the loss of the two KL divergences, and the gradient.
     if GRADIENT or (SOFT and DIVERGENCE != _JSD):
         for step in range(blocks):
-            # Away from where the pass before has ended: JSD's own went backwards.
-            at = (step if SOFT and DIVERGENCE == _JSD else blocks - 1 - step) * BLOCK + lane
-            slope = tl.zeros([BLOCK], dtype=tl.float32)
+            block = blocks - 1 - step
+            if SOFT and DIVERGENCE == _JSD:
+                block = step
+            at = block * (LANES * EACH) + first
+            slope = tl.zeros([LANES, EACH], dtype=tl.float32)
             if SOFT:
                 raw, s, t = _pair(student_row, teacher_row, at, classes, width, floor)
-                difference = s - t
-                s, t = s - student_top, t - teacher_top
                 q = tl.exp2(s * scale - student_log)
                 r = (t - s) * inverse - shift
                 if DIVERGENCE == _JSD:
-                    h, _ = _log_mixture(r, beta)
+                    h, log_p_m = _log_mixture(r, beta, FAST)
                     slope = soft_slope * temperature * (1 - beta) * q * (mixture - h)
                 else:
                     p = tl.exp2(t * scale - teacher_log)
@@ -250,19 +256,19 @@ def _loss_and_gradient(
                         term, change = _kl_terms(p, q, r)
                         slope = soft_slope * temperature * change
                     else:
-                        term, _ = _kl_terms(q, p, -r)
-                        slope = soft_slope * q * (difference - lead)
+                        term, change = _kl_terms(q, p, -r)
+                        slope = soft_slope * q * ((s - t) - lead)
                     terms += term
             else:
                 raw = tl.load(student_row + at, mask=at < classes, other=-float("inf")).to(tl.float32)
             if GRADIENT:
                 if HARD:
-                    q = tl.exp2((raw - raw_top) * _LOG2_E - raw_log)
-                    slope += hard_slope * (q - tl.where(at == label.to(tl.int32), 1.0, 0.0))
+                    probability = tl.exp2(raw * _LOG2_E - raw_log)
+                    slope += hard_slope * (probability - tl.where(at == label.to(tl.int32), 1.0, 0.0))
                 tl.store(gradient_row + at, slope.to(gradient.dtype.element_ty), mask=at < classes)
 
     if SOFT:
-        row_loss += (1 - alpha) * temperature * temperature * tl.sum(terms, axis=0)
+        row_loss += (1 - alpha) * temperature * temperature * tl.sum(tl.sum(terms, axis=1), axis=0)
     tl.store(loss + row, row_loss)
 
 
@@ -279,22 +285,35 @@ def _scale_rows(gradient, factors, stride, factor_stride, classes, BLOCK: tl.con
             tl.store(gradient + row * stride + at, scaled, mask=at < classes)
 
 
+_INTERPRETED = not isinstance(_loss_and_gradient, triton.JITFunction)
+_FAST_LOG = not _INTERPRETED  # the interpreter knows no libdevice
+# a·b + c in one operation and one rounding. Said here because Triton 3.10 changes what is usual.
+_OPTIONS = {} if _INTERPRETED else {"enable_fp_fusion": True}
+
 # --- launching --------------------------------------------------------------------------------------
 
-# (up to this many classes, BLOCK, warps). Eight classes a lane: 16 bytes of bf16, the widest load there is, and at
-# most six running vectors of eight registers, which leaves room for three or four programs on a multiprocessor,
-# so that one row's joins are hidden behind another's loads. BLOCK is never below 8 · 32 · warps: were it smaller,
-# two warps would hold the same class, and one could read it after the other has written the gradient there.
-# Candidates for the last line, still to be timed on a GPU: (2048, 8), (4096, 8), (4096, 16), (8192, 32).
-LAUNCHES = ((256, 256, 1), (512, 512, 2), (1024, 1024, 4), (math.inf, 2048, 8))
+# (up to this many classes, warps). A warp has 32 lanes, a lane 16 bytes of each row, the widest load there is,
+# which makes 256 classes of bf16 a warp. With eight warps and the registers above, four to six programs share
+# the 65,536 registers of a multiprocessor, and the joins of one row hide behind the loads of others. To be
+# timed on a GPU:
+#
+#     warps        forward, ms      reverse, ms      JSD, ms       (bf16, 8,192 rows, 151,936 classes)
+#     4, 8, 16     not yet          not yet          not yet
+#
+# LANES is the number of threads, never less: two warps would hold the same class, and one of them could read
+# it after the other has written the gradient there.
+WARPS = ((256, 1), (512, 2), (1024, 4), (math.inf, 8))
 
 
 def takes(*logits: Tensor | None) -> bool:
-    """Whether the kernels can be used for these logits: float32 or half precision, on a GPU of 2020 or later."""
-    present = [tensor for tensor in logits if tensor is not None]
-    return all(tensor.dtype in _DTYPES and tensor.is_cuda for tensor in present) and all(
-        torch.version.hip or torch.cuda.get_device_capability(tensor.device) >= (8, 0) for tensor in present
-    )
+    """Whether the kernels can be used for these logits: float32 or half precision, on NVIDIA GPUs from 8.0.
+
+    AMD's are left to PyTorch: their warps have 64 lanes, and nothing here has run on one.
+    """
+    return torch.version.cuda is not None and all(
+        logit.is_cuda and logit.dtype in _DTYPES and torch.cuda.get_device_capability(logit.device) >= (8, 0)
+        for logit in logits if logit is not None
+    )  # fmt: skip
 
 
 def kd_loss_and_gradient(
@@ -313,21 +332,22 @@ def kd_loss_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """α·CE(label, student) + (1 − α)·T²·D(teacher, student) of each row, and its gradient.
 
-    What `kdlib.losses.kd_loss` gives with reduction="none", and the derivative of each row's loss with respect to
-    that row of the logits. A class that either model rules out is left out of the soft term. All arithmetic is
+    What `kdlib.losses.kd_loss` gives with reduction="none", and the derivative of each row's loss by that row
+    of the logits. A class that either model rules out is left out of the soft term. All arithmetic is in
     float32, and every gradient is rounded once.
 
     Args:
         student_logits: (n, V) float32, bfloat16 or float16. Rows may be strided.
-        teacher_logits: (n, W), likewise; its dtype may be another. Not read, and may be None, where alpha is 1.
+        teacher_logits: (n, W), likewise; its dtype may be another. Not read where alpha is 1; may be None.
         labels: (n,) integers in [0, V), or ignore_index: loss and gradient of such a row are zero, and its
-            logits are not read. None where alpha is 0. Other labels give a loss of NaN; as nothing is waited
-            for, they are not looked for.
+            logits are not read. May be None where alpha is 0. Others give a loss of NaN (where alpha is above
+            0): they are not looked for, as that would wait for the device.
         temperature, alpha, divergence, beta: see `kdlib.losses.kd_loss`.
-        width: how many of the first classes the soft term compares, where vocabularies differ by padding. None
-            means V, and then W must be V. The hard term is over all V classes.
-        gradient_scale: float32 tensor of one element on the same device, which multiplies the gradient and not
-            the loss: 1 / tokens for a mean, before the gradient is rounded and without waiting for the count.
+        width: how many of the first classes the soft term compares, where vocabularies differ by padding.
+            None means V, and then W must be V. The hard term is over all V classes.
+        gradient_scale: float32 tensor of one element on the same device, which multiplies the gradient and
+            not the loss: 1 / tokens for a mean, before the gradient is rounded and without waiting for the
+            count.
         out: (n, V) of the student's dtype, to hold the gradient. May be student_logits itself, which is then
             overwritten.
 
@@ -346,9 +366,9 @@ def kd_loss_and_gradient(
         or out.device != student_logits.device or not _rows_apart(out)
     ):  # fmt: skip
         raise ValueError(
-            f"out has shape {tuple(out.shape)}, {out.dtype}, strides {out.stride()} on {out.device}; expected "
-            f"{tuple(student_logits.shape)}, {student_logits.dtype} on {student_logits.device}, each row in one "
-            "piece and none over another"
+            f"out has shape {tuple(out.shape)}, {out.dtype}, strides {out.stride()} on {out.device}; "
+            f"expected {tuple(student_logits.shape)}, {student_logits.dtype} on {student_logits.device}, "
+            "each row in one piece and none over another"
         )
     loss = _launch(
         student_logits, teacher_logits, labels, temperature, alpha, divergence, beta, width, ignore_index,
@@ -359,7 +379,8 @@ def kd_loss_and_gradient(
 
 def _launch(
     student: Tensor, teacher: Tensor | None, labels: Tensor | None, temperature: float, alpha: float,
-    divergence: str, beta: float, width: int, ignore_index: int, gradient_scale: Tensor | None, out: Tensor | None,
+    divergence: str, beta: float, width: int, ignore_index: int, gradient_scale: Tensor | None,
+    out: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """(n,) losses; the gradient goes to `out`, or is left out with its pass where the loss needs none."""
     rows, classes = student.shape
@@ -370,23 +391,25 @@ def _launch(
     student = student if student.stride(-1) == 1 else student.contiguous()
     teacher = student if not soft else teacher if teacher.stride(-1) == 1 else teacher.contiguous()
     labels = None if labels is None else labels.long().contiguous()
-    block, warps = _launch_size(classes)
+    warps = _warps(classes)
     with torch.cuda.device(student.device) if student.is_cuda else contextlib.nullcontext():
         _loss_and_gradient[(rows,)](
             student, teacher, loss if labels is None else labels, loss,
             student if out is None else out, loss if gradient_scale is None else gradient_scale,
             student.stride(0), teacher.stride(0), 0 if out is None else out.stride(0),
             classes, width, ignore_index, float(temperature),
-            # For T < 1, so that nothing overflows when it is divided by T.
-            RULED_OUT * min(1.0, temperature), float(alpha), float(beta),
+            # Below −1e30, and above it once divided by T. Times anything it is exact, being a power of two.
+            -(2.0 ** (100 + min(0, math.floor(math.log2(temperature))))), float(alpha), float(beta),
             DIVERGENCE=_DIVERGENCES[divergence], SOFT=soft, HARD=hard, LABELS=labels is not None,
-            GRADIENT=out is not None, SCALED=gradient_scale is not None, BLOCK=block, num_warps=warps,
+            GRADIENT=out is not None, SCALED=gradient_scale is not None, FAST=_FAST_LOG,
+            LANES=32 * warps, EACH=16 // max(student.element_size(), teacher.element_size()),
+            num_warps=warps, **_OPTIONS,
         )  # fmt: skip
     return loss
 
 
-def _launch_size(classes: int) -> tuple[int, int]:
-    return next((block, warps) for most, block, warps in LAUNCHES if classes <= most)
+def _warps(classes: int) -> int:
+    return next(warps for most, warps in WARPS if classes <= most)
 
 
 def _rows_apart(tensor: Tensor) -> bool:
@@ -418,26 +441,31 @@ def _checked_width(
     _check_rows("teacher_logits", teacher, student)
     if width is None and teacher.shape[1] != classes:
         raise ValueError(
-            f"teacher_logits has {teacher.shape[1]} classes but student_logits has {classes}; where vocabularies "
-            "differ by padding only, say with width how many classes both have"
+            f"teacher_logits has {teacher.shape[1]} classes but student_logits has {classes}; where "
+            "vocabularies differ by padding only, say with width how many classes both have"
         )
     width = classes if width is None else width
     if not 1 <= width <= min(classes, teacher.shape[1]):
         raise ValueError(
-            f"width is {width}; expected 1 to {min(classes, teacher.shape[1])}, the classes that both logits have"
+            f"width is {width}; expected 1 to {min(classes, teacher.shape[1])}, the classes that both have"
         )
     return width
 
 
 def _check_rows(name: str, logits: Tensor, student: Tensor) -> None:
     if logits.dim() != 2 or logits.shape[0] != student.shape[0] or logits.shape[1] < 2:
-        raise ValueError(f"{name} has shape {tuple(logits.shape)}; expected ({student.shape[0]}, two or more)")
+        raise ValueError(
+            f"{name} has shape {tuple(logits.shape)}; expected (rows, classes), two classes or more and as "
+            f"many rows as student_logits, {tuple(student.shape)}"
+        )
     if logits.dtype not in _DTYPES:
         raise ValueError(f"{name} is {logits.dtype}; expected float32, bfloat16 or float16")
     if logits.device != student.device:
         raise ValueError(f"{name} is on {logits.device}; expected {student.device}, as student_logits")
-    if logits.device.type == "cpu" and isinstance(_loss_and_gradient, triton.JITFunction):
-        raise ValueError(f"{name} is on the CPU; expected a GPU, or Triton's interpreter (TRITON_INTERPRET=1)")
+    if logits.device.type == "cpu" and not _INTERPRETED:
+        raise ValueError(
+            f"{name} is on the CPU; expected a GPU, or Triton's interpreter (TRITON_INTERPRET=1)"
+        )
 
 
 # --- for autograd and torch.compile -----------------------------------------------------------------
@@ -457,10 +485,10 @@ def fused_kd_loss(
 ) -> Tensor:
     """`kdlib.losses.kd_loss`, on the kernels: arguments, result and gradient are the same.
 
-    The gradient is computed with the loss, held in the student's dtype in place of the logits, and multiplied in
-    `backward` by what arrives there, unless that is 1. It is multiplied in place: a second `backward` through the
-    same loss (retain_graph=True) is refused by autograd. There is no second derivative. `torch.compile` takes it
-    as one operation, without a break of the graph.
+    The gradient is computed with the loss and held in the student's dtype in place of the logits. `backward`
+    multiplies it by what arrives there, in place, unless that is 1: a second `backward` through the same loss
+    (retain_graph=True) is refused by autograd. There is no second derivative. `torch.compile` takes it as one
+    operation, without a break of the graph.
 
     Args:
         student_logits, teacher_logits: (..., V), V ≥ 2, float32, bfloat16 or float16, on a GPU.
@@ -505,7 +533,8 @@ def _reduced_loss(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The loss, (n,) or a scalar, and its gradient (n, V), or (0, V) where it is not wanted.
 
-    The mean's 1 / count is in the gradient already: its usual factor in backward is then 1, and nothing is to do.
+    The mean's 1 / count is in the gradient already: what arrives in backward is then 1, as a rule, and
+    nothing is to be done there.
     """
     rows, classes = student.shape
     out = student.new_empty((rows if wanted else 0, classes))
@@ -535,11 +564,11 @@ def _scale_in_place(gradient: Tensor, factors: Tensor) -> None:
     rows, classes = gradient.shape
     if rows == 0:
         return
-    block, warps = _launch_size(classes)
+    warps = _warps(classes)
     with torch.cuda.device(gradient.device) if gradient.is_cuda else contextlib.nullcontext():
         _scale_rows[(rows,)](
             gradient, factors, gradient.stride(0), factors.stride(0) if factors.dim() else 0, classes,
-            BLOCK=block, num_warps=warps,
+            BLOCK=256 * warps, num_warps=warps,
         )  # fmt: skip
 
 
