@@ -109,9 +109,9 @@ def collate(
 
     Returns:
         input_ids (R, L); attention_mask (R, L), 0 on padding, or when packed position_ids (R, L); targets
-        (n,), the tokens to predict, example by example; kept (m,), the columns of the logits that predict any
-        of them; places (n,), where in these (R, m) the predictions stand, flattened; stored (n,), the
-        targets' rows among teacher outputs, see `TokenExample.first`.
+        (n,), the tokens to predict, example by example; kept (m,), columns of the logits, those that predict
+        any of them and, without packing, all behind; places (n,), where in these (R, m) the predictions
+        stand, flattened; stored (n,), the targets' rows among teacher outputs, see `TokenExample.first`.
     """
     lengths = [len(example) for example in examples]
     layout = _layout(lengths, packing)
@@ -130,7 +130,12 @@ def collate(
             columns[number] = torch.arange(start + len(example.prompt) - 1, end - 1)
             row_of[number] = row
         positions[row, end:] = torch.arange(width - end)
-    kept, column = torch.cat(columns).unique(return_inverse=True)
+    if packing is None:
+        # All columns from the first one on, which are a slice of the logits and need no copy.
+        first = min(len(example.prompt) for example in examples) - 1
+        kept, column = torch.arange(first, width), torch.cat(columns) - first
+    else:
+        kept, column = torch.cat(columns).unique(return_inverse=True)
     counts = torch.tensor([len(example.completion) for example in examples])
     batch = {
         "input_ids": input_ids,

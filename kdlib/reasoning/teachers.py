@@ -19,7 +19,9 @@ def predictions(model: PreTrainedModel, batch: dict[str, Tensor], narrowing: boo
     """
     # Of a vocabulary of 150,000 the logits take the memory: only those that predict a completion are made.
     kept = batch["kept"]
-    narrowed = {"logits_to_keep": kept} if narrowing else {}
+    # Where each text has a row they are the last columns: a slice, not a copy of hidden states.
+    columns = len(kept) if "attention_mask" in batch else kept
+    narrowed = {"logits_to_keep": columns} if narrowing else {}
     seen = {name: batch[name] for name in ("attention_mask", "position_ids") if name in batch}
     logits = model(input_ids=batch["input_ids"], use_cache=False, **seen, **narrowed).logits
     if not narrowing:

@@ -57,8 +57,8 @@ def test_token_by_token_what_is_predicted_from_where(pad):
     assert batch["attention_mask"].tolist() == [[1] * 7 + [0], [1] * 8]
     assert words(batch["targets"]) == "w3 <eos> w5 w6 w7 <eos>"
     # The logits of column t predict the token of column t + 1.
-    assert batch["kept"].tolist() == [3, 4, 5, 6]
-    places = [(place // 4, place % 4 + 3) for place in batch["places"].tolist()]
+    assert batch["kept"].tolist() == [3, 4, 5, 6, 7]
+    places = [(place // 5, place % 5 + 3) for place in batch["places"].tolist()]
     assert places == [(0, 4), (0, 5), (1, 3), (1, 4), (1, 5), (1, 6)]
     assert batch["stored"].tolist() == [0, 1, 2, 3, 4, 5]
     backwards = collate(examples[::-1], tokenizer.pad_token_id)
@@ -106,7 +106,7 @@ def test_places_and_targets_are_those_of_labels_that_are_shifted(batch, pad):
     predicting = everywhere[:, :-1][shifted != -100]
     kept = everywhere[:, made["kept"]].flatten()
     assert kept[made["places"]].tolist() == predicting.tolist()
-    assert set(made["kept"].tolist()) == {place % length for place in predicting.tolist()}
+    assert made["kept"].tolist() == list(range(min(len(e.prompt) for e in batch) - 1, length))
 
 
 @given(st.lists(examples, min_size=1, max_size=7), st.sampled_from(["rows", "one row"]))
@@ -126,6 +126,7 @@ def test_packed_examples_stand_whole_and_each_counted_token_is_predicted_by_the_
     everywhere = torch.arange(len(ids)).view(rows, width)
     predicting = everywhere[:, made["kept"]].flatten()[made["places"]].tolist()
     assert [ids[place + 1] for place in predicting] == made["targets"].tolist()
+    assert set(made["kept"].tolist()) == {place % width for place in predicting}
     behind = [place for e in batch for place in range(len(e.prompt), len(e))]
     assert [positions[place] + 1 for place in predicting] == behind
 
