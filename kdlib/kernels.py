@@ -47,8 +47,8 @@ clock, where it issues 128 of all kinds (CUDA C++ Programming Guide, arithmetic 
     hard beside a soft     0,  0,  0             4,  0,  8 or 9          1.1, 0, 1              48, 62
 
 None has been timed on a GPU yet. For scale: 132 multiprocessors at 1.7 GHz issue 29 · 10¹² operations a
-second and do 3.6 · 10¹² exp, while 4.3 TB/s move; for forward KL that is 1.8 ps, 1.2 ps and 2.3 ps a class, for JSD
-3.3 ps, 2.6 ps and 3.3 ps: KL should wait for memory, and JSD is about balanced.
+second and do 3.6 · 10¹² exp, while 4.3 TB/s move; for forward KL that is 1.8 ps, 1.2 ps and 2.3 ps a class,
+for JSD 3.3 ps, 2.6 ps and 3.3 ps: KL should wait for memory, and JSD is about balanced.
 
 This module needs Triton, and is imported only by what then asks `takes`. With TRITON_INTERPRET=1 it runs on
 the CPU in Triton's interpreter, which is how its results are tested without a GPU; it is also compiled for
@@ -127,10 +127,8 @@ def _log_mixture(r, beta, FAST: tl.constexpr):
     """log(m/q) and log(p/m), from r = log(p/q); neither overflows, and no large numbers are subtracted."""
     small = tl.exp2(-tl.abs(r) * _LOG2_E)
     mixed = tl.where(r > 0, beta, 1 - beta) + tl.where(r > 0, 1 - beta, beta) * small
-    if FAST:  # one operation of the special function unit; tl.log2 is some twenty of the others
-        rest = _LN_2 * libdevice.fast_log2f(mixed)
-    else:
-        rest = _LN_2 * tl.log2(mixed)
+    # fast_log2f is one operation of the special function unit, tl.log2 some twenty of the others.
+    rest = _LN_2 * (libdevice.fast_log2f(mixed) if FAST else tl.log2(mixed))
     v, w = beta * (1 - beta), 1 - 2 * beta
     h = r * (beta + r * (v / 2 + r * (v * w / 6 + r * (v * (1 - 6 * v) / 24))))
     return tl.where(tl.abs(r) < 0.25, h, tl.maximum(r, 0.0) + rest), tl.minimum(r, 0.0) - rest
@@ -292,10 +290,10 @@ _OPTIONS = {} if _INTERPRETED else {"enable_fp_fusion": True}
 
 # --- launching --------------------------------------------------------------------------------------
 
-# (up to this many classes, warps). A warp has 32 lanes, a lane 16 bytes of each row, the widest load there is,
-# which makes 256 classes of bf16 a warp. With eight warps and the registers above, four to six programs share
-# the 65,536 registers of a multiprocessor, and the joins of one row hide behind the loads of others. To be
-# timed on a GPU:
+# (up to this many classes, warps). A warp has 32 lanes, a lane 16 bytes of each row, the widest load there
+# is, which makes 256 classes of bf16 a warp. With eight warps and the registers above, four to six programs
+# share the 65,536 registers of a multiprocessor, and the joins of one row hide behind the loads of others. To
+# be timed on a GPU:
 #
 #     warps        forward, ms      reverse, ms      JSD, ms       (bf16, 8,192 rows, 151,936 classes)
 #     4, 8, 16     not yet          not yet          not yet
@@ -540,7 +538,10 @@ def _reduced_loss(
     out = student.new_empty((rows if wanted else 0, classes))
     share = None
     if reduction == "mean":
-        counted = student.new_full((), rows) if labels is None else (labels != ignore_index).sum()
+        # full, not tensor: nothing is copied to the device, so nothing waits.
+        counted = torch.full((), rows, device=student.device)
+        if labels is not None:
+            counted = (labels != ignore_index).sum()
         share = 1 / counted.clamp(min=1).float()
     loss = _launch(
         student, teacher, labels, temperature, alpha, divergence, beta, classes, ignore_index,

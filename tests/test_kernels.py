@@ -224,7 +224,8 @@ for each in DIVERGENCES:
             "a wider teacher": Case(divergence=each, classes=290, teacher_classes=333, width=257),
             "in place": Case(divergence=each, alpha=0.3, in_place=True, classes=2500),
             "in place, strided rows, ignored rows": Case(
-                divergence=each, alpha=0.3, in_place=True, layout="strided rows", ignored=(1,), classes=700, rows=3
+                divergence=each, alpha=0.3, in_place=True, layout="strided rows", ignored=(1,), classes=700,
+                rows=3,
             ),
             "strided rows": Case(divergence=each, layout="strided rows", dtype=torch.float16),
             "transposed": Case(divergence=each, layout="transposed", dtype=torch.float32, alpha=0.3),
@@ -327,9 +328,16 @@ def check_labels_that_are_ignored(device: str) -> None:
     usual = fused_kd_loss(student, teacher, labels)
     marked = fused_kd_loss(student, teacher, labels.masked_fill(labels == IGNORED, 255), ignore_index=255)
     assert torch.equal(usual, marked)
-    torch.testing.assert_close(
-        fused_kd_loss(student, teacher, None), kd_loss(student, teacher, None), rtol=1e-5, atol=0
-    )
+
+
+def check_mean_over_many_rows(device: str) -> None:
+    """257 is no number of bf16."""
+    from kdlib.kernels import fused_kd_loss
+
+    random = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 257, 2, generator=random).bfloat16().to(device)
+    mean = fused_kd_loss(student, teacher, None)
+    torch.testing.assert_close(mean, kd_loss(student, teacher, None), rtol=1e-5, atol=0)
 
 
 def check_second_backward(device: str) -> None:
@@ -379,16 +387,16 @@ def check_equal_models(device: str) -> None:
 
 
 def check_rows_far_apart(device: str) -> None:
-    """Rows more than 2³¹ elements from each other; the memory between them is never touched."""
+    """Row times stride beyond int32, which either alone is not; the memory between is never touched."""
     from kdlib.kernels import kd_loss_and_gradient
 
-    stride = 2**31 + 16
+    stride = 2**30 + 16
     if device == "cpu":
-        memory = torch.from_numpy(np.zeros(stride + 64, dtype=np.int16)).view(torch.bfloat16)
+        memory = torch.from_numpy(np.zeros(2 * stride + 64, dtype=np.int16)).view(torch.bfloat16)
     else:
-        memory = torch.zeros(stride + 64, dtype=torch.bfloat16, device=device)
-    far = memory.as_strided((2, 64), (stride, 1))
-    near, teacher = (part[0, :2, :64].bfloat16() for part in small(device)[:2])
+        memory = torch.zeros(2 * stride + 64, dtype=torch.bfloat16, device=device)
+    far = memory.as_strided((3, 64), (stride, 1))
+    near, teacher = (part[0, :, :64].bfloat16() for part in small(device)[:2])
     far.copy_(near)
     options = {"temperature": 2.0, "alpha": 0.0, "divergence": "forward"}
     expected = kd_loss_and_gradient(near, teacher, None, **options)
