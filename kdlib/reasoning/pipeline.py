@@ -129,6 +129,11 @@ def run_pipeline(options: PipelineOptions, say: Callable[[str], None] = print) -
     Raises:
         ValueError, OSError: of the stages; see `load_checkpoint`, `collect_traces`, `distill_language_model`.
     """
+    if options.teacher_quantise and sharding():
+        raise ValueError(
+            f"teacher_quantise is {options.teacher_quantise!r}, but FSDP2 cannot spread packed weights; leave "
+            "it out, or launch with ddp"
+        )
     # A process may wait for hours while another writes.
     place = PartialState(cpu=best_device().type == "cpu", timeout=timedelta(days=7))
     tell = say if place.is_main_process else (lambda text: None)

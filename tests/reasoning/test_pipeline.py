@@ -222,6 +222,12 @@ def test_options_that_do_not_fit_are_told(place, tmp_path, changed, message):
         options(place, tmp_path, **changed)
 
 
+def test_a_quantised_teacher_is_not_spread(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "sharding", lambda: "fsdp2")
+    with pytest.raises(ValueError, match="teacher_quantise is 'nf4', but FSDP2 cannot spread packed weights"):
+        run_pipeline(options(place, tmp_path, teacher_quantise="nf4"), print)
+
+
 def test_test_problems_that_are_trained_on_are_refused(place, tmp_path):
     with pytest.raises(ValueError, match="4 problems of .* are trained on too"):
         run_pipeline(options(place, tmp_path, test=str(place / "problems.jsonl")), print)
