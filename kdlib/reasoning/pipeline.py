@@ -131,8 +131,8 @@ def run_pipeline(options: PipelineOptions, say: Callable[[str], None] = print) -
     """
     if options.teacher_quantise and sharding():
         raise ValueError(
-            f"teacher_quantise is {options.teacher_quantise!r}, but FSDP2 cannot spread packed weights; leave "
-            "it out, or launch with ddp"
+            f"teacher_quantise is {options.teacher_quantise!r}, but FSDP2 cannot spread packed weights; "
+            "leave it out, or launch with ddp"
         )
     # A process may wait for hours while another writes.
     place = PartialState(cpu=best_device().type == "cpu", timeout=timedelta(days=7))
