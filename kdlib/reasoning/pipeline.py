@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from kdlib.reasoning.loading import load_checkpoint
 from kdlib.reasoning.problem_file import load_problems
 from kdlib.reasoning.selection import filter_traces, trace_report
 from kdlib.reasoning.sharding import sharding
-from kdlib.reasoning.token_cache import cache_teacher_tokens
+from kdlib.reasoning.token_cache import CachedTokens, cache_teacher_tokens
 from kdlib.reasoning.traces import Trace, collect_traces, load_traces
 from kdlib.reasoning.vocabulary import check_same_ordinary_tokens
 from kdlib.records import write_results
@@ -180,7 +180,8 @@ def run_pipeline(options: PipelineOptions, say: Callable[[str], None] = print) -
     else:
         examples = [_as_example(trace, tokenizer) for trace in kept]
     if options.method == "cached":
-        teacher = _stored(options, teacher, tokenizer, examples, out / "teacher_outputs", place)
+        folder = out / "teacher_outputs"
+        teacher = _stored(options, teacher, tokenizer, teacher_tokenizer, examples, folder, place)
     history = _trained(options, student, tokenizer, teacher, teacher_tokenizer, examples, out / "student")
     report |= {
         "problems": len(problems), "traces": len(traces), "correct": sum(t.correct for t in traces),
@@ -250,18 +251,22 @@ def _collected(
     return sorted(traces, key=lambda trace: (order[trace.key], trace.sample))
 
 
-def _as_example(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> Trace | tuple[str, str]:
+def _as_example(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> Trace:
     """A trace for a template that opens no thought, as those of base models: there it opens its own."""
     turn = [{"role": "user", "content": trace.statement}]
     prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
     if prompt.rstrip().endswith("<think>") or trace.text.lstrip().startswith("<think>"):
         return trace
-    return trace.statement, f"<think>\n{trace.text}"
+    return replace(trace, text=f"<think>\n{trace.text}")
 
 
-def _stored(options, teacher, tokenizer, examples, folder: Path, place: PartialState):
+def _stored(
+    options, teacher, tokenizer, teacher_tokenizer, examples, folder: Path, place: PartialState
+) -> CachedTokens:
     """The first process writes them; the others find them."""
     settings = {"temperature": options.temperature, "device": place.device}
+    if options.tokenizer == "student":
+        settings["teacher_tokenizer"] = teacher_tokenizer  # to be compared
     if options.top_k is not None:
         settings["top_k"] = options.top_k
     with _first_process_first(place):

@@ -157,7 +157,9 @@ def test_a_template_that_opens_no_thought_gets_one_in_the_completion():
     )
     assert pipeline._as_example(trace, tokenizer) is trace
     tokenizer.chat_template = tokenizer.chat_template.replace("<think>\\n", "")
-    assert pipeline._as_example(trace, tokenizer) == (trace.statement, f"<think>\n{trace.text}")
+    opened = pipeline._as_example(trace, tokenizer)
+    assert opened.text == f"<think>\n{trace.text}"
+    assert opened.finished == trace.finished  # what was cut off gets no end
 
 
 def test_a_base_takes_over_the_tokenizer_of_its_teacher(place, tmp_path):
@@ -174,8 +176,9 @@ def test_a_base_takes_over_the_tokenizer_of_its_teacher(place, tmp_path):
     teacher = PreTrainedTokenizerFast.from_pretrained(place / "teacher")
     assert trained.get_vocab() == teacher.get_vocab()
     assert trained.chat_template == teacher.chat_template
-    with pytest.raises(ValueError, match="teacher_tokenizer has token"):
-        run_pipeline(options(place, tmp_path / "own", student=str(base), method="logits"), print)
+    for method in ("logits", "cached"):
+        with pytest.raises(ValueError, match="teacher_tokenizer has token"):
+            run_pipeline(options(place, tmp_path / method, student=str(base), method=method), print)
     text = text.replace('"▁chickens"', '"▁hens"').replace('"chickens"', '"hens"').replace(
         '" chickens"', '" hens"'
     )
