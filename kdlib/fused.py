@@ -14,13 +14,12 @@ chunk, and ∂L/∂W. (Liger-Kernel, Hsu et al. 2024, arXiv 2410.10989, has this
 """
 
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlib.losses import Divergence, _check_options, soft_target_loss
+from kdlib.losses import Divergence, _check_alpha, _check_options, soft_target_loss
 from kdlib.top_k import TopK, top_k_loss
 
 __all__ = ["linear_kd_loss"]
@@ -217,8 +216,7 @@ def _check(
     ignore_index, chunk_tokens, classes,
 ) -> int:  # fmt: skip
     """The number of classes to compare."""
-    if not isinstance(alpha, Real) or not 0 <= alpha <= 1:
-        raise ValueError(f"alpha, the weight of the hard label, must lie in [0, 1]; got {alpha}")
+    _check_alpha(alpha)
     _check_layer("student", student_hidden, student_weight, student_bias)
     places, width = student_hidden.shape[:-1], len(student_weight)
     if labels is not None:

@@ -57,7 +57,6 @@ GPUs that are not there, as the interpreter forgives what the compiler does not.
 
 import contextlib
 import math
-from numbers import Real
 
 import torch
 import triton
@@ -65,7 +64,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
-from kdlib.losses import RULED_OUT, Divergence, Reduction, _check_options
+from kdlib.losses import RULED_OUT, Divergence, Reduction, _check_alpha, _check_options
 
 __all__ = ["fused_kd_loss", "kd_loss_and_gradient", "takes"]
 
@@ -420,8 +419,7 @@ def _rows_apart(tensor: Tensor) -> bool:
 def _checked_width(
     student: Tensor, teacher: Tensor | None, labels: Tensor | None, alpha: float, width: int | None
 ) -> int:
-    if not isinstance(alpha, Real) or not 0 <= alpha <= 1:
-        raise ValueError(f"alpha, the weight of the hard label, must lie in [0, 1]; got {alpha}")
+    _check_alpha(alpha)
     _check_rows("student_logits", student, student)
     rows, classes = student.shape
     if labels is None:

@@ -185,8 +185,7 @@ def kd_loss(
     Source: Hinton, Vinyals, Dean 2015 (arXiv 1503.02531), §2; α weights the hard label here.
     """
     _check_options(temperature, divergence, beta, reduction)
-    if not isinstance(alpha, Real) or not 0 <= alpha <= 1:
-        raise ValueError(f"alpha, the weight of the hard label, must lie in [0, 1]; got {alpha}")
+    _check_alpha(alpha)
     if teacher_logits is None and (alpha < 1 or labels is None):
         raise ValueError("teacher_logits is None: only alpha=1 with labels can do without a teacher")
     if teacher_logits is not None:
@@ -257,6 +256,11 @@ def _reduce(per_position: Tensor, mask: Tensor | None, reduction: Reduction) -> 
 def _check_temperature(temperature: float) -> None:
     if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a positive finite number; got {temperature}")
+
+
+def _check_alpha(alpha: float) -> None:
+    if not isinstance(alpha, Real) or not 0 <= alpha <= 1:
+        raise ValueError(f"alpha, the weight of the hard label, must lie in [0, 1]; got {alpha}")
 
 
 def _check_options(temperature: float, divergence: str, beta: float, reduction: str) -> None:

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
-from numbers import Real
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from kdlib.losses import Divergence
+from kdlib.losses import Divergence, _check_alpha
 from kdlib.reasoning.examples import HasStatement, HasText, Packing, tokenize, tokenize_prompts
 from kdlib.reasoning.run_folder import claim, newest_checkpoint
 from kdlib.reasoning.sharding import is_sharded, shard, sharding
@@ -349,8 +348,8 @@ def _check_arguments(
         raise ValueError(f"sampling_temperature={sampling_temperature}; expected a positive finite number")
     if teacher is student:
         raise ValueError("teacher and student are the same module; expected two")
-    if alpha is not None and (not isinstance(alpha, Real) or not 0 <= alpha <= 1):
-        raise ValueError(f"alpha, the weight of the hard label, must lie in [0, 1]; got {alpha}")
+    if alpha is not None:
+        _check_alpha(alpha)
     if teacher is None and on_policy:
         raise ValueError("on_policy=True needs a teacher, which judges what the student writes; got None")
     if teacher is None and alpha not in (None, 1):

@@ -8,11 +8,17 @@ from transformers import PreTrainedModel
 
 from kdlib.top_k import TopK, top_k_of
 
-__all__ = ["LiveTeacher", "StoredTeacher", "can_narrow", "predictions"]
+__all__ = ["LiveTeacher", "StoredTeacher", "can_narrow", "kept_logits", "predictions"]
 
 
 def predictions(model: PreTrainedModel, batch: dict[str, Tensor], narrowing: bool) -> Tensor:
-    """(n, V) logits: what predicts each token that counts in a batch of `kdlib.reasoning.examples.collate`.
+    """(n, V) logits: what predicts each token that counts; arguments as for `kept_logits`."""
+    logits = kept_logits(model, batch, narrowing)
+    return logits.flatten(0, 1).index_select(0, batch["places"])
+
+
+def kept_logits(model: PreTrainedModel, batch: dict[str, Tensor], narrowing: bool) -> Tensor:
+    """(R, m, V) logits in the columns `kept` of a batch of `kdlib.reasoning.examples.collate`.
 
     Args:
         narrowing: whether the model takes `logits_to_keep`, see `can_narrow`.
@@ -24,9 +30,7 @@ def predictions(model: PreTrainedModel, batch: dict[str, Tensor], narrowing: boo
     narrowed = {"logits_to_keep": columns} if narrowing else {}
     seen = {name: batch[name] for name in ("attention_mask", "position_ids") if name in batch}
     logits = model(input_ids=batch["input_ids"], use_cache=False, **seen, **narrowed).logits
-    if not narrowing:
-        logits = logits.index_select(1, kept)
-    return logits.flatten(0, 1).index_select(0, batch["places"])
+    return logits if narrowing else logits.index_select(1, kept)
 
 
 def can_narrow(model: PreTrainedModel) -> bool:

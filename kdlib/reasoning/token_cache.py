@@ -12,7 +12,6 @@ The files are those of `kdlib.cache`: a row for each token, a file for each run 
 loses the file in the making and nothing else; two processes that write the same cache make the same files.
 """
 
-import inspect
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.reasoning.examples import HasText, TokenExample, collate, tokenize
+from kdlib.reasoning.teachers import can_narrow, kept_logits
 from kdlib.reasoning.vocabulary import check_same_tokens
 from kdlib.runtime import best_device, eval_mode
 from kdlib.shards import DTYPES, Manifest, Shards, as_class, claim, read_manifest
@@ -292,6 +292,7 @@ class _Reader:
     ) -> None:  # fmt: skip
         self._teacher, self._examples, self._cached, self._pad = teacher, examples, cached, pad
         self._batch_size, self._batch_tokens = batch_size, batch_tokens
+        self._narrowing = can_narrow(teacher)
         self._crossing: dict[int, dict[str, Tensor]] = {}
 
     def shard(self, number: int) -> dict[str, Tensor]:
@@ -335,13 +336,10 @@ class _Reader:
         """Each text's rows, on the CPU."""
         chosen = [self._examples[number] for number in examples]
         batch = collate(chosen, self._pad)
-        inputs = {name: batch[name].to(self._teacher.device) for name in ("input_ids", "attention_mask")}
-        # The logits of column t predict the token of column t + 1.
-        first = min(len(example.prompt) for example in chosen) - 1
-        kept = batch["input_ids"].shape[1] - first
-        if "logits_to_keep" in inspect.signature(self._teacher.forward).parameters:
-            inputs["logits_to_keep"] = kept
-        logits = self._teacher(**inputs, use_cache=False).logits[:, -kept:, : self._cached.width]
+        first = int(batch["kept"][0])
+        inputs = {name: tensor.to(self._teacher.device) for name, tensor in batch.items()}
+        # Rows are sliced: picking the counted positions would copy gigabytes.
+        logits = kept_logits(self._teacher, inputs, self._narrowing)[..., : self._cached.width]
         found = []
         for number, example, row in zip(examples, chosen, logits, strict=True):
             predicting = row[len(example.prompt) - 1 - first : len(example) - 1 - first]
