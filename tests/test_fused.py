@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory import peak_bytes
 
+from kdlib.bench.measuring import peak_bytes
 from kdlib.fused import linear_kd_loss
 from kdlib.losses import kd_loss, soft_target_loss
 from kdlib.top_k import top_k_loss, top_k_of

@@ -12,7 +12,7 @@ import torch
 
 from kdlib.runtime import best_device
 
-__all__ = ["HARDWARE", "Hardware", "find_hardware", "this_machine"]
+__all__ = ["HARDWARE", "Hardware", "copy_rate", "find_hardware", "matrix_rate", "this_machine"]
 
 
 @dataclass(frozen=True)
@@ -116,18 +116,32 @@ def this_machine(device: torch.device | str | None = None) -> Hardware:
     device = torch.device(device) if device is not None else best_device()
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        name, memory, dtype, width = properties.name, properties.total_memory, torch.bfloat16, 8192
+        name, memory, dtype = properties.name, properties.total_memory, torch.bfloat16
     else:
         name = f"{device.type.upper()}, {torch.get_num_threads()} threads"
-        memory, dtype, width = psutil.virtual_memory().total, torch.float32, 1024
+        memory, dtype = psutil.virtual_memory().total, torch.float32
+    bandwidth = copy_rate(device)
+    flops = matrix_rate(device, dtype)
+    return Hardware(name, memory, flops, bandwidth, bandwidth, source="measured by this_machine()")
+
+
+def matrix_rate(device: torch.device | str, dtype: torch.dtype) -> float:
+    """Operations a second that large square matrix products reach here; a multiply and an add are two."""
+    device = torch.device(device)
+    width = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(a)
-    flops = 2 * width**3 / _seconds(lambda: torch.mm(a, b, out=product), device)
-    source = torch.ones(2**26, dtype=torch.uint8, device=device)
+    return 2 * width**3 / _seconds(lambda: torch.mm(a, b, out=product), device)
+
+
+def copy_rate(device: torch.device | str) -> float:
+    """Bytes a second that a copy within this device's memory reads and writes, both counted."""
+    device = torch.device(device)
+    # Far more than a cache holds: some GPUs have 50 MB and more.
+    size = 2**30 if device.type == "cuda" else 2**26
+    source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    # Read once and written once.
-    bandwidth = 2 * source.numel() / _seconds(lambda: target.copy_(source), device)
-    return Hardware(name, memory, flops, bandwidth, bandwidth, source="measured by this_machine()")
+    return 2 * size / _seconds(lambda: target.copy_(source), device)
 
 
 def _seconds(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:

@@ -31,6 +31,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from kdlib.bench.measuring import peak_bytes
 from kdlib.environment import describe_environment
 from kdlib.reasoning.checkpoints import R1_DISTILL
 from kdlib.reasoning.distill import distill_language_model
@@ -38,9 +39,6 @@ from kdlib.reasoning.hardware import HARDWARE, Hardware, this_machine
 from kdlib.reasoning.planning import Plan, plan
 from kdlib.records import write_results
 from kdlib.runtime import best_device, seeded
-
-sys.path.append(str(Path(__file__).parents[1] / "reasoning"))
-from memory import peak_bytes  # noqa: E402
 
 PROMPT = 16
 REAL_TOKENS = 151_665  # of the tokenizer of the Qwen checkpoints; the rest of the vocabularies is padding

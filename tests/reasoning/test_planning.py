@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from memory import peak_bytes
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from transformers import (
@@ -27,6 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from kdlib.bench.measuring import peak_bytes
 from kdlib.losses import soft_target_loss
 from kdlib.reasoning.checkpoints import R1_DISTILL
 from kdlib.reasoning.distill import distill_language_model

@@ -1,0 +1,1 @@
+"""How fast and how lean: kdlib beside its peers, measured in one run on one machine."""
