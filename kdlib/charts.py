@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from kdlib.canvas import COLOURS, HATCHES, MARKERS, canvas, describe, ink_on
+from kdlib.canvas import COLOURS, HATCHES, MARKERS, canvas, describe, ink_on, name_ticks
 
-__all__ = ["memory_bars", "named_points", "token_grid"]
+__all__ = ["memory_bars", "named_points", "stacked_groups", "token_grid"]
 
 # Of plans: these have the same colour in all figures, and stand in this order.
 _COMPONENTS = (
@@ -111,6 +112,62 @@ def memory_bars(
     if limit is not None:
         parts.append(f"line at {limit / 1e9:.1f}")
     return describe(figure, title, "Bars of memory in GB by component", parts)
+
+
+def stacked_groups(
+    groups: Mapping[str, Mapping[str, Mapping[str, float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+) -> Figure:
+    """Bars side by side for each group, what each is made of one above the other.
+
+    A component has one colour in all bars, so that what two bars share can be seen. In every group the bars
+    stand in the order in which they are given; their sums stand above them.
+
+    Args:
+        groups: for each group, for each of its bars, the size of each component, by name.
+
+    Raises:
+        ValueError: if a group has no bars, or not as many as another.
+    """
+    counts = {name: len(bars) for name, bars in groups.items()}
+    if not counts or min(counts.values()) < 1 or len(set(counts.values())) > 1:
+        raise ValueError(f"groups must each have the same number of bars, at least one; got {counts}")
+    count = min(counts.values())
+    bars = [bar for group in groups.values() for bar in group.values()]
+    places = np.array([
+        group + (k - (count - 1) / 2) * 0.84 / count for group in range(len(groups)) for k in range(count)
+    ])  # fmt: skip
+    kinds = dict.fromkeys(kind for bar in bars for kind in bar)
+    with canvas(9.6, 4.6) as (figure, axes):
+        ends = np.zeros(len(bars))
+        for k, kind in enumerate(kinds):
+            sizes = np.array([bar.get(kind, 0.0) for bar in bars], dtype=float)
+            axes.bar(
+                places, sizes, 0.76 / count, ends, label=kind, color=COLOURS[k % 7], hatch=HATCHES[k % 7],
+                edgecolor="white", linewidth=0,
+            )  # fmt: skip
+            ends += sizes
+        for place, end in zip(places, ends, strict=True):
+            axes.annotate(
+                f"{end:.3g}", (place, end), (0, 3), textcoords="offset points", ha="center", va="bottom",
+                size=11,
+            )  # fmt: skip
+        name_ticks(axes, list(groups), 9.6 / (1.2 * len(groups)))
+        axes.grid(axis="x", visible=False)
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title, ylim=(0, 1.12 * max(ends)))
+        figure.legend(loc="outside lower center", ncols=3)
+    parts = [
+        f"{name}: " + ", ".join(
+            f"{bar} {sum(sizes.values()):.3g}"
+            + (f" ({', '.join(f'{kind} {size:.3g}' for kind, size in sizes.items())})" if sizes else "")
+            for bar, sizes in group.items()
+        )
+        for name, group in groups.items()
+    ]  # fmt: skip
+    return describe(figure, title, f"Stacked bars of {ylabel} by {xlabel}", parts)
 
 
 def token_grid(
