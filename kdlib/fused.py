@@ -11,23 +11,47 @@ same breath, for the derivative of that loss with respect to these logits, G. Th
 so a few tokens at a time are enough: make their logits and their G, add what G says of h and W, forget both.
 The backward pass is then one multiplication by a number. What is computed is the same; what is held is one
 chunk, and ∂L/∂W. (Liger-Kernel, Hsu et al. 2024, arXiv 2410.10989, has this for the cross-entropy.)
+
+**Size of a chunk.** The products read W once for every chunk, and ∂L/∂W is read and written, so chunks
+should be large; what they hold is what is to be saved, so they should be small. Where autograd finds G, the
+losses hold a dozen float32 tensors of the size of a chunk's logits, and 256 MB are a compromise: 36 tokens at
+151,936 classes. The kernels write G over the student's logits and hold nothing else but the teacher's. In
+bfloat16 a gigabyte is 1,664 tokens then, and 8,192 tokens move the 0.93 GB of ∂L/∂W (H = 1,536) five times in
+and out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlib.losses import Divergence, _check_alpha, _check_options, soft_target_loss
+from kdlib.losses import Divergence, _check_alpha, _check_options, _on_kernels, soft_target_loss
 from kdlib.top_k import TopK, top_k_loss
 
-__all__ = ["linear_kd_loss"]
+__all__ = ["LossTerms", "linear_kd_loss", "linear_kd_terms"]
 
-_CHUNK_BYTES = 256 << 20  # that a chunk may hold
+_CHUNK_BYTES = 256 << 20  # that a chunk may hold where autograd finds its gradient
 _COPIES = 12  # float32 tensors of the size of a chunk's logits that the losses hold at their fullest
+_KERNEL_CHUNK_BYTES = 1 << 30  # that the logits of a chunk may be where kernels write over them
 _LEAST = 16  # tokens of a chunk; below that a product reads the weights for too little
-_ROWS = 16_384  # of ∂L/∂W that are added at once, where the product is rounded before it is added
+_TILE = 128  # tokens; matrix products on a GPU are made of tiles of so many rows
+_ROWS = 16_384  # of ∂L/∂W that are worked on at once where it needs a copy
+
+
+class LossTerms(NamedTuple):
+    """The loss and what it is made of, each reduced in the same way.
+
+    Attributes:
+        loss: α · hard + (1 − α) · soft; the gradient is this one's.
+        hard: cross-entropy of the student, in nats; 0 where α is 0.
+        soft: T² times the divergence; 0 where α is 1.
+    """
+
+    loss: Tensor
+    hard: Tensor
+    soft: Tensor
 
 
 @torch.compiler.disable
@@ -53,7 +77,8 @@ def linear_kd_loss(
 
     Loss and gradients are computed together, in the forward pass; the backward pass scales them. Under
     autocast the products are in its dtype, as those of `nn.Linear` are; the loss is in float32 or better, and
-    so is the sum over chunks of the weight's gradient. With FSDP2 or DDP call it inside the wrapped module's
+    so is the sum over chunks of the weight's gradient. On GPUs where `kdlib.kernels` runs, it computes loss
+    and gradient of a chunk's logits (not of a `TopK`). With FSDP2 or DDP call it inside the wrapped module's
     forward, where the weight is whole. The teacher gets no gradient. There is no second derivative.
     `torch.compile` leaves it as it is, and compiles what stands before and after it.
 
@@ -66,7 +91,8 @@ def linear_kd_loss(
         labels: (...) integers in [0, V), or ignore_index where a position does not count: its logits are not
             made. None means that alpha is 0 and all positions count.
         temperature, alpha, divergence, beta, ignore_index: as for `kdlib.losses.kd_loss`.
-        chunk_tokens: positions of a chunk; default as many as keep it within 256 MB.
+        chunk_tokens: positions of a chunk; default as many as keep it within 256 MB, and with the kernels
+            within 1 GB.
         classes: how many leading logits the soft term compares, for vocabularies of unequal padding. Default
             the smaller of V and W. The hard term is over all V.
         reduction: "mean" over the positions that count, or "sum".
@@ -77,6 +103,33 @@ def linear_kd_loss(
     Raises:
         ValueError: naming the argument, its value and what was expected.
     """
+    return linear_kd_terms(
+        student_hidden, student_weight, teacher_hidden, teacher_weight, labels, temperature=temperature,
+        alpha=alpha, divergence=divergence, beta=beta, ignore_index=ignore_index, chunk_tokens=chunk_tokens,
+        student_bias=student_bias, teacher_bias=teacher_bias, classes=classes, reduction=reduction,
+    ).loss  # fmt: skip
+
+
+@torch.compiler.disable
+def linear_kd_terms(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    teacher_hidden: Tensor | TopK | None,
+    teacher_weight: Tensor | None,
+    labels: Tensor | None,
+    *,
+    temperature: float = 4.0,
+    alpha: float = 0.5,
+    divergence: Divergence = "forward",
+    beta: float = 0.5,
+    ignore_index: int = -100,
+    chunk_tokens: int | None = None,
+    student_bias: Tensor | None = None,
+    teacher_bias: Tensor | None = None,
+    classes: int | None = None,
+    reduction: str = "mean",
+) -> LossTerms:
+    """`linear_kd_loss` with its two terms, for a curve of each; arguments and errors as there."""
     _check_options(temperature, divergence, beta, reduction)
     if reduction == "none":
         raise ValueError(
@@ -89,123 +142,225 @@ def linear_kd_loss(
         alpha, ignore_index, chunk_tokens, classes,
     )  # fmt: skip
     hidden = student_hidden.reshape(-1, student_hidden.shape[-1])
-    teacher = None if alpha == 1 else _Teacher(teacher_hidden, teacher_weight, teacher_bias)
+    kind = hidden.device.type
+    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    teacher = None
+    if alpha < 1:
+        of = _StoredTeacher if isinstance(teacher_hidden, TopK) else _LiveTeacher
+        teacher = of(teacher_hidden, teacher_weight, teacher_bias, classes, autocast)
     if labels is not None:
         labels = labels.reshape(-1)
         counted = (labels != ignore_index).nonzero().squeeze(1)
         hidden, labels = hidden.index_select(0, counted), labels.index_select(0, counted).long()
-        teacher = teacher and teacher.select(counted)
-    if chunk_tokens is None:
-        chunk_tokens = max(_LEAST, _CHUNK_BYTES // (4 * _COPIES * len(student_weight)))
+        if teacher is not None:
+            teacher.select(counted)
     scale = 1 / max(len(hidden), 1) if reduction == "mean" else 1.0
+    chunks = _Chunks(
+        labels, teacher, alpha,
+        {"temperature": temperature, "divergence": divergence, "beta": beta}, scale, chunk_tokens,
+    )  # fmt: skip
+    dtype = autocast or hidden.dtype
+    return LossTerms(*_Linear.apply(hidden, student_weight, student_bias, chunks, dtype))
 
-    def loss_of(logits: Tensor, rows: slice) -> Tensor:
-        """The sum over a chunk."""
-        total = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
-        if alpha > 0:
-            total = total + alpha * F.cross_entropy(
-                logits.to(total.dtype), labels[rows], reduction="sum"
-            )
-        if alpha < 1:
-            total = total + (1 - alpha) * teacher.compared(
-                logits[:, :classes], rows, temperature=temperature, divergence=divergence, beta=beta,
-                reduction="sum",
-            )  # fmt: skip
-        return total
 
-    return _Linear.apply(hidden, student_weight, student_bias, loss_of, chunk_tokens, scale)
+# --- a chunk ----------------------------------------------------------------------------------------
+
+
+class _LiveTeacher:
+    """Logits that are made now, from what the teacher's output layer is given."""
+
+    def __init__(self, hidden, weight, bias, classes, autocast) -> None:
+        # Without autocast in the dtype that the teacher has, whatever the student's.
+        self.dtype = autocast or weight.dtype
+        self.classes = classes
+        self._hidden = hidden.detach().flatten(0, -2)
+        self._weight = weight.detach().to(self.dtype)
+        self._bias = None if bias is None else bias.detach().to(self.dtype)
+
+    @property
+    def width(self) -> int:
+        return len(self._weight)
+
+    def select(self, counted: Tensor) -> None:
+        self._hidden = self._hidden.index_select(0, counted)
+
+    def logits(self, rows: slice) -> Tensor:
+        with torch.no_grad():
+            return F.linear(self._hidden[rows].to(self.dtype), self._weight, self._bias)
+
+    def compared(self, student: Tensor, rows: slice, **options) -> Tensor:
+        teacher = self.logits(rows)[:, : self.classes]
+        return soft_target_loss(student[:, : self.classes], teacher, reduction="sum", **options)
+
+
+class _StoredTeacher:
+    """The largest logits, from a cache."""
+
+    def __init__(self, top: TopK, weight, bias, classes, autocast) -> None:
+        values, indices, log_tail = (tensor.detach() for tensor in top)
+        self.classes = classes
+        self._top = TopK(values.flatten(0, -2), indices.flatten(0, -2), log_tail.flatten())
+
+    def select(self, counted: Tensor) -> None:
+        self._top = TopK(*(tensor.index_select(0, counted) for tensor in self._top))
+
+    def compared(self, student: Tensor, rows: slice, **options) -> Tensor:
+        top = TopK(*(tensor[rows] for tensor in self._top))
+        return top_k_loss(student[:, : self.classes], top, reduction="sum", **options)
+
+
+class _Chunks:
+    """Says of the student's logits of some positions which sums of terms and which gradient they have.
+
+    Args:
+        labels: (n,) of the positions that count, or None.
+        teacher: what they are compared with, or None where alpha is 1.
+        alpha: weight of the hard term. options: of the soft one.
+        scale: of loss and gradients, in the end.
+        tokens: positions of a chunk; None for as many as its memory allows.
+    """
+
+    def __init__(
+        self, labels: Tensor | None, teacher: _LiveTeacher | _StoredTeacher | None, alpha: float,
+        options: dict, scale: float, tokens: int | None,
+    ) -> None:  # fmt: skip
+        self.scale = scale
+        self._labels, self._teacher, self._alpha, self._options = labels, teacher, alpha, options
+        self._tokens = tokens
+
+    def method(self, like: Tensor) -> Callable[[Tensor, slice, bool], tuple[Tensor, Tensor, Tensor | None]]:
+        """What is faster for logits of this device and dtype."""
+        teacher = self._teacher
+        if isinstance(teacher, _StoredTeacher):
+            return self._by_autograd
+        other = None if teacher is None else like.new_empty(0, dtype=teacher.dtype)
+        return self._by_kernels if _on_kernels(like, other) else self._by_autograd
+
+    def tokens(self, method: Callable, count: int, width: int, itemsize: int) -> int:
+        """Positions of a chunk, of `count` in all, with `width` logits of `itemsize` bytes each."""
+        if self._tokens is not None:
+            return self._tokens
+        if method == self._by_autograd:
+            return max(_LEAST, _CHUNK_BYTES // (4 * _COPIES * width))
+        each = width * itemsize
+        if self._teacher is not None:
+            each += self._teacher.width * self._teacher.dtype.itemsize
+        most = max(_TILE, _KERNEL_CHUNK_BYTES // each // _TILE * _TILE)
+        chunks = max(1, -(-count // most))
+        return -(-count // (chunks * _TILE)) * _TILE or _TILE
+
+    def _by_autograd(
+        self, logits: Tensor, rows: slice, wanted: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Sums of the hard and of the soft term, and the derivative of the loss that they make."""
+        alpha = self._alpha
+        hard = soft = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
+        logits.requires_grad_(wanted)
+        with torch.enable_grad():
+            if alpha > 0:
+                hard = F.cross_entropy(logits.to(hard.dtype), self._labels[rows], reduction="sum")
+            if alpha < 1:
+                soft = self._teacher.compared(logits, rows, **self._options)
+            loss = alpha * hard + (1 - alpha) * soft
+        slope = torch.autograd.grad(loss, logits)[0] if wanted else None
+        return hard.detach(), soft.detach(), slope
+
+    def _by_kernels(
+        self, logits: Tensor, rows: slice, wanted: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The same; the derivative is written over the logits."""
+        from kdlib.kernels import kd_terms_and_gradient
+
+        teacher = self._teacher
+        (hard, soft), slope = kd_terms_and_gradient(
+            logits, None if teacher is None else teacher.logits(rows),
+            None if self._labels is None else self._labels[rows],
+            alpha=self._alpha, width=None if teacher is None else teacher.classes, out=logits,
+            **self._options,
+        )  # fmt: skip
+        return hard.sum(), soft.sum(), slope if wanted else None
+
+    def weighted(self, hard: Tensor, soft: Tensor) -> Tensor:
+        # A term without weight may be left out; one that is not finite is to be seen.
+        terms = [weight * term for weight, term in ((self._alpha, hard), (1 - self._alpha, soft)) if weight]
+        return sum(terms)
+
+
+# --- all of them ------------------------------------------------------------------------------------
 
 
 class _Linear(torch.autograd.Function):
-    """Loss and gradients of n hidden states, chunk by chunk."""
+    """Loss, its terms and gradients of n hidden states, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, loss_of, chunk_tokens, scale):
-        kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    def forward(ctx, hidden, weight, bias, chunks: _Chunks, dtype: torch.dtype):
         precise = torch.promote_types(dtype, torch.float32)
         wanted = ctx.needs_input_grad[:3]
-        total = hidden.new_zeros((), dtype=precise)
-        gradients = [
+        hard, soft = hidden.new_zeros(2, dtype=precise)
+        of_hidden, of_weight, of_bias = (
             torch.zeros_like(tensor, dtype=precise if number else tensor.dtype) if want else None
             for number, (tensor, want) in enumerate(zip((hidden, weight, bias), wanted, strict=True))
-        ]
-        with torch.autocast(kind, enabled=False):
+        )
+        with torch.autocast(hidden.device.type, enabled=False):
             matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
-            for start in range(0, len(hidden), chunk_tokens):
-                rows = slice(start, start + chunk_tokens)
+            method = chunks.method(hidden.new_empty(0, dtype=dtype))
+            tokens = chunks.tokens(method, len(hidden), len(weight), dtype.itemsize)
+            for start in range(0, len(hidden), tokens):
+                rows = slice(start, start + tokens)
                 part = hidden[rows].to(dtype)
-                logits = F.linear(part, matrix, offset).requires_grad_(any(wanted))
-                with torch.enable_grad():
-                    loss = loss_of(logits, rows)
-                total += loss.detach()
-                if any(wanted):
-                    (slope,) = torch.autograd.grad(loss, logits)
-                    del loss, logits
-                    _collect(gradients, rows, slope, part, matrix, scale)
-        for gradient in gradients[1:]:
+                *terms, slope = method(F.linear(part, matrix, offset), rows, any(wanted))
+                hard += terms[0]
+                soft += terms[1]
+                if of_hidden is not None:
+                    # Scaled after the product: float16 has no numbers for a share of 1/n.
+                    of_hidden[rows] = (slope @ matrix).to(precise) * chunks.scale
+                if of_weight is not None:
+                    _add_product(of_weight, slope.T, part)
+                if of_bias is not None:
+                    of_bias += slope.sum(0, dtype=precise)
+                del slope
+        for gradient in (of_weight, of_bias):
             if gradient is not None:
-                gradient *= scale
-        ctx.save_for_backward(*(gradient for gradient in gradients if gradient is not None))
-        ctx.wanted, ctx.dtypes = wanted, [None if t is None else t.dtype for t in (hidden, weight, bias)]
-        return total * scale
+                gradient *= chunks.scale
+        ctx.save_for_backward(*(g for g in (of_hidden, of_weight, of_bias) if g is not None))
+        ctx.wanted = wanted
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
+        hard, soft = hard * chunks.scale, soft * chunks.scale
+        ctx.mark_non_differentiable(hard, soft)
+        return chunks.weighted(hard, soft), hard, soft
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, slope):
+    def backward(ctx, slope, *_):
         saved = iter(ctx.saved_tensors)
         return (
             *(
-                (next(saved) * slope).to(dtype) if want else None
+                _scaled(next(saved), slope, dtype) if want else None
                 for want, dtype in zip(ctx.wanted, ctx.dtypes, strict=True)
             ),
-            None, None, None,
+            None, None,
         )  # fmt: skip
 
 
-def _collect(
-    gradients: Sequence[Tensor | None], rows: slice, slope: Tensor, part: Tensor, matrix: Tensor, scale: float
-) -> None:
-    """What (c, V) derivatives of a chunk's loss say of hidden states, weight and bias."""
-    of_hidden, of_weight, of_bias = gradients
-    if of_hidden is not None:
-        # Scaled after the product: float16 has no numbers for a share of 1/n.
-        of_hidden[rows] = (slope @ matrix).to(torch.promote_types(slope.dtype, torch.float32)) * scale
-    if of_weight is not None:
-        if of_weight.dtype == slope.dtype:
-            of_weight.addmm_(slope.T, part)
-        else:
-            for first in range(0, len(of_weight), _ROWS):
-                some = slice(first, first + _ROWS)
-                of_weight[some] += slope[:, some].T @ part
-    if of_bias is not None:
-        of_bias += slope.sum(0, dtype=of_bias.dtype)
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, where total may be of higher precision than the factors, which are alike."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    elif total.is_cuda and total.dtype == torch.float32:  # the product is added before it is rounded
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:
+        for first in range(0, len(total), _ROWS):
+            total[first : first + _ROWS] += left[first : first + _ROWS] @ right
 
 
-class _Teacher:
-    """What the student is compared with, a chunk at a time: logits that are made now, or the largest ones."""
-
-    def __init__(self, hidden: Tensor | TopK, weight: Tensor | None, bias: Tensor | None) -> None:
-        tensors = hidden if isinstance(hidden, TopK) else (hidden,)
-        flat = [
-            t.detach().flatten() if isinstance(hidden, TopK) and number == 2 else t.detach().flatten(0, -2)
-            for number, t in enumerate(tensors)
-        ]
-        self._stored, self._weight, self._bias = flat, weight, bias
-
-    def select(self, counted: Tensor) -> "_Teacher":
-        self._stored = [tensor.index_select(0, counted) for tensor in self._stored]
-        return self
-
-    def compared(self, student: Tensor, rows: slice, **options) -> Tensor:
-        stored = [tensor[rows] for tensor in self._stored]
-        if len(stored) == 3:
-            return top_k_loss(student, TopK(*stored), **options)
-        with torch.no_grad():
-            # In the dtype that the teacher has, whatever the student's: it stands beside it as it is.
-            bias = None if self._bias is None else self._bias.to(self._weight.dtype)
-            logits = F.linear(stored[0].to(self._weight.dtype), self._weight, bias)
-        return soft_target_loss(student, logits[:, : student.shape[1]], **options)
+def _scaled(gradient: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradient · by, rounded once, and without a copy of all of it in higher precision."""
+    if gradient.dtype == dtype:
+        return gradient * by
+    scaled = torch.empty_like(gradient, dtype=dtype)
+    for first in range(0, len(gradient), _ROWS):
+        scaled[first : first + _ROWS] = gradient[first : first + _ROWS] * by
+    return scaled
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ GPUs that are not there, as the interpreter forgives what the compiler does not.
 
 import contextlib
 import math
+import warnings
 
 import torch
 import triton
@@ -64,9 +65,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
-from kdlib.losses import RULED_OUT, Divergence, Reduction, _check_alpha, _check_options
+from kdlib.losses import RULED_OUT, Divergence, _check_alpha, _check_options
 
-__all__ = ["fused_kd_loss", "kd_loss_and_gradient", "takes"]
+__all__ = ["kd_terms_and_gradient", "scale_rows", "takes"]
 
 _LOG2_E = tl.constexpr(math.log2(math.e))
 _LN_2 = tl.constexpr(math.log(2))
@@ -145,19 +146,20 @@ def _jsd_terms(p, q, r, beta, FAST: tl.constexpr):
 
 @triton.jit
 def _loss_and_gradient(
-    student, teacher, labels, loss, gradient, gradient_scale,
+    student, teacher, labels, terms, gradient, gradient_scale,
     student_stride, teacher_stride, gradient_stride, classes, width, ignore_index,
     temperature, floor, alpha, beta,
     DIVERGENCE: tl.constexpr, SOFT: tl.constexpr, HARD: tl.constexpr, LABELS: tl.constexpr,
     GRADIENT: tl.constexpr, SCALED: tl.constexpr, FAST: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
-    """Loss and gradient of row program_id(0). Derivation, bytes and operations: at the top of this module.
+    """Both terms and the gradient of row program_id(0). Derivation, bytes, operations: top of the module.
 
     The gradient may be written over the student's logits: a class is written by the program, the block and
     the lane that have read it, in the last pass. Each pass begins where the one before has ended, as what was
     read last is the likeliest to be still in the cache.
     """
     row = tl.program_id(0).to(tl.int64)  # row · stride may be beyond int32
+    rows = tl.num_programs(0)
     student_row = student + row * student_stride
     teacher_row = teacher + row * teacher_stride
     gradient_row = gradient + row * gradient_stride
@@ -168,7 +170,8 @@ def _loss_and_gradient(
     if LABELS:
         label = tl.load(labels + row)
         if label == ignore_index:
-            tl.store(loss + row, 0.0)
+            tl.store(terms + row, 0.0)
+            tl.store(terms + rows + row, 0.0)
             if GRADIENT:
                 for block in range(blocks):
                     at = block * (LANES * EACH) + first
@@ -199,7 +202,7 @@ def _loss_and_gradient(
         if HARD:
             raw_top, raw_sum, keep_1, weights_1 = _step(raw_top, raw_sum, raw, _LOG2_E)
 
-    row_loss = 0.0
+    hard_loss, soft_loss = 0.0, 0.0
     hard_slope, soft_slope = alpha, 1 - alpha
     if SCALED:
         by = tl.load(gradient_scale)
@@ -209,7 +212,7 @@ def _loss_and_gradient(
         raw_log = top + tl.log2(total)
         valid = (label >= 0) & (label < classes)  # NaN rather than a read from somewhere else
         chosen = tl.load(student_row + label, mask=valid, other=float("nan")).to(tl.float32)
-        row_loss = alpha * (_LN_2 * raw_log - chosen)
+        hard_loss = _LN_2 * raw_log - chosen
     if SOFT:
         top_s, total_s, share = _join(student_top, student_sum)
         top_t, total_t, share_t = _join(teacher_top, teacher_sum)
@@ -217,7 +220,7 @@ def _loss_and_gradient(
         # δ: of one quotient, not of two logarithms; at a high T it is a small number between large ones.
         shift = _LN_2 * ((top_t - top_s) + tl.log2(total_t / total_s))
         lead = tl.sum(lead_sum * share, axis=0)
-        terms = tl.zeros([LANES, EACH], dtype=tl.float32)
+        distances = tl.zeros([LANES, EACH], dtype=tl.float32)
 
         # JSD: a pass for the loss and H.
         mixture = 0.0
@@ -228,7 +231,7 @@ def _loss_and_gradient(
                 raw, s, t = _pair(student_row, teacher_row, at, classes, width, floor)
                 p, q = tl.exp2(t * scale - teacher_log), tl.exp2(s * scale - student_log)
                 term, h = _jsd_terms(p, q, (t - s) * inverse - shift, beta, FAST)
-                terms += term
+                distances += term
                 weighted += q * h
             mixture = tl.sum(tl.sum(weighted, axis=1), axis=0)
 
@@ -255,7 +258,7 @@ def _loss_and_gradient(
                     else:
                         term, change = _kl_terms(q, p, -r)
                         slope = soft_slope * q * ((s - t) - lead)
-                    terms += term
+                    distances += term
             else:
                 raw = tl.load(student_row + at, mask=at < classes, other=-float("inf")).to(tl.float32)
             if GRADIENT:
@@ -265,8 +268,9 @@ def _loss_and_gradient(
                 tl.store(gradient_row + at, slope.to(gradient.dtype.element_ty), mask=at < classes)
 
     if SOFT:
-        row_loss += (1 - alpha) * temperature * temperature * tl.sum(tl.sum(terms, axis=1), axis=0)
-    tl.store(loss + row, row_loss)
+        soft_loss = temperature * temperature * tl.sum(tl.sum(distances, axis=1), axis=0)
+    tl.store(terms + row, hard_loss)
+    tl.store(terms + rows + row, soft_loss)
 
 
 @triton.jit
@@ -303,17 +307,48 @@ WARPS = ((256, 1), (512, 2), (1024, 4), (math.inf, 8))
 
 
 def takes(*logits: Tensor | None) -> bool:
-    """Whether the kernels can be used for these logits: float32 or half precision, on NVIDIA GPUs from 8.0.
-
-    AMD's are left to PyTorch: their warps have 64 lanes, and nothing here has run on one.
-    """
-    return torch.version.cuda is not None and all(
-        logit.is_cuda and logit.dtype in _DTYPES and torch.cuda.get_device_capability(logit.device) >= (8, 0)
+    """Whether the kernels can be used for these logits: float32 or half precision, on GPUs that run them."""
+    return all(
+        logit.is_cuda and logit.dtype in _DTYPES and _runs_on(logit.device.index)
         for logit in logits if logit is not None
     )  # fmt: skip
 
 
-def kd_loss_and_gradient(
+_RUNS_ON: dict[int, bool] = {}
+
+
+# Not asked anew in compiled code, nor by way of a cache that torch.compile would look through.
+@torch.compiler.assume_constant_result
+def _runs_on(device: int) -> bool:
+    """NVIDIA's GPUs from 8.0, where Triton finds a compiler for what it generates: tried once, on two rows.
+
+    AMD's are left to PyTorch: their warps have 64 lanes, and nothing here has run on one.
+    """
+    if device not in _RUNS_ON:
+        suits = torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+        _RUNS_ON[device] = suits and _runs(torch.device("cuda", device))
+    return _RUNS_ON[device]
+
+
+def _runs(device: torch.device) -> bool:
+    try:
+        logits = torch.zeros(2, 8, device=device)
+        terms = _launch(logits, logits, None, 1.0, 0.0, "forward", 0.5, 8, -100, None, None)
+        if terms.any():  # waits for the device, this once
+            raise ArithmeticError(f"the divergence of a model from itself came out as {terms[1].tolist()}")
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(
+            f"Triton does not run here ({type(error).__name__}: {reason}), so the distillation loss is "
+            "left to PyTorch: the same result, more slowly and in more memory. Triton needs a C compiler and "
+            "Python's headers; KDLIB_KERNELS=0 in the environment says that this is meant",
+            RuntimeWarning, stacklevel=2,
+        )  # fmt: skip
+        return False
+    return True
+
+
+def kd_terms_and_gradient(
     student_logits: Tensor,
     teacher_logits: Tensor | None,
     labels: Tensor | None,
@@ -327,11 +362,12 @@ def kd_loss_and_gradient(
     gradient_scale: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """α·CE(label, student) + (1 − α)·T²·D(teacher, student) of each row, and its gradient.
+    """Both terms of each row, CE(label, student) and T²·D(teacher, student), and the gradient of its loss.
 
-    What `kdlib.losses.kd_loss` gives with reduction="none", and the derivative of each row's loss by that row
-    of the logits. A class that either model rules out is left out of the soft term. All arithmetic is in
-    float32, and every gradient is rounded once.
+    The loss is α times the first and 1 − α times the second, which is what `kdlib.losses.kd_loss` gives with
+    reduction="none"; the gradient is the derivative of each row's loss by that row of the logits. A class
+    that either model rules out is left out of the soft term. All arithmetic is in float32, and every gradient
+    is rounded once.
 
     Args:
         student_logits: (n, V) float32, bfloat16 or float16. Rows may be strided.
@@ -349,7 +385,8 @@ def kd_loss_and_gradient(
             overwritten.
 
     Returns:
-        (n,) float32 losses in nats times T², and (n, V) gradients in the student's dtype: `out` if given.
+        (2, n) float32: hard terms in nats and soft terms in nats times T², not weighted, 0 where a term has
+        no weight; and (n, V) gradients in the student's dtype: `out` if given.
 
     Raises:
         ValueError: naming the argument, its value and what was expected.
@@ -367,11 +404,24 @@ def kd_loss_and_gradient(
             f"expected {tuple(student_logits.shape)}, {student_logits.dtype} on {student_logits.device}, "
             "each row in one piece and none over another"
         )
-    loss = _launch(
+    terms = _launch(
         student_logits, teacher_logits, labels, temperature, alpha, divergence, beta, width, ignore_index,
         gradient_scale, out,
     )  # fmt: skip
-    return loss, out
+    return terms, out
+
+
+def scale_rows(gradient: Tensor, factors: Tensor) -> None:
+    """Rows of (n, V), in place, times factors of the same device: (n,), or one for all."""
+    rows, classes = gradient.shape
+    if rows == 0:
+        return
+    warps = _warps(classes)
+    with torch.cuda.device(gradient.device) if gradient.is_cuda else contextlib.nullcontext():
+        _scale_rows[(rows,)](
+            gradient, factors, gradient.stride(0), factors.stride(0) if factors.dim() else 0, classes,
+            BLOCK=256 * warps, num_warps=warps,
+        )  # fmt: skip
 
 
 def _launch(
@@ -379,11 +429,11 @@ def _launch(
     divergence: str, beta: float, width: int, ignore_index: int, gradient_scale: Tensor | None,
     out: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """(n,) losses; the gradient goes to `out`, or is left out with its pass where the loss needs none."""
+    """(2, n) terms; the gradient goes to `out`, or is left out with its pass where the terms need none."""
     rows, classes = student.shape
-    loss = torch.empty(rows, dtype=torch.float32, device=student.device)
+    terms = torch.empty(2, rows, dtype=torch.float32, device=student.device)
     if rows == 0:
-        return loss
+        return terms
     soft, hard = alpha < 1, alpha > 0
     student = student if student.stride(-1) == 1 else student.contiguous()
     teacher = student if not soft else teacher if teacher.stride(-1) == 1 else teacher.contiguous()
@@ -391,8 +441,8 @@ def _launch(
     warps = _warps(classes)
     with torch.cuda.device(student.device) if student.is_cuda else contextlib.nullcontext():
         _loss_and_gradient[(rows,)](
-            student, teacher, loss if labels is None else labels, loss,
-            student if out is None else out, loss if gradient_scale is None else gradient_scale,
+            student, teacher, terms if labels is None else labels, terms,
+            student if out is None else out, terms if gradient_scale is None else gradient_scale,
             student.stride(0), teacher.stride(0), 0 if out is None else out.stride(0),
             classes, width, ignore_index, float(temperature),
             # Below −1e30, and above it once divided by T. Times anything it is exact, being a power of two.
@@ -402,7 +452,7 @@ def _launch(
             LANES=32 * warps, EACH=16 // max(student.element_size(), teacher.element_size()),
             num_warps=warps, **_OPTIONS,
         )  # fmt: skip
-    return loss
+    return terms
 
 
 def _warps(classes: int) -> int:
@@ -462,127 +512,3 @@ def _check_rows(name: str, logits: Tensor, student: Tensor) -> None:
         raise ValueError(
             f"{name} is on the CPU; expected a GPU, or Triton's interpreter (TRITON_INTERPRET=1)"
         )
-
-
-# --- for autograd and torch.compile -----------------------------------------------------------------
-
-
-def fused_kd_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor | None,
-    labels: Tensor | None,
-    *,
-    temperature: float = 4.0,
-    alpha: float = 0.5,
-    divergence: Divergence = "forward",
-    beta: float = 0.5,
-    ignore_index: int = -100,
-    reduction: Reduction = "mean",
-) -> Tensor:
-    """`kdlib.losses.kd_loss`, on the kernels: arguments, result and gradient are the same.
-
-    The gradient is computed with the loss and held in the student's dtype in place of the logits. `backward`
-    multiplies it by what arrives there, in place, unless that is 1: a second `backward` through the same loss
-    (retain_graph=True) is refused by autograd. There is no second derivative. `torch.compile` takes it as one
-    operation, without a break of the graph.
-
-    Args:
-        student_logits, teacher_logits: (..., V), V ≥ 2, float32, bfloat16 or float16, on a GPU.
-        labels: (...) integers; None means that alpha is 0.
-        temperature, alpha, divergence, beta, ignore_index, reduction: see `kdlib.losses.kd_loss`.
-
-    Returns:
-        A scalar, or (...) for reduction="none", float32. Zero, with zero gradient, if no position counts.
-
-    Raises:
-        ValueError: naming the argument, its value and what was expected. Values are not looked at.
-    """
-    _check_options(temperature, divergence, beta, reduction)
-    alpha = alpha if labels is not None else 0.0
-    places, classes = student_logits.shape[:-1], student_logits.shape[-1]
-    student = student_logits.reshape(-1, classes)
-    teacher = None
-    if alpha < 1 and teacher_logits is not None:
-        if teacher_logits.shape != student_logits.shape:
-            raise ValueError(
-                f"student_logits has shape {tuple(student_logits.shape)} but teacher_logits has "
-                f"{tuple(teacher_logits.shape)}; expected the same"
-            )
-        teacher = teacher_logits.detach().reshape(-1, classes)
-    if labels is not None:
-        if labels.shape != places:
-            raise ValueError(f"labels has shape {tuple(labels.shape)}; expected {tuple(places)}")
-        labels = labels.flatten()
-    _checked_width(student, teacher, labels, alpha, None)
-    wanted = torch.is_grad_enabled() and student.requires_grad
-    loss, _ = _reduced_loss(
-        student, teacher, labels, float(temperature), float(alpha), divergence, float(beta), ignore_index,
-        reduction, wanted,
-    )  # fmt: skip
-    return loss.view(places) if reduction == "none" else loss
-
-
-@torch.library.custom_op("kdlib::reduced_kd_loss", mutates_args=())
-def _reduced_loss(
-    student: Tensor, teacher: Tensor | None, labels: Tensor | None, temperature: float, alpha: float,
-    divergence: str, beta: float, ignore_index: int, reduction: str, wanted: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The loss, (n,) or a scalar, and its gradient (n, V), or (0, V) where it is not wanted.
-
-    The mean's 1 / count is in the gradient already: what arrives in backward is then 1, as a rule, and
-    nothing is to be done there.
-    """
-    rows, classes = student.shape
-    out = student.new_empty((rows if wanted else 0, classes))
-    share = None
-    if reduction == "mean":
-        # full, not tensor: nothing is copied to the device, so nothing waits.
-        counted = torch.full((), rows, device=student.device)
-        if labels is not None:
-            counted = (labels != ignore_index).sum()
-        share = 1 / counted.clamp(min=1).float()
-    loss = _launch(
-        student, teacher, labels, temperature, alpha, divergence, beta, classes, ignore_index,
-        share, out if wanted else None,
-    )  # fmt: skip
-    if reduction != "none":
-        loss = loss.sum() if share is None else loss.sum() * share
-    return loss, out
-
-
-@_reduced_loss.register_fake
-def _(student, teacher, labels, temperature, alpha, divergence, beta, ignore_index, reduction, wanted):
-    rows, classes = student.shape
-    shape = (rows,) if reduction == "none" else ()
-    return student.new_empty(shape, dtype=torch.float32), student.new_empty((rows if wanted else 0, classes))
-
-
-@torch.library.custom_op("kdlib::scale_rows_", mutates_args=("gradient",))
-def _scale_in_place(gradient: Tensor, factors: Tensor) -> None:
-    """Rows of the gradient times factors, (n,) or one for all."""
-    rows, classes = gradient.shape
-    if rows == 0:
-        return
-    warps = _warps(classes)
-    with torch.cuda.device(gradient.device) if gradient.is_cuda else contextlib.nullcontext():
-        _scale_rows[(rows,)](
-            gradient, factors, gradient.stride(0), factors.stride(0) if factors.dim() else 0, classes,
-            BLOCK=256 * warps, num_warps=warps,
-        )  # fmt: skip
-
-
-def _remember(ctx, inputs, output) -> None:
-    ctx.save_for_backward(output[1])
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, factors, _):
-    (gradient,) = ctx.saved_tensors
-    if factors is None:
-        return (None,) * 10
-    _scale_in_place(gradient, factors)
-    return gradient, *(None,) * 9
-
-
-_reduced_loss.register_autograd(_backward, setup_context=_remember)

@@ -36,7 +36,9 @@ rounding common to a row then enters squared, and the rest grows like T only: wi
 relative error at T = 10,000 is below 0.001, where that of the textbook sum is above 1.
 """
 
+import importlib
 import math
+import os
 from numbers import Real
 from typing import Literal
 
@@ -141,6 +143,14 @@ def soft_target_loss(
     _check_options(temperature, divergence, beta, reduction)
     _check_pair(student_logits, teacher_logits)
     _check_mask(mask, student_logits)
+    if _on_kernels(student_logits, teacher_logits):
+        from kdlib.operators import fused_kd_loss
+
+        counted = None if mask is None else mask.long() - 1  # −1 where a position does not count
+        return fused_kd_loss(
+            student_logits, teacher_logits, counted, temperature=temperature, alpha=0.0,
+            divergence=divergence, beta=beta, ignore_index=-1, reduction=reduction,
+        )  # fmt: skip
     distance = _softened_divergence(student_logits, teacher_logits, temperature, divergence, beta, mask)
     return _reduce(temperature**2 * distance, mask, reduction)
 
@@ -199,6 +209,13 @@ def kd_loss(
             beta=beta, reduction=reduction,
         )
     _check_labels(student_logits, labels, ignore_index, used=alpha > 0)
+    if _on_kernels(student_logits, teacher_logits if alpha < 1 else None):
+        from kdlib.operators import fused_kd_loss
+
+        return fused_kd_loss(
+            student_logits, teacher_logits, labels, temperature=temperature, alpha=alpha,
+            divergence=divergence, beta=beta, ignore_index=ignore_index, reduction=reduction,
+        )  # fmt: skip
     counted = labels != ignore_index
     student = _full_precision(student_logits)  # once, so that a bf16 gradient is rounded once
 
@@ -233,6 +250,32 @@ def _softened_divergence(
     if divergence == "reverse":
         return kl_divergence(log_q, log_p)
     return jensen_shannon_divergence(log_p, log_q, beta)
+
+
+# --- where PyTorch has something faster -----------------------------------------------------------
+
+
+def _on_kernels(*logits: Tensor | None) -> bool:
+    """Whether `kdlib.kernels` is to compute the loss of these logits: on GPUs that it runs on."""
+    given = [logit for logit in logits if logit is not None]
+    if not given[0].is_cuda or not _kernels_wanted():
+        return False
+    from kdlib.kernels import takes
+
+    return takes(*given)
+
+
+# Compiled code keeps what was found when it was compiled.
+@torch.compiler.assume_constant_result
+def _kernels_wanted() -> bool:
+    """Unless KDLIB_KERNELS=0 is in the environment, or Triton is not installed."""
+    if os.environ.get("KDLIB_KERNELS") == "0":
+        return False
+    try:
+        importlib.import_module("kdlib.kernels")
+    except ImportError:
+        return False
+    return True
 
 
 def _full_precision(logits: Tensor) -> Tensor:

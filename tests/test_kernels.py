@@ -134,9 +134,18 @@ def step(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.exp2(exponent) * torch.finfo(dtype).eps
 
 
-def check_case(case: Case, device: str, seed: int) -> None:
-    from kdlib.kernels import kd_loss_and_gradient
+def kd_loss_and_gradient(student, teacher, labels, *, alpha, **options):
+    """(n,) losses, weighted, and gradients."""
+    from kdlib.kernels import kd_terms_and_gradient
 
+    (hard, soft), gradient = kd_terms_and_gradient(student, teacher, labels, alpha=alpha, **options)
+    weighted = [weight * term for weight, term in ((alpha, hard), (1 - alpha, soft)) if weight]
+    for weight, term in ((alpha, hard), (1 - alpha, soft)):
+        assert weight or term.eq(0).all()
+    return sum(weighted), gradient
+
+
+def check_case(case: Case, device: str, seed: int) -> None:
     student, teacher, labels = draw(case, seed)
     loss, gradient, size, counted = exact_of(case, student, teacher, labels)
     here = laid_out(student.to(device), case.layout)
@@ -275,7 +284,7 @@ def small(device: str, dtype=torch.float32, classes=70):
 
 def check_autograd(divergence: str, reduction: str, device: str) -> None:
     """Value and gradient of kd_loss, with a factor of each position on the way back."""
-    from kdlib.kernels import fused_kd_loss
+    from kdlib.operators import fused_kd_loss
 
     student, teacher, labels = small(device)
     teacher.requires_grad_()
@@ -299,7 +308,7 @@ def check_autograd(divergence: str, reduction: str, device: str) -> None:
 
 
 def check_without_gradient(device: str) -> None:
-    from kdlib.kernels import _reduced_loss, fused_kd_loss
+    from kdlib.operators import _reduced_loss, fused_kd_loss
 
     student, teacher, labels = small(device)
     for divergence, alpha in (("forward", 0.0), ("reverse", 0.4), ("jsd", 0.4), ("forward", 1.0)):
@@ -318,7 +327,7 @@ def check_without_gradient(device: str) -> None:
 
 
 def check_nothing_counts(device: str) -> None:
-    from kdlib.kernels import fused_kd_loss
+    from kdlib.operators import fused_kd_loss
 
     student, teacher, labels = small(device)
     for reduction in ("mean", "sum", "none"):
@@ -330,7 +339,7 @@ def check_nothing_counts(device: str) -> None:
 
 
 def check_labels_that_are_ignored(device: str) -> None:
-    from kdlib.kernels import fused_kd_loss
+    from kdlib.operators import fused_kd_loss
 
     student, teacher, labels = small(device)
     usual = fused_kd_loss(student, teacher, labels)
@@ -340,15 +349,15 @@ def check_labels_that_are_ignored(device: str) -> None:
 
 def check_mean_over_many_rows(device: str) -> None:
     """257 is no number of bf16. The rows' losses are given: in the interpreter they would take seconds."""
-    from kdlib.kernels import fused_kd_loss
+    from kdlib.operators import fused_kd_loss
 
     logits = torch.zeros(257, 2, dtype=torch.bfloat16, device=device)
-    with patch("kdlib.kernels._launch", return_value=torch.ones(257, device=device)):
+    with patch("kdlib.operators._launch", return_value=torch.ones(2, 257, device=device)):
         torch.testing.assert_close(fused_kd_loss(logits, logits, None).item(), 1.0)
 
 
 def check_second_backward(device: str) -> None:
-    from kdlib.kernels import fused_kd_loss
+    from kdlib.operators import fused_kd_loss
 
     student, teacher, labels = small(device)
     loss = fused_kd_loss(student.requires_grad_(), teacher, labels)
@@ -358,8 +367,6 @@ def check_second_backward(device: str) -> None:
 
 
 def check_labels_out_of_range(device: str) -> None:
-    from kdlib.kernels import kd_loss_and_gradient
-
     student, teacher, _ = small(device)
     for wrong in (70, -1, 2**40):
         labels = torch.tensor([3, wrong, 5], device=device)
@@ -370,8 +377,6 @@ def check_labels_out_of_range(device: str) -> None:
 
 
 def check_nan_is_seen(device: str) -> None:
-    from kdlib.kernels import kd_loss_and_gradient
-
     for divergence, where in itertools.product(DIVERGENCES, (0, 1)):
         pair = list(small(device)[:2])
         pair[where][0, 1, 40] = math.nan
@@ -382,8 +387,6 @@ def check_nan_is_seen(device: str) -> None:
 
 
 def check_equal_models(device: str) -> None:
-    from kdlib.kernels import kd_loss_and_gradient
-
     student, _, _ = small(device)
     for divergence in DIVERGENCES:
         loss, gradient = kd_loss_and_gradient(
@@ -395,8 +398,6 @@ def check_equal_models(device: str) -> None:
 
 def check_rows_far_apart(device: str) -> None:
     """Row times stride beyond int32, which either alone is not; the memory between is never touched."""
-    from kdlib.kernels import kd_loss_and_gradient
-
     stride = 2**30 + 16
     if device == "cpu":
         memory = torch.from_numpy(np.zeros(2 * stride + 64, dtype=np.int16)).view(torch.bfloat16)
@@ -416,7 +417,7 @@ def check_rows_far_apart(device: str) -> None:
 
 def check_compiled(device: str) -> None:
     """One graph, the same result, and what PyTorch asks of an operator."""
-    from kdlib.kernels import _reduced_loss, fused_kd_loss
+    from kdlib.operators import _reduced_loss, fused_kd_loss
 
     student, teacher, labels = small(device)
 
@@ -440,7 +441,7 @@ def check_compiled(device: str) -> None:
 
 
 def check_refusals(device: str) -> None:
-    from kdlib.kernels import fused_kd_loss, kd_loss_and_gradient
+    from kdlib.operators import fused_kd_loss
 
     z, t, y = (part[0] for part in small(device))
     options = {"temperature": 1.0, "alpha": 0.5, "divergence": "forward", "beta": 0.5}
@@ -526,7 +527,7 @@ def build(divergence: int, soft: bool, hard: bool, size: int, capability: int) -
     }  # fmt: skip
     logits = "*bf16" if size == 2 else "*fp32"
     kinds = dict.fromkeys(("student", "teacher", "gradient"), logits)
-    kinds |= {"labels": "*i64", "loss": "*fp32", "gradient_scale": "*fp32"}
+    kinds |= {"labels": "*i64", "terms": "*fp32", "gradient_scale": "*fp32"}
     kinds |= dict.fromkeys(("temperature", "floor", "alpha", "beta"), "fp32")
     kinds |= dict.fromkeys(constants, "constexpr")
     names = function.arg_names
@@ -594,7 +595,7 @@ def test_compiles_for_a_gpu(name, built):
 @needs_triton
 def test_without_gpu_or_interpreter_the_logits_are_refused():
     program = (
-        "import torch; from kdlib.kernels import fused_kd_loss\n"
+        "import torch; from kdlib.operators import fused_kd_loss\n"
         "try: fused_kd_loss(torch.zeros(2, 3), torch.zeros(2, 3), None)\n"
         "except ValueError as error: print(error)"
     )
