@@ -14,6 +14,7 @@ COMMANDS = {
     "traces": ("kdlib.reasoning.collecting", "let a teacher answer problems, here or behind an address"),
     "distill": ("kdlib.reasoning.distilling", "distil a language model: write, verify, train, test"),
     "export": ("kdlib.reasoning.export", "write traces as data for TRL's SFTTrainer"),
+    "bench": ("kdlib.bench.command", "measure the loss beside its peers: time, memory, errors"),
     "reasoning": ("kdlib.reasoning.experiment", "reasoning distillation in full, on puzzles"),
     "fetch": ("kdlib.fetch", "download photographs of cats and dogs"),
 }

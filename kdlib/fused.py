@@ -66,7 +66,7 @@ def linear_kd_loss(
     alpha: float = 0.5,
     divergence: Divergence = "forward",
     beta: float = 0.5,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     chunk_tokens: int | None = None,
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
@@ -90,7 +90,8 @@ def linear_kd_loss(
             both, where alpha is 1.
         labels: (...) integers in [0, V), or ignore_index where a position does not count: its logits are not
             made. None means that alpha is 0 and all positions count.
-        temperature, alpha, divergence, beta, ignore_index: as for `kdlib.losses.kd_loss`.
+        temperature, alpha, divergence, beta, ignore_index: as for `kdlib.losses.kd_loss`. Here ignore_index
+            may be None: every position counts, and a GPU need not be waited for to know how many do.
         chunk_tokens: positions of a chunk; default as many as keep it within 256 MB, and with the kernels
             within 1 GB.
         classes: how many leading logits the soft term compares, for vocabularies of unequal padding. Default
@@ -122,7 +123,7 @@ def linear_kd_terms(
     alpha: float = 0.5,
     divergence: Divergence = "forward",
     beta: float = 0.5,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     chunk_tokens: int | None = None,
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
@@ -149,9 +150,10 @@ def linear_kd_terms(
         of = _StoredTeacher if isinstance(teacher_hidden, TopK) else _LiveTeacher
         teacher = of(teacher_hidden, teacher_weight, teacher_bias, classes, autocast)
     if labels is not None:
-        labels = labels.reshape(-1)
+        labels = labels.reshape(-1).long()
+    if labels is not None and ignore_index is not None:
         counted = (labels != ignore_index).nonzero().squeeze(1)
-        hidden, labels = hidden.index_select(0, counted), labels.index_select(0, counted).long()
+        hidden, labels = hidden.index_select(0, counted), labels.index_select(0, counted)
         if teacher is not None:
             teacher.select(counted)
     scale = 1 / max(len(hidden), 1) if reduction == "mean" else 1.0
@@ -381,7 +383,8 @@ def _check(
                 f"{labels.dtype} of shape {tuple(labels.shape)}"
             )
         if alpha > 0 and not labels.is_cuda:  # there a look would wait for the device
-            wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= width))]
+            outside = (labels < 0) | (labels >= width)
+            wrong = labels[outside if ignore_index is None else outside & (labels != ignore_index)]
             if len(wrong):
                 raise ValueError(
                     f"labels must lie in 0 … {width - 1}, or be ignore_index={ignore_index}; got "

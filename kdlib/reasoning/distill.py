@@ -18,12 +18,13 @@ from transformers.utils import logging
 
 from kdlib.losses import Divergence, _check_alpha
 from kdlib.reasoning.examples import HasStatement, HasText, Packing, tokenize, tokenize_prompts
+from kdlib.reasoning.output_layer import FAMILIES, LARGE_VOCABULARY, can_open, opened
 from kdlib.reasoning.run_folder import claim, newest_checkpoint
 from kdlib.reasoning.sharding import is_sharded, shard, sharding
-from kdlib.reasoning.teachers import LiveTeacher, StoredTeacher
+from kdlib.reasoning.teachers import HiddenTeacher, LiveTeacher, StoredTeacher
 from kdlib.reasoning.token_cache import CachedTokens
 from kdlib.reasoning.trainer import DistillationTrainer, Objective, Sampling
-from kdlib.reasoning.vocabulary import align_special_tokens, check_same_tokens
+from kdlib.reasoning.vocabulary import align_special_tokens, check_same_tokens, logit_width
 from kdlib.runtime import Precision, accelerated, seeded
 from kdlib.storage import fingerprint
 
@@ -47,6 +48,8 @@ class LanguageHistory:
         tokens: number of tokens that each step's loss is a mean of.
         seconds: spent on training, in all processes that took up the run one after the other; what a killed
             process did after its last checkpoint is not in it.
+        peak_memory: bytes, the most that this process held: on a CUDA device, allocated there since training
+            began; elsewhere, resident since the process did.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -54,6 +57,7 @@ class LanguageHistory:
     soft: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     seconds: float = 0.0
+    peak_memory: int = 0
 
     @property
     def steps(self) -> int:
@@ -77,6 +81,7 @@ def distill_language_model(
     divergence: Divergence | None = None,
     beta: float = 0.5,
     top_k: int | None = None,
+    fused: bool | None = None,
     on_policy: bool = False,
     max_new_tokens: int = 512,
     sampling_temperature: float = 1.0,
@@ -134,6 +139,9 @@ def distill_language_model(
         beta: weight of the teacher in the mixture of "jsd".
         top_k: learn only from the teacher's k largest logits and the mass of all others, see
             `kdlib.top_k.top_k_loss`; None learns from all. What was stored has its own k.
+        fused: whether the loss is computed from hidden states, some tokens at a time, so that the logits of
+            all tokens are never held (`kdlib.fused.linear_kd_loss`): the same but for rounding. Default: from
+            8,192 logits on, where the models are of `kdlib.reasoning.output_layer.FAMILIES`.
         max_new_tokens: on-policy, the longest completion; one that is cut off counts without an end.
         sampling_temperature: on-policy, that of the student's sampling (nothing else restricts it).
         steps, epochs: how long, one of the two; a step is batch_size × accumulation × processes examples.
@@ -177,13 +185,14 @@ def distill_language_model(
     encoded = (tokenize_prompts if on_policy else tokenize)(tokenizer, examples)
     if stored:
         teacher.check(encoded, temperature, width=width)
+    fused = _fused(fused, student, teacher if alpha < 1 and top_k is None and not stored else None)
     sampling = Sampling(max_new_tokens, sampling_temperature, seed) if on_policy else None
     given = {"lr_scheduler_type": "cosine", "warmup_steps": 0.05, "save_total_limit": 2,
              "ddp_find_unused_parameters": False, **training_arguments}  # fmt: skip
 
     with _undisturbed(), accelerated(device, precision) as place, seeded(seed, place.device), (
         _folder(output_dir)
-    ) as folder:
+    ) as folder, opened(*(models.values() if fused else ())):
         in_step = batch_size * place.num_processes
         total = steps or math.ceil(epochs * math.ceil(math.ceil(len(encoded) / in_step) / accumulation))
 
@@ -193,10 +202,11 @@ def distill_language_model(
                 "tokens": fingerprint(tokenizer.get_vocab()), "student": fingerprint(student),
                 "teacher": teacher and (teacher.fingerprint if stored else fingerprint(teacher)),
                 "alpha": alpha, "temperature": temperature, "divergence": objective.divergence, "beta": beta,
-                "top_k": top_k, "on_policy": on_policy, "steps": total, "lr": lr, "batch_size": batch_size,
-                "accumulation": accumulation, "group_by_length": group_by_length, "packing": packing,
-                "seed": seed, "precision": place.mixed_precision, "processes": place.num_processes,
-                "sharding": sharding(), "training_arguments": json.loads(json.dumps(given, default=str)),
+                "top_k": top_k, "fused": fused, "on_policy": on_policy, "steps": total, "lr": lr,
+                "batch_size": batch_size, "accumulation": accumulation, "group_by_length": group_by_length,
+                "packing": packing, "seed": seed, "precision": place.mixed_precision,
+                "processes": place.num_processes, "sharding": sharding(),
+                "training_arguments": json.loads(json.dumps(given, default=str)),
             }  # fmt: skip
             if on_policy:
                 own |= {"max_new_tokens": max_new_tokens, "sampling_temperature": sampling_temperature}
@@ -214,16 +224,17 @@ def distill_language_model(
         checkpointing = getattr(student, f"is_{_CHECKPOINTING}")
         if teacher is not None and not stored:
             _place(teacher, arguments.device)
+        hidden = fused and top_k is None
         opinion = (
-            None if alpha == 1 else StoredTeacher(teacher) if stored
+            None if alpha == 1 else StoredTeacher(teacher) if stored else HiddenTeacher(teacher) if hidden
             else LiveTeacher(teacher, width, top_k, temperature)
         )  # fmt: skip
         trainer = DistillationTrainer(
-            student, arguments, encoded, tokenizer, objective, teacher=opinion, width=width,
+            student, arguments, encoded, tokenizer, objective, teacher=opinion, fused=fused, width=width,
             sampling=sampling, packing=_packing(student, teacher) if packing else None, seed=seed,
             group_by_length=group_by_length, progress=progress,
         )  # fmt: skip
-        if sharding() and isinstance(opinion, LiveTeacher):
+        if sharding() and isinstance(opinion, LiveTeacher | HiddenTeacher):
             shard(trainer.accelerator, teacher)
         try:
             _train(trainer, newest_checkpoint(folder), total)
@@ -238,7 +249,9 @@ def distill_language_model(
             trainer.save_model(folder)
     figures = {name: [record[name] for record in trainer.curve.records] for name in trainer.curve.names}
     tokens = [record["tokens"] for record in trainer.curve.records]
-    return LanguageHistory(**figures, tokens=tokens, seconds=trainer.curve.seconds)
+    return LanguageHistory(
+        **figures, tokens=tokens, seconds=trainer.curve.seconds, peak_memory=trainer.curve.peak_memory
+    )
 
 
 def _train(trainer: DistillationTrainer, checkpoint: tuple | None, total: int) -> None:
@@ -252,6 +265,7 @@ def _train(trainer: DistillationTrainer, checkpoint: tuple | None, total: int) -
             return
         trainer.train(resume_from_checkpoint=str(path))
     trainer.curve.seconds += trainer.elapsed()
+    trainer.curve.peak_memory = trainer.peak_memory()
 
 
 def _training_arguments(given: Mapping[str, object], place: Accelerator, **ours) -> TrainingArguments:
@@ -300,6 +314,18 @@ def _place(teacher: PreTrainedModel, device: torch.device) -> None:
     if getattr(teacher, "hf_device_map", None) is None and not sharding():
         teacher.to(device)
     teacher.eval()
+
+
+def _fused(wanted: bool | None, student: PreTrainedModel, teacher: PreTrainedModel | None) -> bool:
+    """Whether the loss is computed from hidden states; teacher: one whose logits are all compared."""
+    models = {"student": student, "teacher": teacher}
+    closed = [name for name, model in models.items() if model is not None and not can_open(model)]
+    if wanted and closed:
+        raise ValueError(
+            f"fused=True with a {closed[0]} of type {models[closed[0]].config.model_type}; expected one of "
+            f"{', '.join(sorted(FAMILIES))}, with a plain output layer, on one device: leave fused out"
+        )
+    return not closed and logit_width(student) >= LARGE_VOCABULARY if wanted is None else wanted
 
 
 def _packing(student: PreTrainedModel, teacher: PreTrainedModel | CachedTokens | None) -> Packing:

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from kdlib.runtime import substream
 
 __all__ = [
-    "EpochOrder", "Packing", "TokenExample", "collate", "collate_prompts", "tokenize", "tokenize_prompts",
+    "EpochOrder", "Packing", "TokenExample", "collate", "collate_prompts", "kept_columns", "model_inputs",
+    "tokenize", "tokenize_prompts",
 ]  # fmt: skip
 
 Packing = Literal["rows", "one row"]
@@ -166,6 +167,19 @@ def _layout(lengths: Sequence[int], packing: Packing | None) -> list[list[int]]:
         rows[row].append(number)
         rooms[row] -= lengths[number]
     return rows
+
+
+def model_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor | bool]:
+    """What the forward of a model is given of a batch of `collate`."""
+    names = ("input_ids", "attention_mask", "position_ids")
+    return {name: batch[name] for name in names if name in batch} | {"use_cache": False}
+
+
+def kept_columns(batch: dict[str, Tensor]) -> Tensor | int:
+    """The columns that predict a token of any row, as `logits_to_keep` of transformers has them: how many of
+    the last ones, which is a slice and no copy, where each text has a row; which ones, where rows are packed.
+    """
+    return len(batch["kept"]) if "attention_mask" in batch else batch["kept"]
 
 
 def collate_prompts(examples: Sequence[TokenExample], pad: int) -> dict[str, Tensor]:

@@ -187,7 +187,7 @@ def run_pipeline(options: PipelineOptions, say: Callable[[str], None] = print) -
         "problems": len(problems), "traces": len(traces), "correct": sum(t.correct for t in traces),
         "kept": len(kept), "steps": history.steps, "tokens": history.tokens_trained,
         "seconds": history.seconds, "first_loss": history.loss[0], "last_loss": history.loss[-1],
-        "peak_memory": _peak_memory(),
+        "peak_memory": history.peak_memory,
     }  # fmt: skip
     tell(_told(history))
     del student, teacher
@@ -349,16 +349,10 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def _peak_memory() -> int | None:
-    """Bytes of tensors on this process's GPU at the fullest moment; None on a CPU, where nobody counts."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-
-
 def _told(history: LanguageHistory) -> str:
     rate = history.tokens_trained / max(history.seconds, 1e-9)
-    text = (
+    return (
         f"{history.steps:,} steps, {history.tokens_trained:,} tokens learnt at {rate:,.0f} a second; loss "
-        f"{history.loss[0]:.3f} at the first step, {history.loss[-1]:.3f} at the last"
+        f"{history.loss[0]:.3f} at the first step, {history.loss[-1]:.3f} at the last; "
+        f"at most {history.peak_memory / 1e9:.2f} GB of memory"
     )
-    peak = _peak_memory()
-    return text if peak is None else f"{text}; at most {peak / 1e9:.2f} GB on the GPU"

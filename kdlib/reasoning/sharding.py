@@ -4,6 +4,8 @@ Accelerate and Trainer shard the student. What they leave to do is the teacher, 
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 
 from accelerate import Accelerator
@@ -12,7 +14,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, fs
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-__all__ = ["is_sharded", "shard", "shard_on_cpus", "sharding"]
+__all__ = ["gathered", "is_sharded", "shard", "shard_on_cpus", "sharding"]
 
 
 def sharding() -> str | None:
@@ -63,6 +65,19 @@ def shard(accelerator: Accelerator, teacher: PreTrainedModel) -> None:
         fsdp2_prepare_model(accelerator, teacher)
     finally:
         state.fsdp_plugin = plugin
+
+
+@contextmanager
+def gathered(model: PreTrainedModel) -> Iterator[None]:
+    """The weights outside of its layers are whole meanwhile: embeddings, last norm, output layer."""
+    sharded = is_sharded(model)
+    if sharded:
+        model.unshard()
+    try:
+        yield
+    finally:
+        if sharded:
+            model.reshard()
 
 
 def is_sharded(model: PreTrainedModel) -> bool:

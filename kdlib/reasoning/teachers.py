@@ -1,14 +1,19 @@
 """What a teacher says of the tokens of a batch, by a forward pass now or from what it said before."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kdlib.reasoning.examples import kept_columns, model_inputs
+from kdlib.reasoning.output_layer import at_output_layer
+from kdlib.reasoning.sharding import gathered
 from kdlib.top_k import TopK, top_k_of
 
-__all__ = ["LiveTeacher", "StoredTeacher", "can_narrow", "kept_logits", "predictions"]
+__all__ = ["HiddenTeacher", "LiveTeacher", "StoredTeacher", "can_narrow", "kept_logits", "predictions"]
 
 
 def predictions(model: PreTrainedModel, batch: dict[str, Tensor], narrowing: bool) -> Tensor:
@@ -24,13 +29,9 @@ def kept_logits(model: PreTrainedModel, batch: dict[str, Tensor], narrowing: boo
         narrowing: whether the model takes `logits_to_keep`, see `can_narrow`.
     """
     # Of a vocabulary of 150,000 the logits take the memory: only those that predict a completion are made.
-    kept = batch["kept"]
-    # Where each text has a row they are the last columns: a slice, not a copy of hidden states.
-    columns = len(kept) if "attention_mask" in batch else kept
-    narrowed = {"logits_to_keep": columns} if narrowing else {}
-    seen = {name: batch[name] for name in ("attention_mask", "position_ids") if name in batch}
-    logits = model(input_ids=batch["input_ids"], use_cache=False, **seen, **narrowed).logits
-    return logits if narrowing else logits.index_select(1, kept)
+    narrowed = {"logits_to_keep": kept_columns(batch)} if narrowing else {}
+    logits = model(**model_inputs(batch), **narrowed).logits
+    return logits if narrowing else logits.index_select(1, batch["kept"])
 
 
 def can_narrow(model: PreTrainedModel) -> bool:
@@ -58,6 +59,29 @@ class LiveTeacher:
     def __call__(self, batch: dict[str, Tensor]) -> Tensor | TopK:
         logits = predictions(self._model, batch, self._narrowing)[:, : self._width]
         return logits if self._top_k is None else top_k_of(logits, self._top_k, self._temperature)
+
+
+class HiddenTeacher:
+    """Runs at each step up to its output layer, for a loss that makes its logits a few at a time.
+
+    Args:
+        model: `kdlib.reasoning.output_layer.opened`, in eval mode, on the device of the batches.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
+        """(n, H'): what the output layer would be given for each token that counts."""
+        return at_output_layer(self._model, batch, lambda hidden, weight, bias: hidden)
+
+    @contextmanager
+    def output_layer(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Its weight (W, H') and bias, whole, also where processes share the model."""
+        with gathered(self._model):
+            layer = self._model.get_output_embeddings()
+            yield layer.weight, layer.bias
 
 
 class StoredTeacher:

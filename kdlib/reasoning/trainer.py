@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -19,11 +20,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from kdlib.fused import linear_kd_terms
 from kdlib.losses import Divergence, soft_target_loss
 from kdlib.reasoning.examples import EpochOrder, Packing, TokenExample, collate, collate_prompts
+from kdlib.reasoning.output_layer import at_output_layer
 from kdlib.reasoning.sharding import shard_on_cpus, sharding
-from kdlib.reasoning.teachers import can_narrow, predictions
-from kdlib.runtime import eval_mode, seeded, substream
+from kdlib.reasoning.teachers import HiddenTeacher, can_narrow, predictions
+from kdlib.runtime import eval_mode, peak_memory, reset_peak_memory, seeded, substream
 from kdlib.top_k import TopK, top_k_loss
 
 __all__ = ["DistillationTrainer", "Objective", "Sampling"]
@@ -63,6 +66,18 @@ class Objective:
         hard = _cross_entropy(student, labels)
         return {"loss": self.alpha * hard + (1 - self.alpha) * soft, "hard": hard, "soft": soft}
 
+    def terms_of_hidden(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, teacher: Tensor | TopK | None,
+        teacher_weight: Tensor | None, teacher_bias: Tensor | None, labels: Tensor, width: int,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """The same sums, from (n, H) and (n, H') of which output layers would make the logits."""
+        terms = linear_kd_terms(
+            hidden, weight, teacher, teacher_weight, labels, temperature=self.temperature, alpha=self.alpha,
+            divergence=self.divergence, beta=self.beta, ignore_index=None, student_bias=bias,
+            teacher_bias=teacher_bias, classes=width, reduction="sum",
+        )  # fmt: skip
+        return {name: getattr(terms, name) for name in self.names()}
+
     def names(self) -> tuple[str, ...]:
         return ("loss", "hard", "soft") if 0 < self.alpha < 1 else ("loss",)
 
@@ -84,6 +99,7 @@ class Curve:
     records: list[dict] = field(default_factory=list)
     pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     seconds: float = 0.0
+    peak_memory: int = 0
 
 
 class DistillationTrainer(Trainer):
@@ -101,6 +117,7 @@ class DistillationTrainer(Trainer):
         objective: the loss.
         teacher: gives its opinion on a batch, see `kdlib.reasoning.teachers`; None where the objective needs
             none.
+        fused: compute the loss inside the student's forward, which is `kdlib.reasoning.output_layer.opened`.
         width: number of logits that belong to a token, for teacher and student alike.
         packing: see `collate`.
         seed: of the order of the examples.
@@ -119,6 +136,7 @@ class DistillationTrainer(Trainer):
         objective: Objective,
         *,
         teacher: Callable[[dict[str, Tensor]], Tensor | TopK] | None,
+        fused: bool,
         width: int,
         sampling: Sampling | None,
         packing: Packing | None,
@@ -138,7 +156,7 @@ class DistillationTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(_Steps(self, progress and self.is_world_process_zero()))
         self._objective, self._teacher, self._width, self._sampling = objective, teacher, width, sampling
-        self._narrowing = can_narrow(student)
+        self._narrowing, self._fused = can_narrow(student), fused
         group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self._order = EpochOrder([*map(len, examples)], seed, group if group_by_length else None)
         self._parameters = student.num_parameters(exclude_embeddings=True)
@@ -220,17 +238,33 @@ class DistillationTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's share of the step's mean over tokens."""
-        student = predictions(model, inputs, self._narrowing)
-        teacher = None
-        if self._teacher is not None:
-            with self.accelerator.autocast():
-                teacher = self._teacher(inputs)
-        terms = self._objective.terms(student, teacher, inputs["targets"], self._width)
+        terms = (self._terms_of_hidden if self._fused else self._terms_of_logits)(model, inputs)
         sums = torch.stack([terms[name].detach() for name in self.curve.names])
         self._sums = sums if self._sums is None else self._sums + sums
         # Sharing processes take the mean of their gradients, where the sum is meant.
         loss = terms["loss"] * self.args.world_size / num_items_in_batch.clamp(min=1)
         return (loss, None) if return_outputs else loss
+
+    def _terms_of_logits(self, model, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        student = predictions(model, batch, self._narrowing)
+        return self._objective.terms(student, self._opinion(batch), batch["targets"], self._width)
+
+    def _terms_of_hidden(self, model, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        teacher, layer = self._opinion(batch), nullcontext((None, None))
+        if isinstance(self._teacher, HiddenTeacher):
+            layer = self._teacher.output_layer()
+        with layer as (weight, bias):
+            return at_output_layer(
+                model, batch, lambda *student: self._objective.terms_of_hidden(
+                    *student, teacher, weight, bias, batch["targets"], self._width
+                ),
+            )  # fmt: skip
+
+    def _opinion(self, batch: dict[str, Tensor]) -> Tensor | TopK | None:
+        if self._teacher is None:
+            return None
+        with self.accelerator.autocast():
+            return self._teacher(batch)
 
     def floating_point_ops(self, inputs) -> int:
         # Trainer's would count the parameters anew in each micro-batch.
@@ -277,7 +311,8 @@ class DistillationTrainer(Trainer):
                 "max_grad_norm=1.0 and a smaller lr. Checkpoints of earlier steps are unchanged"
             )
         # Trainer writes its history last: a checkpoint that has one is whole.
-        self.state.log_history = [*self.curve.records, {"seconds": self.curve.seconds + self.elapsed()}]
+        spent = {"seconds": self.curve.seconds + self.elapsed(), "peak_memory": self.peak_memory()}
+        self.state.log_history = [*self.curve.records, spent]
         super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -299,7 +334,12 @@ class DistillationTrainer(Trainer):
     def take_up(self, history: list[dict]) -> None:
         """The figures of the steps that a checkpoint holds."""
         self.curve.records = [record for record in history if "loss" in record and "tokens" in record]
-        self.curve.seconds = sum(record.get("seconds", 0.0) for record in history if "loss" not in record)
+        spent = [record for record in history if "loss" not in record]
+        self.curve.seconds = sum(record.get("seconds", 0.0) for record in spent)
+        self.curve.peak_memory = max((record.get("peak_memory", 0) for record in spent), default=0)
+
+    def peak_memory(self) -> int:
+        return max(self.curve.peak_memory, peak_memory(self.args.device))
 
     def elapsed(self) -> float:
         return time.perf_counter() - self._start
@@ -313,6 +353,7 @@ class _Steps(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_) -> None:
         self._trainer._start = time.perf_counter()
+        reset_peak_memory(args.device)
         if self._progress:
             self._bar = tqdm(desc="steps", total=state.max_steps, initial=state.global_step, leave=False)
 

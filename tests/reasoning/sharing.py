@@ -99,6 +99,8 @@ def work(folder: Path, name: str) -> None:
     train(folder, f"{name}_resumed")
     if name in ("one", "fsdp"):
         train(folder, f"{name}_top", top_k=5, alpha=0.0, steps=3)
+    if name in ("one", "ddp", "fsdp", "fsdp_loaded_once"):
+        train(folder, f"{name}_fused", fused=True, alpha=0.3, divergence="jsd", steps=3)
     if name == "fsdp":
         train(folder, "fsdp_on_policy", on_policy=True, max_new_tokens=7, steps=3)
 

@@ -76,6 +76,12 @@ def test_the_largest_logits_of_a_sharded_teacher(folder):
     same(folder, "fsdp_top", "one_top", 3)
 
 
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "fsdp_loaded_once"])
+def test_the_loss_inside_of_the_forward_that_processes_share(folder, name):
+    _, facts = same(folder, f"{name}_fused", "one_fused", 3)
+    assert facts["sharded"] == [name.startswith("fsdp")] * 2
+
+
 def test_a_sharded_student_writes_and_learns_from_it(folder):
     _, facts = load_tensors(folder / "fsdp_on_policy.safetensors")
     tokens = facts["history"]["tokens"]
