@@ -33,7 +33,7 @@ from kdlib.canvas import (
     png,
     show,
 )
-from kdlib.charts import memory_bars, named_points, stacked_groups, token_grid
+from kdlib.charts import memory_bars, named_points, stacked_groups, time_and_memory, token_grid
 from kdlib.galleries import pictures, truth_scatter
 from kdlib.losses import kd_loss, soft_target_loss, soften
 from kdlib.metrics import ReliabilityCurve, Scores, interval
@@ -42,7 +42,7 @@ __all__ = [
     "COLOURS", "LINES", "MARKERS", "STYLE", "alt_text", "arms", "densities", "digit_gallery", "heat_map",
     "image_tag", "label_bars", "lines", "loss_picture", "memory_bars", "named_points", "neighbours", "panels",
     "pictures", "png", "reliability", "show", "softened", "stacked_groups", "temperature_curves",
-    "token_grid", "truth_scatter",
+    "time_and_memory", "token_grid", "truth_scatter",
 ]
 
 

@@ -86,6 +86,11 @@ def catalogue(classes: list[str]) -> dict[str, Figure]:
              for k, name in enumerate(classes[:3], 1)},
             xlabel="classes", ylabel="memory (MB)", title="Whole and in parts",
         ),
+        "time_and_memory": plots.time_and_memory(
+            {f"panel {j}": {name: (0.02 * (k + 1) ** j, 3e7 * (k + 1) ** (4 - j))
+                            for k, name in enumerate(classes[: 9 - j])} for j in range(1, 5)},
+            title="Time and memory",
+        ),
         "token_grid": plots.token_grid(
             {classes[0]: torch.tensor([[1, 2, 2, 0, 0], [1, 1, 2, 2, 2]]),
              classes[1]: torch.tensor([[1, 2, 1, 2, 2]])}, title="Two batches",

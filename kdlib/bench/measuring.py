@@ -1,7 +1,9 @@
 """Seconds, peaks of memory and the rates of a machine, taken the same way for everybody."""
 
 import gc
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -108,14 +110,39 @@ def peak_bytes(run: Run, device: torch.device | str = "cpu") -> int:
         with _LiveTensors() as live:
             run()
         return live.peak
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+    with _without_messages():
+        profiler.start()
+    try:
         run()
+    finally:
+        with _without_messages():
+            profiler.stop()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         live += event.nbytes()
         peak = max(peak, live)
     return peak
+
+
+@contextmanager
+def _without_messages() -> Iterator[None]:
+    """The profiler's library writes of its start and its end straight to the error stream."""
+    sys.stderr.flush()
+    try:
+        stream = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(stream, 2)
+        os.close(stream)
+        os.close(nowhere)
 
 
 @contextmanager

@@ -151,8 +151,9 @@ def arms_in_turn(
 
 
 def _first_runs(
-    entrant: Contender, problem: Problem, setting: Setting, checked: int, ready: dict, found: dict, peaks: dict
-) -> str:
+    entrant: Contender, problem: Problem, setting: Setting, checked: int,
+    ready: dict[str, Callable[[], object]], found: dict[str, Errors], peaks: dict[str, int],
+) -> str:  # fmt: skip
     """Check one contender; what is to be noted of it, empty if all is well."""
     device = problem.labels.device
     try:
@@ -184,8 +185,8 @@ def _timed(ready: dict, device: torch.device, rounds: int, notes: dict[str, str]
     while ready:
         try:
             arms = {name: watched(name, run) for name, run in ready.items()}
-            # Each has run twice before, which warmed it up.
-            return seconds_in_turn(arms, device, rounds=rounds, warm_up=0)
+            # Warmed up once more: what was compiled while the profiler watched is compiled again without it.
+            return seconds_in_turn(arms, device, rounds=rounds, warm_up=1)
         except Exception as failure:
             notes[culprit] = _said(failure)
             del ready[culprit]
