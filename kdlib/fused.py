@@ -27,13 +27,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlib.losses import Divergence, _check_alpha, _check_options, _on_kernels, soft_target_loss
+from kdlib import closed_form
+from kdlib.losses import Divergence, _check_alpha, _check_options, _on_kernels
 from kdlib.top_k import TopK, top_k_loss
 
 __all__ = ["LossTerms", "linear_kd_loss", "linear_kd_terms"]
 
 _CHUNK_BYTES = 256 << 20  # that a chunk may hold where autograd finds its gradient
-_COPIES = 12  # float32 tensors of the size of a chunk's logits that the losses hold at their fullest
+_COPIES = 8  # float32 tensors of the size of a chunk's logits that are there at the fullest moment
 _KERNEL_CHUNK_BYTES = 1 << 30  # that the logits of a chunk may be where kernels write over them
 _LEAST = 16  # tokens of a chunk; below that a product reads the weights for too little
 _TILE = 128  # tokens; matrix products on a GPU are made of tiles of so many rows
@@ -159,10 +160,10 @@ def linear_kd_terms(
     scale = 1 / max(len(hidden), 1) if reduction == "mean" else 1.0
     chunks = _Chunks(
         labels, teacher, alpha,
-        {"temperature": temperature, "divergence": divergence, "beta": beta}, scale, chunk_tokens,
+        {"temperature": temperature, "divergence": divergence, "beta": beta}, len(hidden), scale,
     )  # fmt: skip
     dtype = autocast or hidden.dtype
-    return LossTerms(*_Linear.apply(hidden, student_weight, student_bias, chunks, dtype))
+    return LossTerms(*_Linear.apply(hidden, student_weight, student_bias, chunks, chunk_tokens, dtype))
 
 
 # --- a chunk ----------------------------------------------------------------------------------------
@@ -190,10 +191,6 @@ class _LiveTeacher:
         with torch.no_grad():
             return F.linear(self._hidden[rows].to(self.dtype), self._weight, self._bias)
 
-    def compared(self, student: Tensor, rows: slice, **options) -> Tensor:
-        teacher = self.logits(rows)[:, : self.classes]
-        return soft_target_loss(student[:, : self.classes], teacher, reduction="sum", **options)
-
 
 class _StoredTeacher:
     """The largest logits, from a cache."""
@@ -218,69 +215,66 @@ class _Chunks:
         labels: (n,) of the positions that count, or None.
         teacher: what they are compared with, or None where alpha is 1.
         alpha: weight of the hard term. options: of the soft one.
-        scale: of loss and gradients, in the end.
-        tokens: positions of a chunk; None for as many as its memory allows.
+        count: n. scale: of loss and gradients, in the end.
     """
 
     def __init__(
         self, labels: Tensor | None, teacher: _LiveTeacher | _StoredTeacher | None, alpha: float,
-        options: dict, scale: float, tokens: int | None,
+        options: dict, count: int, scale: float,
     ) -> None:  # fmt: skip
-        self.scale = scale
+        self.count, self.scale = count, scale
         self._labels, self._teacher, self._alpha, self._options = labels, teacher, alpha, options
-        self._tokens = tokens
 
-    def method(self, like: Tensor) -> Callable[[Tensor, slice, bool], tuple[Tensor, Tensor, Tensor | None]]:
-        """What is faster for logits of this device and dtype."""
-        teacher = self._teacher
+    def method(self, logits: Tensor) -> tuple[Callable, int]:
+        """How it is done for logits like these (0, V), and how many positions a chunk of it has."""
+        width, teacher = logits.shape[1], self._teacher
         if isinstance(teacher, _StoredTeacher):
-            return self._by_autograd
-        other = None if teacher is None else like.new_empty(0, dtype=teacher.dtype)
-        return self._by_kernels if _on_kernels(like, other) else self._by_autograd
+            return self._by_autograd, max(_LEAST, _CHUNK_BYTES // (4 * _COPIES * width))
+        other = None if teacher is None else logits.new_empty(0, dtype=teacher.dtype)
+        if not _on_kernels(logits, other):
+            return self._by_formula, max(_LEAST, _CHUNK_BYTES // (4 * _COPIES * width))
+        each = width * logits.itemsize + (0 if teacher is None else teacher.width * teacher.dtype.itemsize)
+        most = max(1, _KERNEL_CHUNK_BYTES // (each * _TILE))
+        tiles = -(-self.count // _TILE)
+        chunks = -(-tiles // most)
+        return self._by_kernels, _TILE * -(-tiles // max(1, chunks))
 
-    def tokens(self, method: Callable, count: int, width: int, itemsize: int) -> int:
-        """Positions of a chunk, of `count` in all, with `width` logits of `itemsize` bytes each."""
-        if self._tokens is not None:
-            return self._tokens
-        if method == self._by_autograd:
-            return max(_LEAST, _CHUNK_BYTES // (4 * _COPIES * width))
-        each = width * itemsize
-        if self._teacher is not None:
-            each += self._teacher.width * self._teacher.dtype.itemsize
-        most = max(_TILE, _KERNEL_CHUNK_BYTES // each // _TILE * _TILE)
-        chunks = max(1, -(-count // most))
-        return -(-count // (chunks * _TILE)) * _TILE or _TILE
+    def _by_formula(self, logits: Tensor, rows: slice, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums of the hard and of the soft term, and the derivative of the loss that they make.
+
+        The logits are overwritten.
+        """
+        (hard, soft), slope = closed_form.kd_terms_and_gradient(logits, **self._beside(rows))
+        return hard.sum(), soft.sum(), slope
+
+    def _by_kernels(self, logits: Tensor, rows: slice, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The same on a GPU."""
+        from kdlib import kernels
+
+        (hard, soft), slope = kernels.kd_terms_and_gradient(logits, **self._beside(rows), out=logits)
+        return hard.sum(), soft.sum(), slope
+
+    def _beside(self, rows: slice) -> dict[str, object]:
+        beside = {"labels": None if self._labels is None else self._labels[rows], "alpha": self._alpha}
+        if self._teacher is None:
+            return self._options | beside | {"teacher_logits": None}
+        return self._options | beside | {
+            "teacher_logits": self._teacher.logits(rows), "width": self._teacher.classes,
+        }  # fmt: skip
 
     def _by_autograd(
         self, logits: Tensor, rows: slice, wanted: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Sums of the hard and of the soft term, and the derivative of the loss that they make."""
-        alpha = self._alpha
-        hard = soft = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
+        """The same beside the largest logits of a teacher."""
+        hard = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
         logits.requires_grad_(wanted)
         with torch.enable_grad():
-            if alpha > 0:
+            if self._alpha > 0:
                 hard = F.cross_entropy(logits.to(hard.dtype), self._labels[rows], reduction="sum")
-            if alpha < 1:
-                soft = self._teacher.compared(logits, rows, **self._options)
-            loss = alpha * hard + (1 - alpha) * soft
+            soft = self._teacher.compared(logits, rows, **self._options)
+            loss = self._alpha * hard + (1 - self._alpha) * soft
         slope = torch.autograd.grad(loss, logits)[0] if wanted else None
         return hard.detach(), soft.detach(), slope
-
-    def _by_kernels(
-        self, logits: Tensor, rows: slice, wanted: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The same; the derivative is written over the logits."""
-        from kdlib.kernels import kd_terms_and_gradient
-
-        teacher = self._teacher
-        (hard, soft), slope = kd_terms_and_gradient(
-            logits, None if teacher is None else teacher.logits(rows),
-            None if self._labels is None else self._labels[rows],
-            alpha=self._alpha, width=None if teacher is None else teacher.classes, out=logits,
-            **self._options,
-        )  # fmt: skip
-        return hard.sum(), soft.sum(), slope if wanted else None
 
     def weighted(self, hard: Tensor, soft: Tensor) -> Tensor:
         # A term without weight may be left out; one that is not finite is to be seen.
@@ -295,7 +289,7 @@ class _Linear(torch.autograd.Function):
     """Loss, its terms and gradients of n hidden states, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, chunks: _Chunks, dtype: torch.dtype):
+    def forward(ctx, hidden, weight, bias, chunks: _Chunks, chunk_tokens: int | None, dtype: torch.dtype):
         precise = torch.promote_types(dtype, torch.float32)
         wanted = ctx.needs_input_grad[:3]
         hard, soft = hidden.new_zeros(2, dtype=precise)
@@ -305,8 +299,8 @@ class _Linear(torch.autograd.Function):
         )
         with torch.autocast(hidden.device.type, enabled=False):
             matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
-            method = chunks.method(hidden.new_empty(0, dtype=dtype))
-            tokens = chunks.tokens(method, len(hidden), len(weight), dtype.itemsize)
+            method, tokens = chunks.method(hidden.new_empty(0, len(weight), dtype=dtype))
+            tokens = chunk_tokens or tokens
             for start in range(0, len(hidden), tokens):
                 rows = slice(start, start + tokens)
                 part = hidden[rows].to(dtype)
@@ -340,7 +334,7 @@ class _Linear(torch.autograd.Function):
                 _scaled(next(saved), slope, dtype) if want else None
                 for want, dtype in zip(ctx.wanted, ctx.dtypes, strict=True)
             ),
-            None, None,
+            None, None, None,
         )  # fmt: skip
 
 

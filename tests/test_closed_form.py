@@ -1,0 +1,134 @@
+"""The loss and its gradient by formula, against autograd through `kdlib.losses` in float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdlib.closed_form import kd_terms_and_gradient
+from kdlib.losses import kd_loss, soft_target_loss
+
+DIVERGENCES = ["forward", "reverse", "jsd"]
+
+
+def draw(rows=5, classes=17, seed=0, dtype=torch.float64, apart=None, spread=3.0):
+    random = torch.Generator().manual_seed(seed)
+    student, teacher = spread * torch.randn(2, rows, classes, generator=random, dtype=torch.float64)
+    if apart is not None:
+        teacher = student + apart * teacher
+    return student.to(dtype), teacher.to(dtype), torch.randint(classes, (rows,), generator=random)
+
+
+def by_autograd(student, teacher, labels, *, alpha, width=None, dtype=torch.float64, **options):
+    z = student.to(dtype).requires_grad_()
+    terms = torch.zeros(2, len(z), dtype=dtype)
+    loss = 0
+    if alpha > 0:
+        hard = kd_loss(z, None, labels, alpha=1.0, reduction="none")
+        terms[0], loss = hard.detach(), alpha * hard
+    if alpha < 1:
+        soft = soft_target_loss(z[:, :width], teacher.to(dtype)[:, :width], reduction="none", **options)
+        terms[1], loss = soft.detach(), loss + (1 - alpha) * soft
+    return terms, torch.autograd.grad(loss.sum(), z)[0]
+
+
+def compare(student, teacher, labels, rtol=1e-10, atol=1e-12, **options):
+    expected, gradient = by_autograd(student, teacher, labels, **options)
+    terms, found = kd_terms_and_gradient(student.clone(), teacher.clone(), labels, **options)
+    assert found.dtype == student.dtype
+    torch.testing.assert_close(terms.double(), expected, rtol=rtol, atol=atol)
+    torch.testing.assert_close(found.double(), gradient, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("temperature", [0.5, 1, 4.0])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_both_terms_and_the_gradient(divergence, temperature, alpha):
+    compare(*draw(), temperature=temperature, alpha=alpha, divergence=divergence, beta=0.3)
+
+
+@given(
+    rows=st.integers(0, 4), classes=st.integers(2, 40), seed=st.integers(0, 999), alpha=st.floats(0, 1),
+    temperature=st.floats(0.1, 100), divergence=st.sampled_from(DIVERGENCES), beta=st.floats(0.01, 0.99),
+    spread=st.floats(0, 30),
+)  # fmt: skip
+@settings(max_examples=150, deadline=None)
+def test_any_shape_and_setting(rows, classes, seed, spread, **options):
+    compare(*draw(rows, classes, seed, spread=spread), rtol=1e-6, atol=1e-7, **options)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("ruled_out", [-math.inf, -1e30, torch.finfo(torch.float32).min])
+def test_classes_that_either_rules_out(ruled_out, divergence):
+    student, teacher, _ = draw(classes=23)
+    random = torch.Generator().manual_seed(1)
+    for logits in (student, teacher):
+        logits.masked_fill_(torch.rand(logits.shape, generator=random) < 0.3, ruled_out)
+    student[0, ::2] = teacher[0, 1::2] = ruled_out  # nothing is left
+    options = {"temperature": 2.0, "alpha": 0.0, "divergence": divergence, "beta": 0.4}
+    compare(student, teacher, None, **options)
+    terms, gradient = kd_terms_and_gradient(student, teacher, None, **options)
+    assert terms[1, 0] == 0 and gradient[0].eq(0).all() and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_vocabularies_of_unequal_padding(divergence):
+    student, _, labels = draw(classes=21)
+    _, teacher, _ = draw(classes=25, seed=1)
+    labels[0] = 20  # beyond what is compared
+    for alpha in (0.0, 0.4):
+        compare(
+            student, teacher, labels, width=19, temperature=2.0, alpha=alpha, divergence=divergence, beta=0.3
+        )
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("apart", [1e-1, 1e-2, 1e-3])
+@pytest.mark.parametrize("temperature", [1.0, 100.0])
+def test_accurate_in_float32_where_the_models_nearly_agree(temperature, apart, divergence):
+    student, teacher, _ = draw(64, 500, dtype=torch.float32, apart=apart)
+    options = {"temperature": temperature, "alpha": 0.0, "divergence": divergence, "beta": 0.3}
+    expected, gradient = by_autograd(student, teacher, None, **options)
+    terms, found = kd_terms_and_gradient(student.clone(), teacher.clone(), None, **options)
+    torch.testing.assert_close(terms[1].double(), expected[1], rtol=2e-3 if apart < 1e-2 else 1e-4, atol=0)
+    # log q − log p carries the rounding of two large numbers, whatever computes the gradient of it.
+    _, usual = by_autograd(student, teacher, None, dtype=torch.float32, **options)
+    error, as_usual = ((each.double() - gradient).abs().max() for each in (found, usual))
+    assert error <= 2 * as_usual
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once(dtype, divergence):
+    student, teacher, labels = draw(8, 300, dtype=dtype)
+    options = {"temperature": 2.0, "alpha": 0.5, "divergence": divergence, "beta": 0.3}
+    expected, gradient = by_autograd(student, teacher, labels, **options)
+    kept = student.clone()
+    terms, found = kd_terms_and_gradient(student, teacher, labels, **options)
+    assert torch.equal(student, kept)
+    assert terms.dtype == torch.float32
+    torch.testing.assert_close(terms.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        found.double(), gradient, rtol=torch.finfo(dtype).eps, atol=1e-6 if dtype == torch.bfloat16 else 1e-7
+    )
+
+
+def test_far_apart_models_stay_finite():
+    student = torch.tensor([[0.0, 500.0, -500.0], [1e4, -1e4, 0.0]])
+    teacher = torch.tensor([[500.0, -500.0, 0.0], [-1e4, 1e4, 0.0]])
+    for divergence in DIVERGENCES:
+        options = {"temperature": 1.0, "alpha": 0.0, "divergence": divergence, "beta": 0.3}
+        compare(student, teacher, None, rtol=1e-5, atol=1e-6, **options)
+
+
+def test_nan_is_seen():
+    student, teacher, labels = draw()
+    student[2, 3] = math.nan
+    for alpha in (0.0, 1.0):
+        terms, gradient = kd_terms_and_gradient(
+            student.clone(), teacher.clone(), labels, temperature=2.0, alpha=alpha, divergence="forward"
+        )
+        assert terms.isnan().any(0).tolist() == [False, False, True, False, False]
+        assert gradient[2].isnan().all()
