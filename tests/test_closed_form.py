@@ -92,12 +92,14 @@ def test_accurate_in_float32_where_the_models_nearly_agree(temperature, apart, d
     options = {"temperature": temperature, "alpha": 0.0, "divergence": divergence, "beta": 0.3}
     expected, gradient = by_autograd(student, teacher, None, **options)
     terms, found = kd_terms_and_gradient(student.clone(), teacher.clone(), None, **options)
-    torch.testing.assert_close(terms[1].double(), expected[1], rtol=2e-3 if apart < 1e-2 else 1e-4, atol=0)
-    # log q − log p carries the rounding of two large numbers. What of it a row has in common is in the gradient
-    # here; autograd's leaves it out again as it goes through the softmax.
-    _, usual = by_autograd(student, teacher, None, dtype=torch.float32, **options)
-    error, as_usual = ((each.double() - gradient).abs().max() for each in (found, usual))
-    assert error <= 6 * as_usual
+    if temperature == 1:
+        torch.testing.assert_close(terms[1].double(), expected[1], rtol=1e-4, atol=0)
+    # At a high T, log q − log p carries the rounding of two large numbers. What of it a row has in common is in
+    # the gradient here; autograd's leaves it out again as it goes through the softmax.
+    usual = by_autograd(student, teacher, None, dtype=torch.float32, **options)
+    for ours, theirs, exact, times in ((terms, usual[0], expected, 2), (found, usual[1], gradient, 6)):
+        error, as_usual = ((each.double() - exact).abs().max() for each in (ours, theirs))
+        assert error <= times * as_usual + 1e-7 * exact.abs().max()
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
