@@ -102,11 +102,12 @@ def _jensen_shannon(
     torch.add(log_q, math.log1p(-beta), out=other)
     log_m = torch.logaddexp(free, other, out=other)
     m = log_m.exp()
+    difference, spare = torch.empty_like(m), torch.empty_like(m)
     distances = 0
     for weight, log_x in ((beta, log_p), (1 - beta, log_q)):
         h = torch.sub(log_m, log_x, out=free)
         x = log_x.exp_()
-        difference = _difference(x, m, h, torch.empty_like(m), torch.empty_like(m))
+        _difference(x, m, h, difference, spare)
         distances = distances + weight * difference.addcmul_(x, h, value=-1).sum(dim=-1)
     # x is q and h is log(m/q) now.
     mean = torch.mul(x, h, out=difference).sum(dim=-1, keepdim=True)

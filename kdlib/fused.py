@@ -31,7 +31,7 @@ from kdlib import closed_form
 from kdlib.losses import Divergence, _check_alpha, _check_options, _on_kernels
 from kdlib.top_k import TopK, top_k_loss
 
-__all__ = ["LossTerms", "linear_kd_loss", "linear_kd_terms"]
+__all__ = ["LossTerms", "chunk_tokens", "linear_kd_loss", "linear_kd_terms"]
 
 _CHUNK_BYTES = 256 << 20  # that a chunk may hold where autograd finds its gradient
 _COPIES = 8  # float32 tensors of the size of a chunk's logits that are there at the fullest moment
@@ -208,6 +208,21 @@ class _StoredTeacher:
         return top_k_loss(student[:, : self.classes], top, reduction="sum", **options)
 
 
+def chunk_tokens(count: int, classes: int, *, written_over: int | None = None) -> int:
+    """Positions of a chunk, of `count`.
+
+    Args:
+        classes: V.
+        written_over: bytes of a position's logits, of student and teacher together, where the kernels write
+            over them; None where PyTorch works beside them.
+    """
+    if written_over is None:
+        return max(1, min(count, max(_LEAST, _CHUNK_BYTES // (4 * _COPIES * classes))))
+    tiles = -(-count // _TILE)
+    chunks = -(-tiles // max(1, _KERNEL_CHUNK_BYTES // (_TILE * written_over)))
+    return _TILE * -(-tiles // max(1, chunks))  # chunks of equal size
+
+
 class _Chunks:
     """Says of the student's logits of some positions which sums of terms and which gradient they have.
 
@@ -227,17 +242,15 @@ class _Chunks:
 
     def method(self, logits: Tensor) -> tuple[Callable, int]:
         """How it is done for logits like these (0, V), and how many positions a chunk of it has."""
-        width, teacher = logits.shape[1], self._teacher
+        teacher = self._teacher
         if isinstance(teacher, _StoredTeacher):
-            return self._by_autograd, max(_LEAST, _CHUNK_BYTES // (4 * _COPIES * width))
+            return self._by_autograd, chunk_tokens(self.count, logits.shape[1])
         other = None if teacher is None else logits.new_empty(0, dtype=teacher.dtype)
         if not _on_kernels(logits, other):
-            return self._by_formula, max(_LEAST, _CHUNK_BYTES // (4 * _COPIES * width))
-        each = width * logits.itemsize + (0 if teacher is None else teacher.width * teacher.dtype.itemsize)
-        most = max(1, _KERNEL_CHUNK_BYTES // (each * _TILE))
-        tiles = -(-self.count // _TILE)
-        chunks = -(-tiles // most)
-        return self._by_kernels, _TILE * -(-tiles // max(1, chunks))
+            return self._by_formula, chunk_tokens(self.count, logits.shape[1])
+        each = logits.shape[1] * logits.itemsize
+        each += 0 if teacher is None else teacher.width * teacher.dtype.itemsize
+        return self._by_kernels, chunk_tokens(self.count, logits.shape[1], written_over=each)
 
     def _by_formula(self, logits: Tensor, rows: slice, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Sums of the hard and of the soft term, and the derivative of the loss that they make.
@@ -289,7 +302,7 @@ class _Linear(torch.autograd.Function):
     """Loss, its terms and gradients of n hidden states, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, chunks: _Chunks, chunk_tokens: int | None, dtype: torch.dtype):
+    def forward(ctx, hidden, weight, bias, chunks: _Chunks, given: int | None, dtype: torch.dtype):
         precise = torch.promote_types(dtype, torch.float32)
         wanted = ctx.needs_input_grad[:3]
         hard, soft = hidden.new_zeros(2, dtype=precise)
@@ -299,8 +312,8 @@ class _Linear(torch.autograd.Function):
         )
         with torch.autocast(hidden.device.type, enabled=False):
             matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
-            method, tokens = chunks.method(hidden.new_empty(0, len(weight), dtype=dtype))
-            tokens = chunk_tokens or tokens
+            method, most = chunks.method(hidden.new_empty(0, len(weight), dtype=dtype))
+            tokens = given or most
             for start in range(0, len(hidden), tokens):
                 rows = slice(start, start + tokens)
                 part = hidden[rows].to(dtype)
