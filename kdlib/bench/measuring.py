@@ -14,7 +14,9 @@ from torch.profiler import ProfilerActivity, profile
 from kdlib.cost import _LiveTensors, _wait_for
 from kdlib.reasoning.hardware import copy_rate, matrix_rate
 
-__all__ = ["copy_rate", "matrix_rate", "peak_bytes", "ratio", "seconds_in_turn", "seconds_of"]
+__all__ = [
+    "copy_rate", "matrix_rate", "memory_let_go", "peak_bytes", "ratio", "seconds_in_turn", "seconds_of",
+]  # fmt: skip
 
 _FLUSH = 256 << 20  # bytes: five times the L2 cache of an H200
 
@@ -147,15 +149,10 @@ def _without_messages() -> Iterator[None]:
 
 @contextmanager
 def memory_let_go(device: torch.device | str) -> Iterator[None]:
-    """Before and after: nothing unreachable is held, and CUDA's cache is empty."""
-    _let_go(torch.device(device))
+    """Afterwards nothing unreachable is held, and CUDA's cache is empty."""
     try:
         yield
     finally:
-        _let_go(torch.device(device))
-
-
-def _let_go(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+        gc.collect()
+        if torch.device(device).type == "cuda":
+            torch.cuda.empty_cache()
