@@ -13,11 +13,11 @@ The backward pass is then one multiplication by a number. What is computed is th
 chunk, and ∂L/∂W. (Liger-Kernel, Hsu et al. 2024, arXiv 2410.10989, has this for the cross-entropy.)
 
 **Size of a chunk.** The products read W once for every chunk, and ∂L/∂W is read and written, so chunks
-should be large; what they hold is what is to be saved, so they should be small. Where autograd finds G, the
-losses hold a dozen float32 tensors of the size of a chunk's logits, and 256 MB are a compromise: 36 tokens at
-151,936 classes. The kernels write G over the student's logits and hold nothing else but the teacher's. In
-bfloat16 a gigabyte is 1,664 tokens then, and 8,192 tokens move the 0.93 GB of ∂L/∂W (H = 1,536) five times in
-and out.
+should be large; what they hold is what is to be saved, so they should be small. PyTorch, by the formulas of
+`kdlib.closed_form`, holds up to eight float32 tensors of the size of a chunk's logits, and 256 MB are a
+compromise: 55 tokens at 151,936 classes. The kernels write G over the student's logits and hold nothing else
+but the teacher's. In bfloat16 a gigabyte is 1,664 tokens then, and 8,192 tokens move the 0.93 GB of ∂L/∂W
+(H = 1,536) five times in and out.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from kdlib.top_k import TopK, top_k_loss
 
 __all__ = ["LossTerms", "chunk_tokens", "linear_kd_loss", "linear_kd_terms"]
 
-_CHUNK_BYTES = 256 << 20  # that a chunk may hold where autograd finds its gradient
+_CHUNK_BYTES = 256 << 20  # that a chunk may hold where PyTorch finds its gradient
 _COPIES = 8  # float32 tensors of the size of a chunk's logits that are there at the fullest moment
 _KERNEL_CHUNK_BYTES = 1 << 30  # that the logits of a chunk may be where kernels write over them
 _LEAST = 16  # tokens of a chunk; below that a product reads the weights for too little
@@ -163,7 +163,10 @@ def linear_kd_terms(
         {"temperature": temperature, "divergence": divergence, "beta": beta}, len(hidden), scale,
     )  # fmt: skip
     dtype = autocast or hidden.dtype
-    return LossTerms(*_Linear.apply(hidden, student_weight, student_bias, chunks, chunk_tokens, dtype))
+    recorded = torch.is_grad_enabled()  # which it never is inside of a function's forward
+    return LossTerms(
+        *_Linear.apply(hidden, student_weight, student_bias, chunks, chunk_tokens, dtype, recorded)
+    )
 
 
 # --- a chunk ----------------------------------------------------------------------------------------
@@ -302,9 +305,9 @@ class _Linear(torch.autograd.Function):
     """Loss, its terms and gradients of n hidden states, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, chunks: _Chunks, given: int | None, dtype: torch.dtype):
+    def forward(ctx, hidden, weight, bias, chunks, given, dtype, recorded):
         precise = torch.promote_types(dtype, torch.float32)
-        wanted = ctx.needs_input_grad[:3]
+        wanted = [recorded and needed for needed in ctx.needs_input_grad[:3]]
         hard, soft = hidden.new_zeros(2, dtype=precise)
         of_hidden, of_weight, of_bias = (
             torch.zeros_like(tensor, dtype=precise if number else tensor.dtype) if want else None
@@ -347,7 +350,7 @@ class _Linear(torch.autograd.Function):
                 _scaled(next(saved), slope, dtype) if want else None
                 for want, dtype in zip(ctx.wanted, ctx.dtypes, strict=True)
             ),
-            None, None, None,
+            *(None,) * 4,
         )  # fmt: skip
 
 

@@ -94,6 +94,19 @@ def test_only_the_gradients_that_are_wanted():
         assert not fused(student, teacher, labels).requires_grad
 
 
+def test_without_gradients_none_is_computed():
+    student, teacher, labels = example((64,), 2048, 8, dtype=torch.float32)
+
+    def run(recorded):
+        with torch.set_grad_enabled(recorded):
+            return fused(student, teacher, labels, chunk_tokens=8)
+
+    expected = run(True)
+    assert not run(False).requires_grad and torch.equal(run(False), expected.detach())
+    weight = student[1].numel() * 4
+    assert peak_bytes(lambda: run(False)) < peak_bytes(lambda: run(True)) - 0.9 * weight
+
+
 def test_the_teacher_gets_no_gradient():
     student, teacher, labels = example()
     teacher[1].requires_grad_()

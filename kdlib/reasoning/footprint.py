@@ -29,11 +29,13 @@ from typing import Literal
 
 from transformers import PreTrainedConfig
 
+from kdlib.fused import chunk_tokens
 from kdlib.losses import Divergence
+from kdlib.reasoning.output_layer import LARGE_VOCABULARY
 
 __all__ = [
-    "Architecture", "Method", "Step", "WeightType", "gathered_bytes", "loss_bytes", "loss_copies",
-    "teacher_working", "training_moments",
+    "Architecture", "Method", "Step", "WeightType", "chunk_bytes", "gathered_bytes", "loss_bytes",
+    "loss_copies", "teacher_working", "training_moments",
 ]  # fmt: skip
 
 Method = Literal["texts", "logits", "top-k cache"]
@@ -161,6 +163,7 @@ class Step:
         bf16: whether it is bfloat16 autocast over float32 weights, or float32 alone.
         checkpointing: of gradients. accumulates: whether gradients of earlier micro-batches are there.
         mask: whether any text is padded.
+        kernels: whether the device runs `kdlib.kernels`.
         shards: devices that weights, gradients and optimizer state are spread over (FSDP2); 1 for none.
         replicated: whether whole replicas exchange gradients (DDP).
     """
@@ -173,6 +176,7 @@ class Step:
     checkpointing: bool
     accumulates: bool
     mask: bool
+    kernels: bool
     shards: int = 1
     replicated: bool = False
 
@@ -203,7 +207,7 @@ def loss_bytes(
     """Bytes of logits and loss at their fullest moment, for the losses of kdlib as they are now.
 
     The student's logits are float32, and of every copy of them there is one for each entry of the vocabulary
-    and each token. A loss that never holds all logits at once needs little of this.
+    and each token. The fused loss, which never holds all logits at once, needs `chunk_bytes`.
 
     Args:
         counted: tokens in the loss. student, teacher: sizes of the vocabularies.
@@ -222,6 +226,46 @@ def loss_bytes(
 def loss_copies(method: Method, divergence: Divergence, top_k: int | None) -> float:
     """Float32 tensors of the size of the student's logits, these included, that a loss holds at most."""
     return _COPIES["texts" if method == "texts" else divergence if top_k is None else "top-k"]
+
+
+# The same for a chunk of the fused loss, as kdlib.closed_form has them: of the student's logits, and of those
+# that are compared. The teacher's as it makes them are not among them.
+_IN_A_CHUNK = {"forward": 2.25, "reverse": 2.25, "jsd": 5.25}
+
+
+def chunk_bytes(
+    method: Method,
+    divergence: Divergence,
+    top_k: int | None,
+    counted: int,
+    student: int,
+    teacher: int,
+    itemsize: int,
+    teacher_itemsize: int,
+    kernels: bool,
+) -> float:
+    """Bytes of a chunk of logits and their loss at the fullest moment of `kdlib.fused.linear_kd_loss`.
+
+    Args:
+        counted: tokens in the loss. student, teacher: sizes of the vocabularies.
+        itemsize, teacher_itemsize: bytes of a logit as products give it.
+        kernels: whether the device runs `kdlib.kernels`, which write the gradient over the logits.
+    """
+    of_teacher = teacher * teacher_itemsize if method == "logits" and top_k is None else 0
+    cast = 4 if itemsize < 4 else 0
+    if method != "texts" and top_k is not None:
+        rows = min(counted, chunk_tokens(counted, student))
+        return rows * itemsize * student + loss_bytes(method, divergence, top_k, rows, student)
+    if kernels:
+        rows = min(counted, chunk_tokens(counted, student, written_over=student * itemsize + of_teacher))
+        return rows * (student * itemsize + of_teacher)
+    rows = min(counted, chunk_tokens(counted, student))
+    of_student = student * (itemsize + cast + 4)  # and the gradient of the hard term
+    if method == "texts":
+        return rows * (of_student + (itemsize if cast else 0) * student)
+    width = min(student, teacher)
+    cast = 4 * width if teacher_itemsize < 4 else 0
+    return rows * (of_student + of_teacher + cast + 4 * _IN_A_CHUNK[divergence] * width)
 
 
 def gathered_bytes(model: Architecture, itemsize: int) -> float:
@@ -275,8 +319,10 @@ def training_moments(
 
     # Autocast keeps its copies of weights until the backward pass has used them. With checkpointing only that
     # of the output embedding lives so long, and those of one layer at a time.
+    fused = student.vocabulary >= LARGE_VOCABULARY
     layer_copy = 2 * student.layer_linear if step.bf16 and shards == 1 else 0
     head_copy = 2 * student.head if step.bf16 and shards == 1 else 0
+    cached_head = 0 if fused else head_copy  # the fused loss is done with it as soon as it is computed
     per_layer = student.saved(step.bf16, step.context, step.mask) * positions
     kept_layer = 4 * student.hidden * positions if step.checkpointing else per_layer
     # Around the layers: the last norm, the head's input, cosines and sines, a mask, token ids and the like.
@@ -284,7 +330,7 @@ def training_moments(
     around += 8 * step.context * student.head_dim + 24 * positions
     around += positions * step.context if step.mask else 0
     layers = student.layers * kept_layer
-    copies = head_copy + (0 if step.checkpointing else student.layers * layer_copy)
+    copies = cached_head + (0 if step.checkpointing else student.layers * layer_copy)
     # The backward pass of a layer: gradients of two feed-forward tensors and of the hidden states.
     working = positions * (2 * student.feed_forward * step.itemsize + 4 * student.hidden)
     again = per_layer - kept_layer if step.checkpointing else 0
@@ -303,28 +349,51 @@ def training_moments(
     at_first += waiting if shards > 1 or step.accumulates else 0
     if shards > 1:
         at_end = whole + gradient * student.head * (3 if student.tied else 2)
-    else:  # both halves of a shared embedding's, and their sum
-        at_end = whole + 4 * student.head * ((2 if student.tied else 0) + step.accumulates)
+    else:  # both halves of a shared embedding's, and their sum, which takes the place of the fused loss' half
+        halves = (1 if fused else 2) if student.tied else 0
+        at_end = whole + 4 * student.head * (halves + step.accumulates)
 
-    logits, kept = 4 * step.counted * student.vocabulary, 4 * step.batch * step.kept * student.vocabulary
-    moments = {
-        "loss": resident | {
-            "gradients": earlier, "activations": layers + around, "bf16 copies of weights": copies,
-            "logits and loss": max(
-                loss_bytes(method, divergence, top_k, step.counted, student.vocabulary,
-                           teacher.vocabulary if teacher else 0, item),
-                # Choosing the counted positions, and its backward pass.
-                logits + kept,
-            ),
-        },
-        "backward of the output embedding": resident | {
-            "gradients": earlier + one_gradient * student.head, "activations": layers + around,
-            "bf16 copies of weights": copies, "logits and loss": kept * (0.5 if step.bf16 else 1),
-        },
+    if fused:
+        # Hidden states of the tokens that count, and their gradient.
+        held = layers + around + 2 * 4 * step.counted * student.hidden
+        all_compared = method == "logits" and top_k is None
+        of_teacher = item * step.counted * teacher.hidden if all_compared else 0
+        chunk = chunk_bytes(
+            method, divergence, top_k, step.counted, student.vocabulary, teacher.vocabulary if teacher else 0,
+            step.itemsize, item, step.kernels,
+        )  # fmt: skip
+        moments = {
+            "loss": resident | {
+                "gradients": earlier + 4 * student.head, "activations": held + of_teacher,
+                "bf16 copies of weights": copies + head_copy, "logits and loss": chunk,
+            },
+            "backward of the output embedding": resident | {
+                "gradients": earlier + (4 + (step.itemsize if shards > 1 else 4)) * student.head,
+                "activations": held, "bf16 copies of weights": copies,
+            },
+        }  # fmt: skip
+    else:
+        logits, kept = (4 * tokens * student.vocabulary for tokens in (step.counted, step.batch * step.kept))
+        moments = {
+            "loss": resident | {
+                "gradients": earlier, "activations": layers + around, "bf16 copies of weights": copies,
+                "logits and loss": max(
+                    loss_bytes(method, divergence, top_k, step.counted, student.vocabulary,
+                               teacher.vocabulary if teacher else 0, item),
+                    # Choosing the counted positions, and its backward pass.
+                    logits + kept,
+                ),
+            },
+            "backward of the output embedding": resident | {
+                "gradients": earlier + one_gradient * student.head, "activations": layers + around,
+                "bf16 copies of weights": copies, "logits and loss": kept * (0.5 if step.bf16 else 1),
+            },
+        }  # fmt: skip
+    moments |= {
         "backward of the last layer": resident | {
             "gradients": earlier + waiting + of_layer,
             "activations": layers + again + working,
-            "bf16 copies of weights": copies - head_copy + again_copy,
+            "bf16 copies of weights": copies - cached_head + again_copy,
         },
         "backward of the first layer": resident | {
             "gradients": at_first + of_layer,
@@ -334,12 +403,19 @@ def training_moments(
             "gradients": at_end, "activations": 4 * positions * student.hidden,
         },
     }  # fmt: skip
-    if teacher is not None:
+    if teacher is None:
+        return moments
+    if fused and top_k is None:
+        working = teacher_working(teacher, item, positions, 0, 0)
+        working += item * step.counted * teacher.hidden
+    else:
         working = teacher_working(teacher, item, positions, step.batch * step.kept, step.counted)
-        if top_k is not None:  # what top_k_of needs
-            working += 4 * step.counted * teacher.vocabulary
-        moments["forward of the teacher"] = resident | {
-            "gradients": earlier, "activations": layers + around + working, "bf16 copies of weights": copies,
-            "logits and loss": logits,
-        }
+    if top_k is not None:  # what top_k_of needs
+        working += 4 * step.counted * teacher.vocabulary
+    moments["forward of the teacher"] = resident | {
+        "gradients": earlier, "activations": working,
+    } if fused else resident | {  # which comes before the student's there, and after it here
+        "gradients": earlier, "activations": layers + around + working, "bf16 copies of weights": copies,
+        "logits and loss": logits,
+    }  # fmt: skip
     return moments

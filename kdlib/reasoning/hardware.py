@@ -10,6 +10,7 @@ from types import MappingProxyType
 import psutil
 import torch
 
+from kdlib.losses import _on_kernels
 from kdlib.runtime import best_device
 
 __all__ = ["HARDWARE", "Hardware", "copy_rate", "find_hardware", "matrix_rate", "this_machine"]
@@ -28,6 +29,7 @@ class Hardware:
         interconnect: bytes a second that one device can send to the others while it receives as many.
         devices: how many.
         source: where the figures are from.
+        kernels: whether `kdlib.kernels` runs on it, as on NVIDIA's GPUs from the A100 on.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Hardware:
     interconnect: float
     devices: int = 1
     source: str = ""
+    kernels: bool = True
 
     def __post_init__(self) -> None:
         for name in ("memory", "flops", "bandwidth", "interconnect"):
@@ -122,7 +125,10 @@ def this_machine(device: torch.device | str | None = None) -> Hardware:
         memory, dtype = psutil.virtual_memory().total, torch.float32
     bandwidth = copy_rate(device)
     flops = matrix_rate(device, dtype)
-    return Hardware(name, memory, flops, bandwidth, bandwidth, source="measured by this_machine()")
+    return Hardware(
+        name, memory, flops, bandwidth, bandwidth, source="measured by this_machine()",
+        kernels=_on_kernels(torch.empty(0, 2, dtype=dtype, device=device)),
+    )  # fmt: skip
 
 
 def matrix_rate(device: torch.device | str, dtype: torch.dtype) -> float:

@@ -201,7 +201,7 @@ def _training(job: Job, sharding: Sharding) -> Phase:
     shards = machine.devices if sharding == "FSDP2" else 1
     step = Step(
         job.batch, job.context, job.kept, job.counted, job.bf16, job.checkpointing, job.accumulation > 1,
-        job.masked, shards, sharding == "DDP",
+        job.masked, job.hardware.kernels, shards, sharding == "DDP",
     )  # fmt: skip
     moments = training_moments(
         student, teacher, step, method=job.method, divergence=job.divergence, teacher_kind=job.teacher_kind,

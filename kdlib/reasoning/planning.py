@@ -19,6 +19,7 @@ from kdlib.losses import Divergence
 from kdlib.reasoning.checkpoints import Checkpoint, find
 from kdlib.reasoning.footprint import Architecture, Method, WeightType, loss_copies
 from kdlib.reasoning.hardware import Hardware, find_hardware
+from kdlib.reasoning.output_layer import LARGE_VOCABULARY
 from kdlib.reasoning.phases import Job, Phase, Sharding, all_fit, spread
 from kdlib.reasoning.remedies import remedies
 from kdlib.runtime import Precision
@@ -262,15 +263,22 @@ def _assumptions(job: Job, sharding: Sharding) -> Iterator[str]:
         "attention runs in a fused kernel, and is counted in full: 14 operations for each pair of positions "
         "and each channel; a causal kernel skips about half"
     )
-    copies = loss_copies(job.method, job.divergence, job.top_k)
     loss = "cross-entropy"
     if job.method != "texts":
         compared = "all logits" if job.top_k is None else f"the teacher's {job.top_k} largest logits"
         loss += f" and {job.divergence} divergence over {compared}"
-    yield (
-        f"the loss, {loss}, holds at its fullest {copies:g} float32 tensors of the size of the student's "
-        "logits, as the eager functions of kdlib do"
-    )
+    if student.vocabulary < LARGE_VOCABULARY:
+        copies = loss_copies(job.method, job.divergence, job.top_k)
+        yield (
+            f"the loss, {loss}, holds at its fullest {copies:g} float32 tensors of the size of the student's "
+            "logits, as the eager functions of kdlib do"
+        )
+    else:
+        here = "1 GB by kernels" if machine.kernels else "256 MB in PyTorch"
+        yield (
+            f"the loss, {loss}, is computed from hidden states, some tokens at a time (kdlib.fused): about "
+            f"{here} at most, and the output layer's gradient in float32"
+        )
     if teacher is not None and (job.method != "texts" or job.samples):
         yield f"the teacher has {teacher.parameters:,} parameters in {job.teacher_kind}"
     if sharding == "DDP":

@@ -43,6 +43,7 @@ CHECKPOINTING = next(
     if field.name in ("activation_checkpointing", "gradient_checkpointing")
 )
 BIG = Hardware("big", 1e15, 1e15, 1e12, 1e11)
+HERE = dataclasses.replace(BIG, kernels=False)
 
 
 def config(kind=Qwen2Config, **changed):
@@ -232,6 +233,7 @@ def texts(lengths, prompt: int):
 
 
 SMALL = {"vocab_size": 256}
+LARGE = {"vocab_size": 10_240}
 WIDE = {"hidden_size": 192, "intermediate_size": 640}
 # name: student, teacher, and how they are run; `shorter` is by how much every second text is.
 RUNS = {
@@ -257,6 +259,22 @@ RUNS = {
     "logits, bf16": ({}, WIDE | {"dtype": torch.bfloat16}, {"precision": "bf16"}),
     "logits, wider than long": (SMALL, SMALL | WIDE, {"context": 384}),
     "the 40 largest logits": ({}, WIDE, {"top_k": 40}),
+    "fused, texts, bf16": (LARGE, None, {"precision": "bf16", "context": 160}),
+    "fused, texts, short": (LARGE, None, {"context": 16, "batch_size": 1}),
+    "fused, texts, tied, short": (
+        LARGE | {"tie_word_embeddings": True}, None, {"context": 16, "batch_size": 1}
+    ),
+    "fused, texts, tied, accumulated, short": (
+        LARGE | {"tie_word_embeddings": True}, None, {"context": 16, "batch_size": 1, "accumulation": 2}
+    ),
+    "fused, logits, long, accumulated": (LARGE, LARGE | WIDE, {"context": 256, "accumulation": 2}),
+    "fused, jsd, checkpointing": (
+        LARGE, LARGE | WIDE, {"divergence": "jsd", "gradient_checkpointing": True, "context": 160}
+    ),
+    "fused, reverse, bf16": (
+        LARGE, LARGE | WIDE | {"dtype": torch.bfloat16}, {"precision": "bf16", "divergence": "reverse"}
+    ),
+    "fused, the 40 largest logits": (LARGE, LARGE | WIDE, {"top_k": 40}),
 }  # fmt: skip
 
 
@@ -270,7 +288,7 @@ def test_planned_peak_is_within_3_per_cent_of_the_measured_one(name):
     student_config = config(**shape)
     teacher_config = None if other is None else config(**{k: v for k, v in other.items() if k != "dtype"})
     planned = plan(
-        teacher_config, student_config, BIG, 1e6, prompt_tokens=8, padding=shorter / 2 / run["context"],
+        teacher_config, student_config, HERE, 1e6, prompt_tokens=8, padding=shorter / 2 / run["context"],
         teacher_weights=str(dtype).removeprefix("torch."), **run,
     )  # fmt: skip
 
@@ -414,9 +432,12 @@ def test_fsdp_divides_what_it_spreads(devices):
     for name in ("student weights", "optimizer state", "teacher weights"):
         assert many[name] * devices == pytest.approx(one[name]), name
     assert many["gathered weights"] == memory(2 * devices)["gathered weights"]
-    # In this setting all earlier gradients are there at the fullest moment, spread.
+    # In this setting all earlier gradients are there at the fullest moment, spread; beside them the output
+    # layer's of this micro-batch, which the loss adds up in float32, and which is whole.
     long = {"context": 2048, "batch_size": 2}
-    assert memory(devices, **long)["gradients"] * devices == pytest.approx(memory(**long)["gradients"])
+    whole = 4 * Architecture.of(R1_DISTILL["Qwen-1.5B"].config()).head
+    spread, alone = (memory(n, **long)["gradients"] - whole for n in (devices, 1))
+    assert spread * devices == pytest.approx(alone)
     assert memory(devices, **long)["logits and loss"] == memory(**long)["logits and loss"]
 
 
@@ -449,6 +470,13 @@ def test_memory_grows_with_batch_context_and_vocabulary(
     assert bytes_of(vocabulary=4224) > least
 
 
+def test_all_logits_of_a_teacher_fit_on_one_gpu():
+    planned = plan("Qwen-7B", "Qwen-1.5B", "H100-80GB", 1e8, context=4096)
+    assert planned.fits and planned.memory["logits and loss"] <= 1.1e9
+    # What the eager loss would hold: 11.5 float32 tensors and the teacher's logits.
+    assert loss_bytes("logits", "forward", None, 4096 - 128, 151_936, 152_064) > 27e9
+
+
 def test_the_simplest_way_that_fits_is_taken():
     needs = plan(None, "Qwen-1.5B", "H200-141GB", 1e6).phases[-1].total
 
@@ -466,7 +494,7 @@ def test_the_simplest_way_that_fits_is_taken():
 
 
 UNFIT = {
-    "logits on one": ("Qwen-7B", "Qwen-1.5B", "H100-80GB", {"context": 4096}),
+    "logits on one": ("Qwen-7B", "Qwen-1.5B", "H100-80GB", {"context": 32_768, "batch_size": 4}),
     "no checkpointing": (None, "Qwen-1.5B", "H100-80GB", {"batch_size": 4, "gradient_checkpointing": False}),
     "a large teacher": ("Qwen-32B", "Qwen-1.5B", "A100-80GB", {"context": 1024}),
     "long samples": (
