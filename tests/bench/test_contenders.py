@@ -20,7 +20,7 @@ SETTINGS = [
     pytest.param(Setting(divergence, temperature, alpha), id=f"{divergence}-{temperature}-{alpha}")
     for divergence in ("forward", "reverse", "jsd")
     for temperature, alpha in ((1.0, 0.0), (2.5, 0.0), (2.0, 0.3))
-]  # fmt: skip
+] + [pytest.param(Setting("jsd", 1.5, beta=0.2), id="jsd-uneven")]
 NAMES = [
     (kind, name)
     for kind in ("linear", "logits")
