@@ -94,8 +94,8 @@ def test_accurate_in_float32_where_the_models_nearly_agree(temperature, apart, d
     terms, found = kd_terms_and_gradient(student.clone(), teacher.clone(), None, **options)
     if temperature == 1:
         torch.testing.assert_close(terms[1].double(), expected[1], rtol=1e-4, atol=0)
-    # At a high T, log q − log p carries the rounding of two large numbers. What of it a row has in common is in
-    # the gradient here; autograd's leaves it out again as it goes through the softmax.
+    # At a high T, log q − log p carries the rounding of two large numbers. What of it a row has in common is
+    # in the gradient here; autograd's leaves it out again as it goes through the softmax.
     usual = by_autograd(student, teacher, None, dtype=torch.float32, **options)
     for ours, theirs, exact, times in ((terms, usual[0], expected, 2), (found, usual[1], gradient, 6)):
         error, as_usual = ((each.double() - exact).abs().max() for each in (ours, theirs))

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from kdlib.bench.contenders import versions_of_peers
 from kdlib.bench.problems import Setting, Sizes
-from kdlib.bench.report import as_csv, figure, table
+from kdlib.bench.report import as_csv, figure, text_table
 from kdlib.bench.tasks import DEFAULT_TASKS, TASKS, Request, measure_rates
 from kdlib.canvas import png
 from kdlib.environment import describe_environment
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"measured: {asked.rates.matrix / 1e12:.3g} TFLOP/s in matrix products, "
         f"{asked.rates.copy / 1e9:.3g} GB/s in copies"
     )
-    print(table(rows))
+    print(text_table(rows))
     if given.out is not None:
         for path in write_all(given.out / "results", describe_run(asked), rows, title_of(asked)):
             print(path)

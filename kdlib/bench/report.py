@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from kdlib.bench.race import Row
 from kdlib.charts import time_and_memory
 
-__all__ = ["as_csv", "figure", "table"]
+__all__ = ["as_csv", "figure", "text_table"]
 
 _HEAD = ("", "time", "10 – 90 %", "×", "memory", "×", "rate", "loss", "grad.")
 _WIDTHS = (26, 8, 16, 6, 8, 6, 5, 7, 7)
@@ -21,7 +21,7 @@ _LEGEND = (
 )
 
 
-def table(rows: Sequence[Row]) -> str:
+def text_table(rows: Sequence[Row]) -> str:
     """The rows as text, at most 100 characters wide, under a heading for each task and case."""
     lines = []
     for (task, case), some in groupby(rows, key=lambda row: (row.task, row.case)):

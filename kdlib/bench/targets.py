@@ -6,7 +6,7 @@ from typing import Literal
 
 from kdlib.bench.race import Row
 
-__all__ = ["Target", "judged", "targets_table"]
+__all__ = ["Target", "judged_targets", "targets_table"]
 
 OURS, EAGER, LIGER_CHUNKED = "kdlib", "eager PyTorch", "Liger chunked JSD"
 
@@ -45,7 +45,7 @@ class Target:
         }  # fmt: skip
 
 
-def judged(rows: Sequence[Row], device: str) -> list[Target]:
+def judged_targets(rows: Sequence[Row], device: str) -> list[Target]:
     """The targets of a device, "cpu" or any other, with what the rows say of them."""
     return _on_cpu(rows) if device == "cpu" else _on_gpu(rows)
 

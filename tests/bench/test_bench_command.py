@@ -12,7 +12,7 @@ from kdlib.bench import command, measuring, tasks, training
 from kdlib.bench.command import main
 from kdlib.bench.problems import Setting, Sizes
 from kdlib.bench.race import Rates, Row
-from kdlib.bench.report import as_csv, figure, table
+from kdlib.bench.report import as_csv, figure, text_table
 from kdlib.canvas import alt_text
 
 TINY = ["--tokens", "64", "--vocabulary", "512", "--student-hidden", "16", "--teacher-hidden", "32",
@@ -121,7 +121,7 @@ def test_what_cannot_be_is_refused_before_anything_runs(given, said, capsys):
 
 
 def test_the_table_shows_times_ratios_shares_and_errors():
-    lines = table(ROWS).splitlines()
+    lines = text_table(ROWS).splitlines()
     assert all(len(line) <= 110 for line in lines)
     eager, missing, ours, loaded = (
         next(line for line in lines if line.startswith(row.contender)) for row in ROWS

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from kdlib.bench.race import Row
-from kdlib.bench.targets import Target, judged, targets_table
+from kdlib.bench.targets import Target, judged_targets, targets_table
 
 
 def gpu_rows(**changed):
@@ -37,7 +37,7 @@ def gpu_rows(**changed):
 
 
 def verdicts(rows, device="cuda"):
-    return [target.reached for target in judged(rows, device)]
+    return [target.reached for target in judged_targets(rows, device)]
 
 
 def test_every_figure_at_its_limit_is_reached():

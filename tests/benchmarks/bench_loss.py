@@ -24,8 +24,8 @@ from kdlib.bench.contenders import contenders
 from kdlib.bench.measuring import memory_let_go
 from kdlib.bench.problems import make_problem
 from kdlib.bench.race import Row, arms_in_turn
-from kdlib.bench.report import table
-from kdlib.bench.targets import judged, targets_table
+from kdlib.bench.report import text_table
+from kdlib.bench.targets import judged_targets, targets_table
 from kdlib.bench.tasks import TASKS, Request, measure_rates
 from kdlib.runtime import best_device
 
@@ -110,12 +110,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{part}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     print(f"{title_of(asked)}, {rounds} rounds, {torch.get_num_threads()} threads")
     print(f"measured: {asked.rates.matrix / 1e12:.3g} TFLOP/s in products, {asked.rates.copy / 1e9:.3g} GB/s")
-    print(table(rows), "\n")
+    print(text_table(rows), "\n")
     results = describe_run(asked) | {"left_out": left_out, "seconds": time.monotonic() - begun}
     if smaller:
         print(f"not judged: {' and '.join(smaller)} not as the figures have it")
     else:
-        targets = judged(rows, device.type)
+        targets = judged_targets(rows, device.type)
         print(targets_table(targets))
         results["figures_to_reach"] = [target.as_json() for target in targets]
     if left_out:
