@@ -23,11 +23,20 @@ LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
-def declared() -> dict[str, SpecifierSet]:
-    """Name and bound of every requirement in pyproject.toml, all extras included."""
+def requirements(environment: dict[str, str] | None = None) -> list[Requirement]:
+    """Those of pyproject.toml, all extras included: in any environment, or in this one."""
     extras = PROJECT["optional-dependencies"].values()
-    requirements = [Requirement(line) for lines in (PROJECT["dependencies"], *extras) for line in lines]
-    return {canonicalize_name(r.name): r.specifier for r in requirements if r.name != PROJECT["name"]}
+    found = [Requirement(line) for lines in (PROJECT["dependencies"], *extras) for line in lines]
+    return [
+        r for r in found
+        if r.name != PROJECT["name"]
+        and (environment is None or r.marker is None or r.marker.evaluate(environment))
+    ]  # fmt: skip
+
+
+def declared(environment: dict[str, str] | None = None) -> dict[str, SpecifierSet]:
+    """Name and bound of each."""
+    return {canonicalize_name(r.name): r.specifier for r in requirements(environment)}
 
 
 def pins() -> list[tuple[Requirement, str]]:
@@ -47,9 +56,11 @@ def conda() -> tuple[list[str], list[str]]:
 
 def test_conda_users_get_what_pyproject_declares():
     _, pip = conda()
-    requirements = [Requirement(line) for line in pip if not line.startswith("-e")]
-    assert {canonicalize_name(r.name): r.specifier for r in requirements} == declared()
-    assert len(requirements) == len(declared())  # none twice
+    listed = [Requirement(line) for line in pip if not line.startswith("-e")]
+    assert {canonicalize_name(r.name): r.specifier for r in listed} == declared()
+    markers = [{r.name: r.marker for r in found if r.marker} for found in (listed, requirements())]
+    assert markers[0] == markers[1]
+    assert len(listed) == len(declared())  # none twice
     assert [line for line in pip if line.startswith("-")] == ["-e ."]
 
 
@@ -116,7 +127,7 @@ def test_lock_serves_every_supported_python_and_system():
                 if requirement.marker is None or requirement.marker.evaluate(environment)
             ]
             assert len(chosen) == len(set(chosen)), environment
-            assert declared().keys() <= {canonicalize_name(name) for name in chosen}, environment
+            assert declared(environment).keys() <= {canonicalize_name(name) for name in chosen}, environment
 
 
 # --- what git tracks -------------------------------------------------------------------------
