@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdlib import closed_form, losses
+from kdlib.bench.measuring import peak_bytes
 from kdlib.closed_form import kd_terms_and_gradient
 from kdlib.losses import kd_loss, soft_target_loss
 
@@ -135,3 +137,96 @@ def test_nan_is_seen():
         )
         assert terms.isnan().any(0).tolist() == [False, False, True, False, False]
         assert gradient[2].isnan().all()
+
+
+# --- some rows at a time ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_slices(monkeypatch):
+    """kd_loss and soft_target_loss take three rows at a time."""
+    taken = []
+
+    def large(logits):
+        taken.append(logits.shape)
+        return True
+
+    monkeypatch.setattr(closed_form, "_SLICE", 3 * 17 + 5)
+    monkeypatch.setattr(losses, "_in_slices", large)
+    return taken
+
+
+def both_ways(monkeypatch, loss, student, *rest, **options):
+    """Loss and gradient in slices, and as written."""
+    found = []
+    for sliced in (True, False):
+        if not sliced:
+            monkeypatch.setattr(losses, "_in_slices", lambda logits: False)
+        z = student.clone().requires_grad_()
+        value = loss(z, *rest, **options)
+        weights = torch.linspace(0.5, 2, value.numel(), dtype=value.dtype).view(value.shape)
+        found.append((value.detach(), torch.autograd.grad((weights * value).sum(), z)[0]))
+    return found
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_in_slices_kd_loss_is_the_same(divergence, alpha, reduction, small_slices, monkeypatch):
+    student, teacher, labels = (x.unflatten(0, (4, 2)) for x in draw(8))
+    labels[0, 1] = labels[2, 0] = -100
+    student[0, 1], teacher[2, 0] = math.nan, math.inf  # there anything may stand
+    options = {"alpha": alpha, "divergence": divergence, "beta": 0.3, "reduction": reduction}
+    sliced, usual = both_ways(monkeypatch, kd_loss, student, teacher, labels, **options)
+    assert small_slices == [(4, 2, 17)]
+    for ours, theirs in zip(sliced, usual, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("masked", [None, "some", "all"])
+def test_in_slices_soft_target_loss_is_the_same(masked, small_slices, monkeypatch):
+    student, teacher, _ = draw(7)
+    student[1, 2] = -math.inf
+    mask = None if masked is None else torch.arange(7) % 3 > (1 if masked == "some" else 5)
+    sliced, usual = both_ways(monkeypatch, soft_target_loss, student, teacher, mask=mask)
+    assert len(small_slices) == 1
+    for ours, theirs in zip(sliced, usual, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_backward_twice_and_no_second_derivative(small_slices):
+    student, teacher, labels = draw()
+    student.requires_grad_()
+    loss = kd_loss(student, teacher, labels)
+    loss.backward(retain_graph=True)
+    first = student.grad.clone()
+    loss.backward()
+    torch.testing.assert_close(student.grad, 2 * first)
+    (slope,) = torch.autograd.grad(kd_loss(student, teacher, labels), student, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        slope.sum().backward()
+
+
+def test_which_logits_are_taken_in_slices():
+    large = torch.empty(64, 65_536)
+    assert losses._in_slices(large) and losses._in_slices(large.view(4, 16, -1))
+    assert not losses._in_slices(large[:63])
+    assert not losses._in_slices(torch.empty(64, 65_536, device="meta"))
+    seen = []
+    torch.func.vmap(lambda part: seen.append(losses._in_slices(part)) or part.sum())(torch.stack([large] * 2))
+    assert seen == [False]
+
+
+def test_in_slices_less_memory_is_held():
+    student, teacher, _ = draw(256, 16_384, dtype=torch.float32)
+    student.requires_grad_()
+    size = student.numel() * 4
+
+    def run(sliced):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(losses, "_in_slices", lambda logits: sliced)
+            patch.setattr(closed_form, "_SLICE", 16_384 * 16)
+            student.grad = None
+            return peak_bytes(lambda: kd_loss(student, teacher, None).backward())
+
+    assert run(True) < 2.6 * size < run(False) / 3

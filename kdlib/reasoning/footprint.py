@@ -204,10 +204,11 @@ def loss_bytes(
     teacher: int = 0,
     itemsize: int = 2,
 ) -> float:
-    """Bytes of logits and loss at their fullest moment, for the losses of kdlib as they are now.
+    """Bytes of logits and loss at their fullest moment, for losses of kdlib as their formulas are written.
 
     The student's logits are float32, and of every copy of them there is one for each entry of the vocabulary
-    and each token. The fused loss, which never holds all logits at once, needs `chunk_bytes`.
+    and each token. From four million logits on `kdlib.losses` works in slices and needs less than this; the
+    fused loss, which never holds all logits at once, needs `chunk_bytes`.
 
     Args:
         counted: tokens in the loss. student, teacher: sizes of the vocabularies.
