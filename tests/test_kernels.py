@@ -6,6 +6,7 @@ The interpreter lets types change in a loop and knows nothing of loads: a second
 for GPUs that need not be there.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
 import numpy as np
 import pytest
@@ -282,6 +283,110 @@ def small(device: str, dtype=torch.float32, classes=70):
     return student, teacher, labels.to(device)
 
 
+def in_pytorch(loss: Callable, *args, **options) -> torch.Tensor:
+    """What the loss is without kernels, also on a GPU, where it would choose them."""
+    with patch("kdlib.losses._on_kernels", return_value=False):
+        return loss(*args, **options)
+
+
+@contextlib.contextmanager
+def chosen(device: str):
+    """Losses use the kernels: by themselves on a GPU, made to in the interpreter. The calls are counted."""
+    from kdlib import kernels, operators
+
+    launches = MagicMock(wraps=kernels._launch)
+    with contextlib.ExitStack() as stack:
+        for module in (kernels, operators):
+            stack.enter_context(patch.object(module, "_launch", launches))
+        if device == "cpu":
+            for module in ("losses", "fused"):
+                stack.enter_context(patch(f"kdlib.{module}._on_kernels", return_value=True))
+        yield launches
+
+
+def check_kd_loss_chooses_them(device: str) -> None:
+    student, teacher, labels = small(device)
+    mask = labels != IGNORED
+    for loss, third, options in (
+        (kd_loss, {"labels": labels}, {"alpha": 0.3}), (kd_loss, {"labels": labels}, {"alpha": 1.0}),
+        (kd_loss, {"labels": None}, {"divergence": "jsd"}), (soft_target_loss, {"mask": mask}, {}),
+        (soft_target_loss, {"mask": ~mask}, {"divergence": "reverse", "reduction": "none"}),
+    ):  # fmt: skip
+        options = {"temperature": 2.0, **third, **options}
+        with chosen(device) as launches:
+            z = student.clone().requires_grad_()
+            found = loss(z, teacher, **options)
+            found.sum().backward()
+        assert launches.call_count == 1
+        other = student.clone().requires_grad_()
+        expected = in_pytorch(loss, other, teacher, **options)
+        expected.sum().backward()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(z.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+def check_linear_kd_loss_chooses_them(device: str) -> None:
+    from kdlib.fused import linear_kd_loss, linear_kd_terms
+
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=random).to(device)
+
+    # The teacher's padding is wider; some of what has a place in both belongs to no token.
+    hidden, weight, bias = normal(2, 150, 8), normal(70, 8), normal(70)
+    rest = (normal(2, 150, 12), normal(80, 12), torch.randint(70, (2, 150), generator=random).to(device))
+    rest[2][torch.rand(2, 150, generator=random).to(device) < 0.3] = IGNORED
+    for options in (
+        {"alpha": 0.3, "divergence": "forward", "reduction": "sum"},
+        {"alpha": 0.0, "divergence": "reverse", "chunk_tokens": 7, "classes": 65},
+        {"alpha": 0.6, "divergence": "jsd", "beta": 0.2, "chunk_tokens": 100},
+        {"alpha": 1.0},
+    ):
+        results = []
+        for context in (chosen(device), patch("kdlib.fused._on_kernels", return_value=False)):
+            leaves = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+            with context as launches:
+                loss, hard, soft = linear_kd_terms(
+                    *leaves[:2], *rest, temperature=2.0, student_bias=leaves[2], **options
+                )
+                loss.backward()
+            results.append((loss.detach(), hard, soft, *(leaf.grad for leaf in leaves)))
+            if not launches._mock_wraps:
+                continue
+            counted = (rest[2] != IGNORED).sum().item()
+            assert launches.call_count == -(-counted // options.get("chunk_tokens", 10_000))
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    halves = [x.bfloat16() for x in (hidden, weight, *rest[:2])]
+    with chosen(device):
+        leaves = [x.clone().requires_grad_() for x in halves[:2]]
+        linear_kd_loss(*leaves, *halves[2:], rest[2], temperature=2.0, alpha=0.3).backward()
+    exact = [x.double().requires_grad_() for x in halves[:2]]
+    with patch("kdlib.fused._on_kernels", return_value=False):
+        linear_kd_loss(
+            *exact, *(x.double() for x in halves[2:]), rest[2], temperature=2.0, alpha=0.3
+        ).backward()
+    for leaf, right in zip(leaves, exact, strict=True):
+        assert (leaf.grad.double() - right.grad).abs().max() <= 2**-6 * right.grad.abs().max()
+
+
+def check_a_gpu_that_does_not_run_them(device: str) -> None:
+    from kdlib import kernels
+
+    with (
+        patch.object(kernels, "_launch", side_effect=RuntimeError("Failed to find C compiler.\nMore")),
+        pytest.warns(RuntimeWarning, match=r"\(RuntimeError: Failed to find C compiler.\), so .* PyTorch"),
+    ):
+        assert not kernels._runs(torch.device(device))
+    with (
+        patch.object(kernels, "_launch", return_value=torch.ones(2, 2)),
+        pytest.warns(RuntimeWarning, match=r"ArithmeticError: .* \[1.0, 1.0\]"),
+    ):
+        assert not kernels._runs(torch.device(device))
+    assert kernels._runs(torch.device(device))
+
+
 def check_autograd(divergence: str, reduction: str, device: str) -> None:
     """Value and gradient of kd_loss, with a factor of each position on the way back."""
     from kdlib.operators import fused_kd_loss
@@ -290,7 +395,7 @@ def check_autograd(divergence: str, reduction: str, device: str) -> None:
     teacher.requires_grad_()
     for factor, alpha in ((1.0, 0.4), (0.7, 0.0), (0.7, 1.0)):
         results = []
-        for function in (fused_kd_loss, kd_loss):
+        for function in (fused_kd_loss, partial(in_pytorch, kd_loss)):
             z = student.clone().requires_grad_()
             loss = function(
                 z, teacher, labels, temperature=3.0, alpha=alpha, divergence=divergence, beta=0.4,
@@ -313,7 +418,7 @@ def check_without_gradient(device: str) -> None:
     student, teacher, labels = small(device)
     for divergence, alpha in (("forward", 0.0), ("reverse", 0.4), ("jsd", 0.4), ("forward", 1.0)):
         options = {"temperature": 3.0, "alpha": alpha, "divergence": divergence}
-        expected = kd_loss(student, teacher, labels, **options)
+        expected = in_pytorch(kd_loss, student, teacher, labels, **options)
         leaf = student.clone().requires_grad_()
         for z, context in ((student, torch.enable_grad()), (leaf, torch.no_grad())):
             with context:

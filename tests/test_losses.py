@@ -1,6 +1,10 @@
 """The distillation loss against formulas and libraries that kdlib did not write."""
 
 import math
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import expit, rel_entr
 from torch.autograd import gradcheck
 
+from kdlib import losses
 from kdlib.losses import (
     jensen_shannon_divergence,
     kd_loss,
@@ -404,3 +409,47 @@ def test_the_lowest_number_of_a_dtype_rules_a_class_out_like_minus_infinity(dive
     for other, reference in zip(found[1], found[0], strict=True):
         assert torch.isfinite(other).all()
         assert torch.equal(other, reference)
+
+
+# --- where something faster is --------------------------------------------------------------------
+
+
+def gpu_logits(cuda=True):
+    return SimpleNamespace(is_cuda=cuda, dtype=torch.float32, device=torch.device("cuda", 0))
+
+
+def test_kernels_are_asked_on_gpus_only(monkeypatch):
+    asked = []
+    kernels = SimpleNamespace(takes=lambda *logits: asked.append(logits) or True)
+    monkeypatch.setitem(sys.modules, "kdlib.kernels", kernels)
+    monkeypatch.delenv("KDLIB_KERNELS", raising=False)
+    student, teacher = gpu_logits(), gpu_logits()
+    assert losses._on_kernels(student, teacher) and losses._on_kernels(student, None)
+    assert asked == [(student, teacher), (student,)]
+    assert not losses._on_kernels(gpu_logits(cuda=False), teacher)
+    monkeypatch.setenv("KDLIB_KERNELS", "0")
+    assert not losses._on_kernels(student, teacher)
+    assert len(asked) == 2
+
+
+def test_without_triton_pytorch_computes(monkeypatch):
+    monkeypatch.delenv("KDLIB_KERNELS", raising=False)
+    monkeypatch.setitem(sys.modules, "kdlib.kernels", None)  # importing it fails
+    assert not losses._on_kernels(gpu_logits(), None)
+
+
+def test_compiled_code_asks_once():
+    function = lambda z: 2 * z if losses._kernels_wanted() else z  # noqa: E731
+    compiled = torch.compile(function, backend="eager", fullgraph=True)
+    assert compiled(torch.ones(1)) == function(torch.ones(1))
+
+
+def test_only_the_losses_and_what_computes_them_name_triton():
+    """And the benchmark, which times its settings; everything else need not know whether it exists."""
+    package = Path(losses.__file__).parent
+    naming = {
+        str(path.relative_to(package)) for path in package.rglob("*.py")
+        if re.search(r"^\s*(import|from) (triton|kdlib\.(kernels|operators))|import (kernels|operators)\b",
+                     path.read_text(encoding="utf-8"), re.MULTILINE)
+    }  # fmt: skip
+    assert naming == {"kernels.py", "operators.py", "losses.py", "fused.py"}

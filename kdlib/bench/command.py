@@ -5,7 +5,7 @@
     python -m kdlib bench training loader
 
 All contenders of a task run in turn in the same rounds. Peers that are not installed are told so in their
-row; `pip install liger-kernel trl` adds them.
+row; the extra "bench" brings them: `pip install -e ".[bench]"` in the course's folder.
 """
 
 import argparse
@@ -76,20 +76,21 @@ def title_of(asked: Request) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m kdlib bench`: run, print the table, write the results."""
     given, asked = _asked(argv)
-    rows = []
+    rows, written = [], []
     with tqdm(unit="step", disable=None) as bar:
         for name in dict.fromkeys(given.tasks):
             bar.set_description(name)
             rows += TASKS[name](Request(**vars(asked) | {"on_done": bar.update}))
+            if given.out is not None:  # after each task: what was measured is not lost with the next
+                written = write_all(given.out / "results", describe_run(asked), rows, title_of(asked))
     print(f"{title_of(asked)}, T = {asked.temperature:g}, α = {asked.alpha:g}, {asked.rounds} rounds")
     print(
         f"measured: {asked.rates.matrix / 1e12:.3g} TFLOP/s in matrix products, "
         f"{asked.rates.copy / 1e9:.3g} GB/s in copies"
     )
     print(text_table(rows))
-    if given.out is not None:
-        for path in write_all(given.out / "results", describe_run(asked), rows, title_of(asked)):
-            print(path)
+    for path in written:
+        print(path)
     return 0
 
 
