@@ -276,6 +276,18 @@ def test_the_readmes_training_runs_as_it_stands_on_a_folder_of_pictures(tmp_path
     assert {"teacher.safetensors", "student.safetensors"} <= {path.name for path in tmp_path.iterdir()}
 
 
+def test_the_readmes_fused_loss_runs_as_it_stands(tmp_path):
+    check = """
+from kdlib import kd_loss
+logits, gradient = student_hidden @ student_weight.T, student_weight.grad.clone()
+student_weight.grad = None
+expected = kd_loss(logits, teacher_hidden @ teacher_weight.T, labels, temperature=1.0, alpha=0.5)
+expected.backward()
+torch.testing.assert_close(loss, expected)
+torch.testing.assert_close(gradient, student_weight.grad)"""
+    assert example_of_the_readme(3, tmp_path, check) == ""
+
+
 def test_every_make_command_of_the_readme_exists():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"(?:^|`|^PYTHON=\S+ )make ([a-z]+)", text, re.MULTILINE))

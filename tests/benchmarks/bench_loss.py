@@ -96,6 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
                     checked=64 if kind == "cpu" else 512)  # fmt: skip
     rows: list[Row] = []
     left_out: list[str] = []
+    written: list[Path] = []
     longest = 0.0
     for part in given.parts or PARTS[kind]:
         start = time.monotonic()
@@ -108,21 +109,22 @@ def main(arguments: list[str] | None = None) -> int:
         rows += task(replace(asked, divergences=(divergence,) if divergence else every))
         longest = max(longest, time.monotonic() - start)
         print(f"{part}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        results = describe_run(asked) | {"left_out": left_out, "seconds": time.monotonic() - begun}
+        targets = [] if smaller else judged_targets(rows, device.type)
+        results["figures_to_reach"] = [target.as_json() for target in targets]
+        if given.out:  # after each part: what was measured is not lost with the next
+            written = write_all(given.out / f"loss_{device.type}", results, rows, title_of(asked))
     print(f"{title_of(asked)}, {rounds} rounds, {torch.get_num_threads()} threads")
     print(f"measured: {asked.rates.matrix / 1e12:.3g} TFLOP/s in products, {asked.rates.copy / 1e9:.3g} GB/s")
     print(text_table(rows), "\n")
-    results = describe_run(asked) | {"left_out": left_out, "seconds": time.monotonic() - begun}
     if smaller:
         print(f"not judged: {' and '.join(smaller)} not as the figures have it")
     else:
-        targets = judged_targets(rows, device.type)
         print(targets_table(targets))
-        results["figures_to_reach"] = [target.as_json() for target in targets]
     if left_out:
         print(f"left out, for time: {', '.join(left_out)}")
-    if given.out:
-        for path in write_all(given.out / f"loss_{device.type}", results, rows, title_of(asked)):
-            print(path)
+    for path in written:
+        print(path)
     return 0
 
 

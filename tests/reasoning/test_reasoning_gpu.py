@@ -45,3 +45,12 @@ def test_greedy_answers_are_those_of_the_cpu():
     here = collect_traces(qwen().double(), TOKENIZER, problems, **given)
     there = collect_traces(qwen().double().to("cuda"), TOKENIZER, problems, **given)
     assert [trace.text for trace in there] == [trace.text for trace in here]
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("no", 1e-4), ("bf16", 3e-2)])
+def test_the_loss_from_hidden_states_is_that_of_the_logits(precision, tolerance):
+    """By kernels, where the GPU runs them."""
+    given = {"teacher": llama(seed=1), "alpha": 0.4, "temperature": 2.0, "precision": precision}
+    fused, usual = (run("cuda", fused=way, **given) for way in (True, False))
+    assert fused.loss == pytest.approx(usual.loss, rel=tolerance)
+    assert 0 < fused.peak_memory < torch.cuda.get_device_properties(0).total_memory
