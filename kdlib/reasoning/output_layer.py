@@ -46,7 +46,6 @@ def opened(*models: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _opened(model: PreTrainedModel) -> Iterator[None]:
-    own = vars(model).get("forward")
     usual = model.forward
 
     @functools.wraps(usual)
@@ -55,15 +54,25 @@ def _opened(model: PreTrainedModel) -> Iterator[None]:
             return usual(*args, **kwargs)
         layer = model.get_output_embeddings()
         hidden = model.base_model(*args, **kwargs).last_hidden_state
-        return at_output_layer(hidden, layer.weight, layer.bias)
+        # By a call of the layer, whose hooks gather its weights where processes share it.
+        with _instead(layer, lambda hidden: at_output_layer(hidden, layer.weight, layer.bias)):
+            return layer(hidden)
 
-    model.forward = forward
+    with _instead(model, forward):
+        yield
+
+
+@contextmanager
+def _instead(module: nn.Module, forward: Callable) -> Iterator[None]:
+    """The module's forward meanwhile; an instance may have had one of its own."""
+    own = vars(module).get("forward")
+    module.forward = forward
     try:
         yield
     finally:
-        vars(model).pop("forward", None)
+        vars(module).pop("forward", None)
         if own is not None:
-            model.forward = own
+            module.forward = own
 
 
 def at_output_layer(model: nn.Module, batch: dict[str, Tensor], then: AtOutputLayer) -> object:

@@ -4,17 +4,16 @@ Accelerate and Trainer shard the student. What they leave to do is the teacher, 
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import copy
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, fsdp2_prepare_model
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-__all__ = ["gathered", "is_sharded", "shard", "shard_on_cpus", "sharding"]
+__all__ = ["gather_output_layer", "is_sharded", "shard", "shard_on_cpus", "sharding"]
 
 
 def sharding() -> str | None:
@@ -67,18 +66,15 @@ def shard(accelerator: Accelerator, teacher: PreTrainedModel) -> None:
         state.fsdp_plugin = plugin
 
 
-@contextmanager
-def gathered(model: PreTrainedModel) -> Iterator[None]:
-    """The weights outside of its layers are whole meanwhile: embeddings, last norm, output layer."""
-    sharded = is_sharded(model)
-    if sharded:
-        model.unshard()
-    try:
-        yield
-    finally:
-        if sharded:
-            model.reshard()
+def gather_output_layer(model: PreTrainedModel) -> None:
+    """See that the output layer's weights are whole, whichever way the model is spread.
+
+    They stay so: the next forward pass would gather them again.
+    """
+    for owner in (model, model.get_output_embeddings()):
+        if is_sharded(owner):
+            owner.unshard()
 
 
-def is_sharded(model: PreTrainedModel) -> bool:
+def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)

@@ -1,8 +1,6 @@
 """What a teacher says of the tokens of a batch, by a forward pass now or from what it said before."""
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -10,7 +8,7 @@ from transformers import PreTrainedModel
 
 from kdlib.reasoning.examples import kept_columns, model_inputs
 from kdlib.reasoning.output_layer import at_output_layer
-from kdlib.reasoning.sharding import gathered
+from kdlib.reasoning.sharding import gather_output_layer
 from kdlib.top_k import TopK, top_k_of
 
 __all__ = ["HiddenTeacher", "LiveTeacher", "StoredTeacher", "can_narrow", "kept_logits", "predictions"]
@@ -76,12 +74,11 @@ class HiddenTeacher:
         """(n, H'): what the output layer would be given for each token that counts."""
         return at_output_layer(self._model, batch, lambda hidden, weight, bias: hidden)
 
-    @contextmanager
-    def output_layer(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def output_layer(self) -> tuple[Tensor, Tensor | None]:
         """Its weight (W, H') and bias, whole, also where processes share the model."""
-        with gathered(self._model):
-            layer = self._model.get_output_embeddings()
-            yield layer.weight, layer.bias
+        gather_output_layer(self._model)
+        layer = self._model.get_output_embeddings()
+        return layer.weight, layer.bias
 
 
 class StoredTeacher:

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -250,15 +249,14 @@ class DistillationTrainer(Trainer):
         return self._objective.terms(student, self._opinion(batch), batch["targets"], self._width)
 
     def _terms_of_hidden(self, model, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        teacher, layer = self._opinion(batch), nullcontext((None, None))
+        teacher, layer = self._opinion(batch), (None, None)
         if isinstance(self._teacher, HiddenTeacher):
             layer = self._teacher.output_layer()
-        with layer as (weight, bias):
-            return at_output_layer(
-                model, batch, lambda *student: self._objective.terms_of_hidden(
-                    *student, teacher, weight, bias, batch["targets"], self._width
-                ),
-            )  # fmt: skip
+        return at_output_layer(
+            model, batch, lambda *student: self._objective.terms_of_hidden(
+                *student, teacher, *layer, batch["targets"], self._width
+            ),
+        )  # fmt: skip
 
     def _opinion(self, batch: dict[str, Tensor]) -> Tensor | TopK | None:
         if self._teacher is None:

@@ -18,13 +18,14 @@ from shutil import copytree, rmtree
 import torch
 import torch._dynamo  # the optimizer imports it at its first step: once, not in each fork  # noqa: F401
 from small_models import llama, pairs, qwen, word_tokenizer
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import kdlib.reasoning.distilling  # noqa: F401
 from kdlib.__main__ import main as kdlib_command
 from kdlib.reasoning.cages import Cage, Puzzle
 from kdlib.reasoning.distill import distill_language_model
-from kdlib.reasoning.sharding import is_sharded
+from kdlib.reasoning.sharding import gather_output_layer, is_sharded
 from kdlib.reasoning.stand_ins import TAUGHT, stand_in
 from kdlib.reasoning.wording import problem
 from kdlib.storage import save_tensors
@@ -78,10 +79,18 @@ def train(folder: Path, name: str, **changed) -> None:
         handle.remove()
     sharded = [is_sharded(model) for model in (student, teacher)]
     layers = [any(map(is_sharded, model.model.layers)) for model in (student, teacher)]
+    split = []
+    if all(sharded):
+        layer = teacher.lm_head
+        for owner in filter(is_sharded, (teacher, layer)):
+            owner.reshard()
+        split.append(isinstance(layer.weight, DTensor))
+        gather_output_layer(teacher)
+        split.append(isinstance(layer.weight, DTensor))
     weights = {f"weights/{key}": whole(value) for key, value in student.state_dict().items()}
     tensors = weights | {f"gradient/{step:02}": gradient for step, gradient in enumerate(gradients)}
     if os.environ.get("RANK", "0") == "0":
-        facts = {"history": asdict(history), "sharded": sharded, "layers": layers}
+        facts = {"history": asdict(history), "sharded": sharded, "layers": layers, "split": split}
         save_tensors(folder / f"{name}.safetensors", tensors, facts)
     if processes > 1:
         torch.distributed.barrier()

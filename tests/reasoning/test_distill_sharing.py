@@ -80,6 +80,8 @@ def test_the_largest_logits_of_a_sharded_teacher(folder):
 def test_the_loss_inside_of_the_forward_that_processes_share(folder, name):
     _, facts = same(folder, f"{name}_fused", "one_fused", 3)
     assert facts["sharded"] == [name.startswith("fsdp")] * 2
+    if name.startswith("fsdp"):
+        assert facts["split"] == [True, False]  # the teacher's output layer, and once it is gathered
 
 
 def test_a_sharded_student_writes_and_learns_from_it(folder):

@@ -141,19 +141,23 @@ def test_the_student_writes_with_an_opened_forward():
 
 
 def test_logits_are_never_all_there(monkeypatch):
-    """The student's output layer makes none; the loss makes its own, a few at a time."""
-    student, teacher, seen = qwen(), qwen(1), []
+    """The output layers give terms of the loss, and hidden states; the loss makes logits, a few at a time."""
+    student, teacher, given, called = qwen(), qwen(1), [], []
     for model in (student, teacher):
-        model.lm_head.register_forward_hook(lambda *_: seen.append("logits"))
+        model.lm_head.register_forward_hook(lambda module, inputs, output: given.append(output))
     original = trainer.linear_kd_terms
 
     def noted(*args, **options):
-        seen.append("fused")
+        called.append(args)
         return original(*args, **options)
 
     monkeypatch.setattr(trainer, "linear_kd_terms", noted)
     distill_language_model(student, word_tokenizer(), pairs(24), teacher=teacher, fused=True, **SETTINGS)
-    assert seen == ["fused"] * 6
+    assert len(called) == 6 and len(given) == 12
+    for hidden, terms in zip(given[::2], given[1::2], strict=True):
+        assert hidden.shape[1] == 32 and not hidden.requires_grad
+        assert list(terms) == ["loss", "hard", "soft"] and all(term.dim() == 0 for term in terms.values())
+    assert all("forward" not in vars(model.lm_head) for model in (student, teacher))
 
 
 def test_by_default_from_large_vocabularies_on(monkeypatch):
@@ -187,7 +191,6 @@ def test_a_teacher_up_to_its_output_layer():
     with opened(teacher):
         opinion = HiddenTeacher(teacher)
         hidden = opinion(batch)
-        with opinion.output_layer() as (weight, bias):
-            logits = torch.nn.functional.linear(hidden, weight, bias)
+        logits = torch.nn.functional.linear(hidden, *opinion.output_layer())
     assert not hidden.requires_grad
     torch.testing.assert_close(logits, predictions(teacher, batch, True), atol=1e-6, rtol=1e-5)
