@@ -358,7 +358,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right, where total may be of higher precision than the factors, which are alike."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
-    elif total.is_cuda and total.dtype == torch.float32:  # the product is added before it is rounded
+    elif total.is_cuda and torch.version.cuda is not None and total.dtype == torch.float32:
+        # The product is added before it is rounded. (NVIDIA's library has this, from PyTorch 2.10 on.)
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:
         for first in range(0, len(total), _ROWS):

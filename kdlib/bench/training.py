@@ -24,7 +24,7 @@ from kdlib.training import fit
 from kdlib.vision.loader import Augmentation, Loader
 from kdlib.vision.nets import convnet
 
-__all__ = ["language_steps", "loading", "vision_steps"]
+__all__ = ["language_steps", "loading", "random_texts", "vision_steps", "word_level_tokenizer"]
 
 PLAIN, CACHED, LIVE = "no teacher", "cached teacher", "teacher at every step"
 
@@ -61,10 +61,10 @@ def language_steps(
     The cache holds the teacher's `top_k` largest logits; the live teacher is compared in all of them. The
     teacher is twice as wide and has twice as many layers.
     """
-    tokenizer = _words(vocabulary)
+    tokenizer = word_level_tokenizer(vocabulary)
     student = _random_model(vocabulary, width, layers, 0, device)
     teacher = _random_model(vocabulary, 2 * width, 2 * layers, 1, device)
-    examples = _texts(batch_size * steps, context, vocabulary)
+    examples = random_texts(batch_size * steps, context, vocabulary)
     with tempfile.TemporaryDirectory() as folder:
         cached = cache_teacher_tokens(teacher, tokenizer, examples, folder, top_k=top_k, device=device)
         arms = {PLAIN: None, CACHED: cached, LIVE: teacher}
@@ -143,7 +143,7 @@ def pictures(count: int, size: int = 32) -> Examples:
     return Examples(images, torch.arange(count) % 2, torch.arange(count))
 
 
-def _words(vocabulary: int) -> PreTrainedTokenizerFast:
+def word_level_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     """Each token a word, so that texts are exactly as long as is wanted."""
     table = {"<pad>": 0, "<end>": 1} | {f"w{number}": number for number in range(2, vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(table, unk_token="<pad>"))
@@ -166,14 +166,14 @@ def _random_model(
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
 
 
-def _texts(count: int, context: int, vocabulary: int) -> list[tuple[str, str]]:
-    """Statements of 16 tokens, and completions that fill the context with the token that ends them."""
+def random_texts(count: int, context: int, vocabulary: int, prompt: int = 16) -> list[tuple[str, str]]:
+    """Statements of `prompt` tokens, and completions that fill the context with the token that ends them."""
     chance = random.Random(0)
 
     def some(length: int) -> str:
         return " ".join(f"w{chance.randrange(2, vocabulary)}" for _ in range(length))
 
-    return [(some(16), some(context - 17)) for _ in range(count)]
+    return [(some(prompt), some(context - prompt - 1)) for _ in range(count)]
 
 
 def whole_notebooks(on_done: Callable[[], object] = lambda: None) -> list[Row]:

@@ -15,23 +15,21 @@ import argparse
 import dataclasses
 import gc
 import math
-import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     TrainingArguments,
 )
 
 from kdlib.bench.measuring import peak_bytes
+from kdlib.bench.training import random_texts, word_level_tokenizer
 from kdlib.environment import describe_environment
 from kdlib.reasoning.checkpoints import R1_DISTILL
 from kdlib.reasoning.distill import distill_language_model
@@ -63,27 +61,6 @@ def tiny_config(vocabulary: int) -> Qwen2Config:
 def random_model(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     with seeded(0, device), torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-
-
-def words(vocabulary: int) -> PreTrainedTokenizerFast:
-    """Each token a word, so that texts are exactly as long as is wanted."""
-    table = {"<pad>": 0, "<end>": 1} | {f"w{number}": number for number in range(2, vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(table, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>",
-        chat_template="{{ messages[0].content }}",
-    )  # fmt: skip
-
-
-def texts(count: int, context: int, vocabulary: int) -> list[tuple[str, str]]:
-    """Statements of PROMPT tokens, and completions that fill the context with the token that ends them."""
-    chance = random.Random(0)
-
-    def some(length: int) -> str:
-        return " ".join(f"w{chance.randrange(2, vocabulary)}" for _ in range(length))
-
-    return [(some(PROMPT), some(context - PROMPT - 1)) for _ in range(count)]
 
 
 def machine(device: torch.device) -> Hardware:
@@ -120,7 +97,7 @@ def measure(
     if context is None:
         return {"fits": False, "remedies": planned_at(64).remedies}
     planned = planned_at(context)
-    data = texts(given.batch_size * given.accumulation * given.steps, context, len(tokenizer))
+    data = random_texts(given.batch_size * given.accumulation * given.steps, context, len(tokenizer), PROMPT)
     names = {field.name for field in dataclasses.fields(TrainingArguments)}
     checkpointing = "activation_checkpointing"  # as newer versions of transformers call it
     if checkpointing not in names:
@@ -184,9 +161,10 @@ def main(arguments: list[str] | None = None) -> int:
     hardware = machine(device)
     print(hardware)
     if given.tiny:
-        tokenizer, student_config, teacher_config = words(500), tiny_config(512), tiny_config(520)
+        tokenizer = word_level_tokenizer(500)
+        student_config, teacher_config = tiny_config(512), tiny_config(520)
     else:
-        tokenizer = words(REAL_TOKENS)
+        tokenizer = word_level_tokenizer(REAL_TOKENS)
         student_config, teacher_config = (R1_DISTILL[n].config() for n in (given.student, given.teacher))
     student = random_model(student_config, torch.float32, device)
     teacher, settings = None, {}

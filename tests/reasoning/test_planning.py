@@ -14,19 +14,18 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     LlamaConfig,
     MistralConfig,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     TrainingArguments,
 )
 
 from kdlib.bench.measuring import peak_bytes
+from kdlib.bench.training import word_level_tokenizer
 from kdlib.losses import soft_target_loss
 from kdlib.reasoning.checkpoints import R1_DISTILL
 from kdlib.reasoning.distill import distill_language_model
@@ -213,17 +212,6 @@ def test_memory_of_a_forward_pass_without_gradient(dtype, kept):
 # --- real runs --------------------------------------------------------------------------------------------
 
 
-def words(vocabulary: int) -> PreTrainedTokenizerFast:
-    """Each token a word, so that texts have the length that is wanted."""
-    table = {"<pad>": 0, "<end>": 1} | {f"w{n}": n for n in range(2, vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(table, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>",
-        chat_template="{{ messages[0].content }}",
-    )  # fmt: skip
-
-
 def texts(lengths, prompt: int):
     """(statement, completion) of so many tokens, with the closing end-of-text token."""
     return [
@@ -300,11 +288,11 @@ def test_planned_peak_is_within_3_per_cent_of_the_measured_one(name):
     lengths = [context - shorter * (number % 2) for number in range(rows)]
     both = [model for model in (student, teacher) if model is not None]
     held = sum(p.numel() * p.element_size() for model in both for p in model.parameters())
+    tokenizer = word_level_tokenizer(student_config.vocab_size)
     measured = held + peak_bytes(
         lambda: distill_language_model(
-            student, words(student_config.vocab_size), texts(lengths, 8), teacher=teacher, steps=2, lr=1e-4,
-            device="cpu", **run,
-        )  # fmt: skip
+            student, tokenizer, texts(lengths, 8), teacher=teacher, steps=2, lr=1e-4, device="cpu", **run
+        )
     )
     assert sum(planned.memory.values()) == pytest.approx(measured, rel=0.03)
     assert min(planned.memory.values()) > 0
