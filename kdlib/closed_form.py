@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdlib.losses import RULED_OUT, Divergence, Reduction
+from kdlib.losses import RULED_OUT, Divergence, Reduction, _weighted
 
 __all__ = ["kd_terms_and_gradient", "sliced_kd_loss"]
 
@@ -137,26 +137,25 @@ def sliced_kd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     labels: Tensor | None,
-    mask: Tensor | None,
     *,
     temperature: float,
     alpha: float,
     divergence: Divergence,
     beta: float,
+    ignore_index: int,
     reduction: Reduction,
 ) -> Tensor:
     """`kdlib.losses.kd_loss`, with its gradient computed beside it; there is no second derivative.
 
     Args:
         student_logits, teacher_logits: (..., C).
-        labels: (...) integers in [0, C) where the mask is True; None where alpha is 0.
-        mask: (...) bool, True where a position counts; None counts all.
+        labels: (...) integers in [0, C), or ignore_index. None counts all positions, and alpha is 0.
         temperature, alpha, divergence, beta, reduction: see `kdlib.losses.kd_loss`.
     """
     places, classes = student_logits.shape[:-1], student_logits.shape[-1]
     loss = _Sliced.apply(
         student_logits.reshape(-1, classes), teacher_logits.detach().reshape(-1, classes),
-        None if labels is None else labels.flatten().long(), None if mask is None else mask.flatten(),
+        None if labels is None else labels.flatten().long(), ignore_index,
         {"temperature": temperature, "alpha": alpha, "divergence": divergence, "beta": beta},
         reduction, torch.is_grad_enabled(),
     )  # fmt: skip
@@ -165,10 +164,13 @@ def sliced_kd_loss(
 
 class _Sliced(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, student, teacher, labels, mask, options, reduction, recorded):
+    def forward(ctx, student, teacher, labels, ignore_index, options, reduction, recorded):
         rows, classes = student.shape
-        alpha, wanted = options["alpha"], recorded and ctx.needs_input_grad[0]
-        counted = torch.arange(rows, device=student.device) if mask is None else mask.nonzero().squeeze(1)
+        wanted = recorded and ctx.needs_input_grad[0]
+        if labels is None:
+            counted = torch.arange(rows, device=student.device)
+        else:
+            counted = (labels != ignore_index).nonzero().squeeze(1)
         share = 1 / max(len(counted), 1) if reduction == "mean" else 1.0
         loss = student.new_zeros(rows, dtype=torch.promote_types(student.dtype, torch.float32))
         gradient = torch.zeros_like(student) if wanted else None
@@ -176,9 +178,7 @@ class _Sliced(torch.autograd.Function):
             terms, slope = kd_terms_and_gradient(
                 student[some], teacher[some], None if labels is None else labels[some], **options
             )
-            # A term without weight is 0, and 0 times the infinity of the other would be NaN.
-            hard, soft = terms
-            loss[some] = soft if alpha == 0 else alpha * hard + (1 - alpha) * soft
+            loss[some] = _weighted(*terms, options["alpha"])
             if wanted:
                 gradient[some] = slope.mul_(share)
         ctx.save_for_backward(gradient)

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdlib import closed_form
-from kdlib.losses import Divergence, _check_alpha, _check_options, _on_kernels
+from kdlib.losses import Divergence, _check_alpha, _check_options, _on_kernels, _weighted
 from kdlib.top_k import TopK, top_k_loss
 
 __all__ = ["LossTerms", "chunk_tokens", "linear_kd_loss", "linear_kd_terms"]
@@ -240,8 +240,8 @@ class _Chunks:
         self, labels: Tensor | None, teacher: _LiveTeacher | _StoredTeacher | None, alpha: float,
         options: dict, count: int, scale: float,
     ) -> None:  # fmt: skip
-        self.count, self.scale = count, scale
-        self._labels, self._teacher, self._alpha, self._options = labels, teacher, alpha, options
+        self.alpha, self.count, self.scale = alpha, count, scale
+        self._labels, self._teacher, self._options = labels, teacher, options
 
     def method(self, logits: Tensor) -> tuple[Callable, int]:
         """How it is done for logits like these (0, V), and how many positions a chunk of it has."""
@@ -271,7 +271,7 @@ class _Chunks:
         return hard.sum(), soft.sum(), slope
 
     def _beside(self, rows: slice) -> dict[str, object]:
-        beside = {"labels": None if self._labels is None else self._labels[rows], "alpha": self._alpha}
+        beside = {"labels": None if self._labels is None else self._labels[rows], "alpha": self.alpha}
         if self._teacher is None:
             return self._options | beside | {"teacher_logits": None}
         return self._options | beside | {
@@ -285,17 +285,12 @@ class _Chunks:
         hard = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
         logits.requires_grad_(wanted)
         with torch.enable_grad():
-            if self._alpha > 0:
+            if self.alpha > 0:
                 hard = F.cross_entropy(logits.to(hard.dtype), self._labels[rows], reduction="sum")
             soft = self._teacher.compared(logits, rows, **self._options)
-            loss = self._alpha * hard + (1 - self._alpha) * soft
+            loss = self.alpha * hard + (1 - self.alpha) * soft
         slope = torch.autograd.grad(loss, logits)[0] if wanted else None
         return hard.detach(), soft.detach(), slope
-
-    def weighted(self, hard: Tensor, soft: Tensor) -> Tensor:
-        # A term without weight may be left out; one that is not finite is to be seen.
-        terms = [weight * term for weight, term in ((self._alpha, hard), (1 - self._alpha, soft)) if weight]
-        return sum(terms)
 
 
 # --- all of them ------------------------------------------------------------------------------------
@@ -337,9 +332,10 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(*(g for g in (of_hidden, of_weight, of_bias) if g is not None))
         ctx.wanted = wanted
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
-        hard, soft = hard * chunks.scale, soft * chunks.scale
+        # Three tensors, also where one is equal to another: the loss alone has a gradient.
+        loss, hard, soft = (x * chunks.scale for x in (_weighted(hard, soft, chunks.alpha), hard, soft))
         ctx.mark_non_differentiable(hard, soft)
-        return chunks.weighted(hard, soft), hard, soft
+        return loss, hard, soft
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -39,6 +39,7 @@ relative error at T = 10,000 is below 0.001, where that of the textbook sum is a
 import importlib
 import math
 import os
+from collections.abc import Callable
 from numbers import Real
 from typing import Literal
 
@@ -143,20 +144,11 @@ def soft_target_loss(
     _check_options(temperature, divergence, beta, reduction)
     _check_pair(student_logits, teacher_logits)
     _check_mask(mask, student_logits)
-    if _on_kernels(student_logits, teacher_logits):
-        from kdlib.operators import fused_kd_loss
-
+    if (faster := _faster(student_logits, teacher_logits)) is not None:
         counted = None if mask is None else mask.long() - 1  # −1 where a position does not count
-        return fused_kd_loss(
+        return faster(
             student_logits, teacher_logits, counted, temperature=temperature, alpha=0.0,
             divergence=divergence, beta=beta, ignore_index=-1, reduction=reduction,
-        )  # fmt: skip
-    if _in_slices(student_logits):
-        from kdlib.closed_form import sliced_kd_loss
-
-        return sliced_kd_loss(
-            student_logits, teacher_logits, None, mask, temperature=temperature, alpha=0.0,
-            divergence=divergence, beta=beta, reduction=reduction,
         )  # fmt: skip
     distance = _softened_divergence(student_logits, teacher_logits, temperature, divergence, beta, mask)
     return _reduce(temperature**2 * distance, mask, reduction)
@@ -220,21 +212,12 @@ def kd_loss(
             beta=beta, reduction=reduction,
         )
     _check_labels(student_logits, labels, ignore_index, used=alpha > 0)
-    if _on_kernels(student_logits, teacher_logits if alpha < 1 else None):
-        from kdlib.operators import fused_kd_loss
-
-        return fused_kd_loss(
+    if (faster := _faster(student_logits, teacher_logits if alpha < 1 else None)) is not None:
+        return faster(
             student_logits, teacher_logits, labels, temperature=temperature, alpha=alpha,
             divergence=divergence, beta=beta, ignore_index=ignore_index, reduction=reduction,
         )  # fmt: skip
     counted = labels != ignore_index
-    if alpha < 1 and _in_slices(student_logits):
-        from kdlib.closed_form import sliced_kd_loss
-
-        return sliced_kd_loss(
-            student_logits, teacher_logits, labels, counted, temperature=temperature, alpha=alpha,
-            divergence=divergence, beta=beta, reduction=reduction,
-        )  # fmt: skip
     student = _full_precision(student_logits)  # once, so that a bf16 gradient is rounded once
 
     hard = soft = 0.0
@@ -271,6 +254,23 @@ def _softened_divergence(
 
 
 # --- where PyTorch has something faster -----------------------------------------------------------
+
+
+def _faster(student_logits: Tensor, teacher_logits: Tensor | None) -> Callable[..., Tensor] | None:
+    """What computes `kd_loss` of such logits; None for the formulas as they are written here.
+
+    Args:
+        teacher_logits: None where the soft term has no weight.
+    """
+    if _on_kernels(student_logits, teacher_logits):
+        from kdlib.operators import fused_kd_loss
+
+        return fused_kd_loss
+    if teacher_logits is not None and _in_slices(student_logits):
+        from kdlib.closed_form import sliced_kd_loss
+
+        return sliced_kd_loss
+    return None
 
 
 def _on_kernels(*logits: Tensor | None) -> bool:
@@ -310,6 +310,11 @@ def _in_slices(logits: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
     )
+
+
+def _weighted(hard: Tensor, soft: Tensor, alpha: float) -> Tensor:
+    """α·hard + (1 − α)·soft, where a term without weight stands for nothing: 0 · ∞ would be NaN."""
+    return soft if alpha == 0 else hard if alpha == 1 else alpha * hard + (1 - alpha) * soft
 
 
 def _full_precision(logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kdlib.kernels import _checked_width, _launch, scale_rows
-from kdlib.losses import Divergence, Reduction, _check_options
+from kdlib.losses import Divergence, Reduction, _check_options, _weighted
 
 __all__ = ["fused_kd_loss"]
 
@@ -90,9 +90,7 @@ def _reduced_loss(
         student, teacher, labels, temperature, alpha, divergence, beta, classes, ignore_index,
         share, out if wanted else None,
     )  # fmt: skip
-    hard, soft = terms
-    # A term without weight is 0, and 0 times the infinity of the other would be NaN.
-    loss = soft if alpha == 0 else hard if alpha == 1 else torch.lerp(soft, hard, alpha)
+    loss = _weighted(*terms, alpha)
     if reduction != "none":
         loss = loss.sum() if share is None else loss.sum() * share
     return loss, out

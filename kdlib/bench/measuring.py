@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from kdlib.cost import _LiveTensors, _wait_for
+from kdlib.cost import _peak_extra_bytes, _wait_for
 from kdlib.reasoning.hardware import copy_rate, matrix_rate
 
 __all__ = [
@@ -102,16 +102,8 @@ def peak_bytes(run: Run, device: torch.device | str = "cpu") -> int:
     """
     device = torch.device(device)
     gc.collect()  # what is freed in the call must have been allocated in it
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            run()
-            return torch.cuda.max_memory_allocated() - before
     if device.type != "cpu":
-        with _LiveTensors() as live:
-            run()
-        return live.peak
+        return _peak_extra_bytes(run, device)
     profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
     with _without_messages():
         profiler.start()

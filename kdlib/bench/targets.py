@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kdlib.bench.race import Row
+from kdlib.bench.race import Row, _over
 
 __all__ = ["Target", "judged_targets", "targets_table"]
 
@@ -125,10 +125,6 @@ def _find(rows: Sequence[Row], task: str, case: str, contender: str) -> Row | No
 
 def _inverse(row: Row | None, share: str) -> float | None:
     return _over(1, row and getattr(row, share))
-
-
-def _over(part: float | None, whole: float | None) -> float | None:
-    return None if part is None or not whole else part / whole
 
 
 def _peaks(row: Row | None, other: Row | None) -> float | None:
