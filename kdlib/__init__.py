@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kdlib.cost import Cost, measure_cost
-    from kdlib.losses import kd_loss, soft_target_loss, soften
+    from kdlib.language.answers.final_answer import verify_answer
+    from kdlib.language.distill.distill import distill_language_model
+    from kdlib.language.models.r1_distill import R1_DISTILL
+    from kdlib.language.puzzles.make import make_puzzle, solve
+    from kdlib.language.traces.collect import collect_traces
+    from kdlib.language.traces.select import filter_traces
+    from kdlib.losses.kd import kd_loss, soft_target_loss, soften
     from kdlib.metrics import Scores, Verdict, compare
-    from kdlib.reasoning.answers import verify_answer
-    from kdlib.reasoning.checkpoints import R1_DISTILL
-    from kdlib.reasoning.distill import distill_language_model
-    from kdlib.reasoning.puzzles import make_puzzle, solve
-    from kdlib.reasoning.selection import filter_traces
-    from kdlib.reasoning.traces import collect_traces
     from kdlib.training import History, evaluate, fit
     from kdlib.vision.digits import load_digits
     from kdlib.vision.photos import load_photos
@@ -26,14 +26,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "kdlib.cost": ("Cost", "measure_cost"),
-    "kdlib.losses": ("kd_loss", "soft_target_loss", "soften"),
+    "kdlib.losses.kd": ("kd_loss", "soft_target_loss", "soften"),
     "kdlib.metrics": ("Scores", "Verdict", "compare"),
-    "kdlib.reasoning.answers": ("verify_answer",),
-    "kdlib.reasoning.checkpoints": ("R1_DISTILL",),
-    "kdlib.reasoning.distill": ("distill_language_model",),
-    "kdlib.reasoning.puzzles": ("make_puzzle", "solve"),
-    "kdlib.reasoning.selection": ("filter_traces",),
-    "kdlib.reasoning.traces": ("collect_traces",),
+    "kdlib.language.answers.final_answer": ("verify_answer",),
+    "kdlib.language.models.r1_distill": ("R1_DISTILL",),
+    "kdlib.language.distill.distill": ("distill_language_model",),
+    "kdlib.language.puzzles.make": ("make_puzzle", "solve"),
+    "kdlib.language.traces.select": ("filter_traces",),
+    "kdlib.language.traces.collect": ("collect_traces",),
     "kdlib.training": ("History", "evaluate", "fit"),
     "kdlib.vision.digits": ("load_digits",),
     "kdlib.vision.photos": ("load_photos",),

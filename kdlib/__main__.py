@@ -8,15 +8,15 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "check": ("kdlib.check", "is this machine ready for the course?"),
-    "course": ("kdlib.course", "execute every notebook, without a browser"),
-    "experiment": ("kdlib.vision.experiment", "cat or dog in full, on sketches or photographs"),
-    "traces": ("kdlib.reasoning.collecting", "let a teacher answer problems, here or behind an address"),
-    "distill": ("kdlib.reasoning.distilling", "distil a language model: write, verify, train, test"),
-    "export": ("kdlib.reasoning.export", "write traces as data for TRL's SFTTrainer"),
-    "bench": ("kdlib.bench.command", "measure the loss beside its peers: time, memory, errors"),
-    "reasoning": ("kdlib.reasoning.experiment", "reasoning distillation in full, on puzzles"),
-    "fetch": ("kdlib.fetch", "download photographs of cats and dogs"),
+    "check": ("kdlib.course.check", "is this machine ready for the course?"),
+    "course": ("kdlib.course.build.execute", "execute every notebook, without a browser"),
+    "experiment": ("kdlib.course.studies.cat_or_dog", "cat or dog in full, on sketches or photographs"),
+    "traces": ("kdlib.cli.traces", "let a teacher answer problems, here or behind an address"),
+    "distill": ("kdlib.cli.distill", "distil a language model: write, verify, train, test"),
+    "export": ("kdlib.cli.export", "write traces as data for TRL's SFTTrainer"),
+    "bench": ("kdlib.cli.bench", "measure the loss beside its peers: time, memory, errors"),
+    "reasoning": ("kdlib.course.studies.reasoning", "reasoning distillation in full, on puzzles"),
+    "fetch": ("kdlib.cli.fetch", "download photographs of cats and dogs"),
 }
 
 

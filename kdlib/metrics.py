@@ -16,7 +16,7 @@ import torch
 from scipy import optimize, stats
 from torch import Tensor
 
-from kdlib.losses import soft_target_loss, soften
+from kdlib.losses.kd import soft_target_loss, soften
 
 __all__ = [
     "ReliabilityCurve", "Scores", "Verdict", "accuracy", "agreement", "compare",

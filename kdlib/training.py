@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from kdlib.checkpoint import Checkpoint, TrainingLog, describe
+from kdlib.data import Batch, Examples, TrainingData, as_float
 from kdlib.history import History, Run
-from kdlib.losses import kd_loss
+from kdlib.losses.kd import kd_loss
 from kdlib.metrics import Scores, score
 from kdlib.runtime import Precision, accelerated, best_device, eval_mode, seeded, substream
-from kdlib.splits import Batch, Examples, TrainingData, as_float
 from kdlib.storage import fingerprint
 
 if TYPE_CHECKING:
-    from kdlib.cache import CachedTeacher
+    from kdlib.cache.images import CachedTeacher
 
 __all__ = ["History", "best_device", "evaluate", "fit", "out_of_fold", "predict"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from kdlib.checkpoint import TrainingLog, describe
-from kdlib.losses import kd_loss
-from kdlib.splits import Examples
+from kdlib.data import Examples
+from kdlib.losses.kd import kd_loss
 from kdlib.storage import save_tensors
 from kdlib.training import fit
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdlib import history
-from kdlib.splits import Examples
+from kdlib.data import Examples
 from kdlib.storage import load_tensors
 from kdlib.training import evaluate, fit
 

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
+from kdlib.data import Examples
 from kdlib.runtime import accelerated, eval_mode, peak_memory, seeded, substream
-from kdlib.splits import Examples
 from kdlib.training import fit
 
 CPU = torch.device("cpu")

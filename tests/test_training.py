@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdlib.losses import kd_loss
-from kdlib.splits import Examples
+from kdlib.data import Examples
+from kdlib.losses.kd import kd_loss
 from kdlib.training import best_device, evaluate, fit, out_of_fold, predict
 from kdlib.vision.digits import load_digits
 from kdlib.vision.nets import digit_cnn, mlp

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from kdlib.losses import kd_loss
-from kdlib.splits import Examples
+from kdlib.data import Examples
+from kdlib.losses.kd import kd_loss
 from kdlib.training import fit
 from kdlib.vision.loader import Augmentation, Loader
 from kdlib.vision.nets import convnet, digit_cnn

@@ -5,7 +5,7 @@ import torch
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
-from kdlib.splits import Examples, Splits
+from kdlib.data import Examples, Splits
 
 SIZES = {"train": 800, "validation": 297, "test": 700}
 

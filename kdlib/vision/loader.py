@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as v2
 
+from kdlib.data import Batch, Examples, as_float
 from kdlib.runtime import substream
-from kdlib.splits import Batch, Examples, as_float
 from kdlib.storage import fingerprint
 from kdlib.vision.photos import read_photo
 
@@ -90,7 +90,7 @@ class Loader:
         return Loader(self.examples.to(device), self.augmentation)
 
     def batches(self, chunks: Iterable[Tensor], *, epoch: int = 0, seed: int = 0) -> Iterator[Batch]:
-        """One `Batch` for each chunk of rows; see `kdlib.splits.TrainingData`."""
+        """One `Batch` for each chunk of rows; see `kdlib.data.TrainingData`."""
         height, width = self._pixels.shape[1:3]
         device = self._pixels.device
         drawn = self.augmentation.draw(len(self), height, width, epoch=epoch, seed=seed).to(device)
@@ -168,7 +168,7 @@ class StreamingLoader:
         )
 
     def batches(self, chunks: Iterable[Tensor], *, epoch: int = 0, seed: int = 0) -> Iterator[Batch]:
-        """One `Batch` for each chunk of rows; see `kdlib.splits.TrainingData`."""
+        """One `Batch` for each chunk of rows; see `kdlib.data.TrainingData`."""
         drawn = self.augmentation.draw(len(self), self.size, self.size, epoch=epoch, seed=seed)
         chunks = [rows.cpu() for rows in chunks]
         images = DataLoader(

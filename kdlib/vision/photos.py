@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import OxfordIIITPet
 
-from kdlib.splits import Examples, Splits
+from kdlib.data import Examples, Splits
 from kdlib.storage import fingerprint
 from kdlib.vision.decoding import check_size, digest_of, read_photo, square
 from kdlib.vision.downloads import fetch_cifar10, fetch_pets

@@ -45,7 +45,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlib.splits import Examples, Splits
+from kdlib.data import Examples, Splits
 from kdlib.vision.drawing import paint_faces
 
 __all__ = [

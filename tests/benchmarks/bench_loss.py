@@ -18,15 +18,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from benchmarks.__main__ import default_sizes, describe_run, title_of, write_all
+from benchmarks.contenders import contenders
+from benchmarks.measuring import memory_let_go
+from benchmarks.problems import make_problem
+from benchmarks.race import Row, arms_in_turn
+from benchmarks.report import text_table
+from benchmarks.targets import judged_targets, targets_table
+from benchmarks.tasks import TASKS, Request, measure_rates
 
-from kdlib.bench.command import default_sizes, describe_run, title_of, write_all
-from kdlib.bench.contenders import contenders
-from kdlib.bench.measuring import memory_let_go
-from kdlib.bench.problems import make_problem
-from kdlib.bench.race import Row, arms_in_turn
-from kdlib.bench.report import text_table
-from kdlib.bench.targets import judged_targets, targets_table
-from kdlib.bench.tasks import TASKS, Request, measure_rates
 from kdlib.runtime import best_device
 
 # In the order of their importance; "warps" has no figure to reach and says which setting is best.
@@ -42,7 +42,7 @@ PARTS = {
 @contextmanager
 def large_rows_on(warps: int) -> Iterator[None]:
     """The kernels with another number of warps for rows of more than 1,024 classes."""
-    from kdlib import kernels
+    from kdlib.losses import kernels
 
     before = kernels.WARPS
     kernels.WARPS = (*before[:-1], (math.inf, warps))

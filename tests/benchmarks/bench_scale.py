@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from benchmarks.measuring import peak_bytes
+from benchmarks.training import random_texts, word_level_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedConfig,
@@ -28,14 +30,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from kdlib.bench.measuring import peak_bytes
-from kdlib.bench.training import random_texts, word_level_tokenizer
+from kdlib.course.studies.records import write_results
 from kdlib.environment import describe_environment
-from kdlib.reasoning.checkpoints import R1_DISTILL
-from kdlib.reasoning.distill import distill_language_model
-from kdlib.reasoning.hardware import HARDWARE, Hardware, this_machine
-from kdlib.reasoning.planning import Plan, plan
-from kdlib.records import write_results
+from kdlib.language.distill.distill import distill_language_model
+from kdlib.language.models.r1_distill import R1_DISTILL
+from kdlib.language.plan.hardware import HARDWARE, Hardware, this_machine
+from kdlib.language.plan.plan import Plan, plan
 from kdlib.runtime import best_device, seeded
 
 PROMPT = 16

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
+from kdlib.course.studies.cat_or_dog_arms import Training, photo_recipe
+from kdlib.data import Examples
 from kdlib.environment import describe_environment
 from kdlib.runtime import best_device
-from kdlib.splits import Examples
 from kdlib.storage import replaced
 from kdlib.training import fit
-from kdlib.vision.arms import Training, photo_recipe
 from kdlib.vision.loader import Loader
 from kdlib.vision.sketches import load_sketches
 

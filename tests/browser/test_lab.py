@@ -34,7 +34,7 @@ pytestmark = [
 
 NOTEBOOK = "02_temperature.ipynb"
 OTHERWISE = (
-    "import torch\nfrom kdlib import widgets",
+    "import torch\nfrom kdlib.course import widgets",
     "widgets.temperature_explorer(torch.tensor([4.0, 2.0, 0.0]), ['8', '3', '5'])",
 )
 

@@ -68,7 +68,7 @@ def attachment(node: NotebookNode) -> None:
     node.cells[locate(node, PROSE)]["attachments"] = {"p.png": {"image/png": "AAAA"}}
 
 
-SHOWN = "shown:kdlib.losses.soften"
+SHOWN = "shown:kdlib.losses.kd.soften"
 TAKE = "take-with-you"
 PROSE = "Why soften"
 NUMBERS = "The largest falls"
@@ -92,20 +92,20 @@ FAULTS = [
     #
     Fault("functions", "other default", source(SHOWN, "=1.0", "=2.0"), SHOWN, "as it stands"),
     Fault("functions", "unknown module", tag("claim", add="shown:kdlib.loss.soften"), "claim",
-          "there is kdlib.losses.soften"),
-    Fault("functions", "unknown name", tag("claim", add="shown:kdlib.losses.sof"), "claim",
+          "there is kdlib.losses.kd.soften"),
+    Fault("functions", "unknown name", tag("claim", add="shown:kdlib.losses.kd.sof"), "claim",
           "no module defines"),
     Fault("functions", "not in the cell", tag("claim", add=SHOWN), "claim", "to define"),
     Fault("functions", "untagged", append("claim", "\ndef soften(z): return z"), "claim",
-          "kdlib.losses.soften"),
+          "kdlib.losses.kd.soften"),
     Fault("functions", "private", append("claim", "\ndef _check(value): pass"), "claim",
-          "kdlib.losses._check"),
+          "kdlib.losses.kd._check"),
     Fault("functions", "class", append("claim", "\nclass Scores: pass"), "claim",
-          "kdlib.losses.Scores"),
+          "kdlib.losses.kd.Scores"),
     Fault("functions", "in a branch", append("claim", "\nif True:\n    def soften(z): return z"),
-          "claim", "kdlib.losses.soften"),
+          "claim", "kdlib.losses.kd.soften"),
     Fault("functions", "in take-with-you", both(source(TAKE, "flatten", "soften"),
-          source(TAKE, "flatten", "soften")), TAKE, "kdlib.losses.soften"),
+          source(TAKE, "flatten", "soften")), TAKE, "kdlib.losses.kd.soften"),
     #
     Fault("take_with_you", "none", tag(TAKE, drop=TAKE), None, "found 0"),
     Fault("take_with_you", "two", tag(ENTROPY, add=TAKE), TAKE, "found 2"),
@@ -113,9 +113,9 @@ FAULTS = [
           "a heading"),
     Fault("take_with_you+links", "other heading", source("## Take it", "with you", "along"), TAKE,
           "a heading"),
-    Fault("take_with_you", "kdlib", source(TAKE, "import math", "import math, kdlib.losses"), TAKE,
+    Fault("take_with_you", "kdlib", source(TAKE, "import math", "import math, kdlib.losses.kd"), TAKE,
           "found kdlib"),
-    Fault("take_with_you", "from kdlib", source(TAKE, "import math", "from kdlib import losses"),
+    Fault("take_with_you", "from kdlib", source(TAKE, "import math", "from kdlib.losses import kd as losses"),
           TAKE, "found kdlib"),
     Fault("take_with_you", "incomplete", source(TAKE, "import math\n", ""), TAKE, "NameError"),
     Fault("take_with_you", "warns", append(TAKE, "\nimport warnings\nwarnings.warn('old')"), TAKE,

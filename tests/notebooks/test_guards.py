@@ -51,7 +51,7 @@ def test_good_course_is_whole():
 
 BAD_CELLS = {
     "card": ("card", "Download"),
-    "functions": ("shown:kdlib.losses.soften", "kdlib.losses.soften"),
+    "functions": ("shown:kdlib.losses.kd.soften", "kdlib.losses.kd.soften"),
     "take_with_you": ("take-with-you", "ModuleNotFoundError"),
     "exercises": ("check-2", "not yet"),
     "outputs": ("plots.show", "alt text"),
@@ -120,8 +120,8 @@ TREE_FAULTS = [
     ("measured", README, "results:demo", "out:demo", "README.md, line 8", "result:demo"),
     ("card", COURSE_JSON, "0.5", "5", "notebooks/00_good.ipynb, cell 1 (", "about 5 min"),
     ("card", COURSE_JSON, "00_good", "00_bad", "notebooks/00_good.ipynb, cell 1 (", "make record"),
-    ("functions", "kdlib/losses.py", "z / temp", "z * temp", "notebooks/00_good.ipynb, cell 4 (",
-     "as it stands in kdlib.losses.soften"),
+    ("functions", "kdlib/losses/kd.py", "z / temp", "z * temp", "notebooks/00_good.ipynb, cell 4 (",
+     "as it stands in kdlib.losses.kd.soften"),
     ("glossary", GLOSSARY, "### label", "### weight", GLOSSARY + ", cell 3 (", "'soft label' before"),
     ("glossary", GLOSSARY, "### temp", "### Temp", GLOSSARY + ", cell 4 (", "in lower case"),
     ("glossary", GLOSSARY, "What logits are divided by.", "", GLOSSARY + ", cell 4 (", "a sentence"),

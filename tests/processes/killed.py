@@ -18,8 +18,8 @@ import torch
 from forks import telling, told_to_the_end, told_until
 
 from kdlib import checkpoint, storage
-from kdlib.losses import kd_loss
-from kdlib.splits import Examples
+from kdlib.data import Examples
+from kdlib.losses.kd import kd_loss
 from kdlib.storage import save_tensors
 from kdlib.training import fit
 from kdlib.vision.loader import Augmentation, Loader

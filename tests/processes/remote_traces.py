@@ -20,9 +20,10 @@ from forks import telling, told_to_the_end, told_until
 from traces import Halves, odd
 
 from kdlib import storage
-from kdlib.reasoning import asking, trace_file
-from kdlib.reasoning.answers import Problem
-from kdlib.reasoning.remote import TracesMissing, collect_remote_traces
+from kdlib.language.answers.final_answer import Problem
+from kdlib.language.traces import asking
+from kdlib.language.traces import file as trace_file
+from kdlib.language.traces.remote import TracesMissing, collect_remote_traces
 
 PROBLEMS, SAMPLES, CONCURRENCY = 12, 3, 4
 

@@ -14,9 +14,9 @@ from forks import group
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from kdlib.losses import kd_loss
+from kdlib.data import Examples
+from kdlib.losses.kd import kd_loss
 from kdlib.runtime import accelerated, best_device
-from kdlib.splits import Examples
 from kdlib.storage import save_tensors
 from kdlib.training import fit
 from kdlib.vision.loader import Augmentation, Loader

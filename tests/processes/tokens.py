@@ -16,8 +16,8 @@ from forks import telling, told_to_the_end, told_until
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from kdlib import storage
-from kdlib.reasoning.token_cache import cache_teacher_tokens
-from kdlib.reasoning.tokenizer import puzzle_tokenizer
+from kdlib.cache.tokens import cache_teacher_tokens
+from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
 
 # "manifest": it has no name yet; "writing": a shard's bytes are on the disk, under another name; "written":
 # it has its name; each after so many of its kind in this process.

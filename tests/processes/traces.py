@@ -20,11 +20,11 @@ from forks import telling, told_to_the_end, told_until
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from kdlib import storage
-from kdlib.reasoning import trace_file
-from kdlib.reasoning.answers import Problem
-from kdlib.reasoning.sampling import Writer
-from kdlib.reasoning.tokenizer import puzzle_tokenizer
-from kdlib.reasoning.traces import collect_traces
+from kdlib.language.answers.final_answer import Problem
+from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
+from kdlib.language.traces import file as trace_file
+from kdlib.language.traces.collect import collect_traces
+from kdlib.language.traces.generate import Writer
 
 PROBLEMS, SAMPLES, BATCH = 40, 4, 8
 

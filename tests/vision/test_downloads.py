@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, OxfordIIITPet
 
-from kdlib import fetch
 from kdlib.__main__ import main
+from kdlib.cli import fetch
 from kdlib.vision import downloads, photos
 from kdlib.vision.downloads import Archive, DownloadFailed, download, fetch_cifar10, fetch_pets, unpack
 from kdlib.vision.photos import load_photos

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as v2
 
-from kdlib.splits import Examples
+from kdlib.data import Examples
 from kdlib.vision.loader import Augmentation, Loader, StreamingLoader
 
 STRONG = Augmentation(flip=True, crop=4, cutout=5)

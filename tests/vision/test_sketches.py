@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from kdlib.losses import kd_loss
-from kdlib.splits import Examples
+from kdlib.data import Examples
+from kdlib.losses.kd import kd_loss
 from kdlib.vision import drawing, sketches
 from kdlib.vision.sketches import (
     ATTRIBUTES,

@@ -56,23 +56,23 @@ def _figure(module: ast.Module, not_figures: set[str]) -> list[str]:
 
 
 def _plots_calls(node: ast.AST) -> list[str]:
-    """Names that are called on ``plots`` or ``kdlib.plots``, as the cell runs: not inside functions."""
+    """Names that are called on ``plots`` or ``kdlib.course.plots``, as the cell runs: not inside functions."""
     if isinstance(node, ast.Lambda | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return []
     names = [name for child in ast.iter_child_nodes(node) for name in _plots_calls(child)]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         owner, name = ast.unparse(node.func.value), node.func.attr
-        if owner in ("plots", "kdlib.plots"):
+        if owner in ("plots", "kdlib.course.plots"):
             names.append(name)
     return names
 
 
 def _not_figures(page: Page) -> set[str]:
-    """Functions of kdlib.plots whose annotation says that they return something else."""
+    """Functions of kdlib.course.plots whose annotation says that they return something else."""
     return {
-        name.removeprefix("kdlib.plots.")
+        name.removeprefix("kdlib.course.plots.")
         for name, node in kdlib_definitions(page.root).items()
-        if name.startswith("kdlib.plots.")
+        if name.startswith("kdlib.course.plots.")
         and isinstance(node, ast.FunctionDef)
         and node.returns is not None
         and "Figure" not in ast.unparse(node.returns)

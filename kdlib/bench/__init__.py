@@ -1,1 +1,0 @@
-"""How fast and how lean: kdlib beside its peers, measured in one run on one machine."""

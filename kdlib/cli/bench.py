@@ -1,0 +1,17 @@
+"""`python -m kdlib bench`: the door to tests/benchmarks, which a checkout has and an installed package has not."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[2] / "tests"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmarks; their own parser reads the arguments."""
+    if not (TESTS / "benchmarks" / "__main__.py").is_file():
+        print("The benchmarks are in the repository, not in the installed package: run this in a checkout.", file=sys.stderr)
+        return 1
+    sys.path.insert(0, str(TESTS))
+    return importlib.import_module("benchmarks.__main__").main(argv)

@@ -1,0 +1,62 @@
+"""What a base model has read before anybody distils into it: sums, and single cages solved.
+
+The students of DeepSeek-R1 were no empty models either: Qwen2.5-Math and Llama had seen mathematics, step by
+step. Here a base model knows the numbers and how one cage is solved. What it has never seen is a chain.
+"""
+
+import random
+from collections.abc import Sequence
+
+from kdlib.language.puzzles.make import ANIMALS, Puzzle, make_puzzle
+from kdlib.language.puzzles.text import statement, written_solution
+
+__all__ = ["sums", "texts"]
+
+Text = tuple[str, str]
+"""(statement, completion) as `distill_language_model` takes it."""
+
+# Differences of two-digit numbers take a tiny model longest: as often as all other sums together.
+WEIGHTS = (2, 8, 1, 4, 1)
+
+
+def texts(
+    puzzles: Sequence[Puzzle], *, heads: tuple[int, int], animals: Sequence[str], seed: int
+) -> list[Text]:
+    """Each puzzle in both styles and without steps, and as many rows of sums."""
+    asked = [(puzzle, statement(puzzle)) for puzzle in puzzles]
+    solved = [(text, written_solution(p, style)) for p, text in asked for style in ("suppose", "equations")]
+    answers = [(text, written_solution(p, think=False)) for p, text in asked]
+    rows = sums(len(solved) + len(answers), heads=heads, animals=animals, seed=seed)
+    return solved + answers + rows
+
+
+def sums(
+    count: int, *, heads: tuple[int, int], animals: Sequence[str], seed: int, length: int = 6
+) -> list[Text]:
+    """Rows of sums such as puzzles in this range are made of, each row with its results."""
+    rng = random.Random(f"{seed} sums")
+    rows = []
+    for _ in range(count):
+        row = [_sum(make_puzzle("pair", rng=rng, heads=heads, animals=animals), heads[1], rng)
+               for _ in range(length)]  # fmt: skip
+        asked = ", ".join(left for left, _ in row)
+        done = ", ".join(f"{left} = {value}" for left, value in row)
+        rows.append((f" {asked}?", f" {done}.\n</think>\n\nAnswer: {row[-1][1]}."))
+    return rows
+
+
+def _sum(puzzle: Puzzle, most: int, rng: random.Random) -> tuple[str, int]:
+    (cage,) = puzzle.cages
+    few, many = sorted(ANIMALS[name].legs for name in cage.animals)
+    heads, feet = cage.heads, cage.feet
+    missing, gap = feet - few * heads, many - few
+    count = missing // gap
+    more = rng.randint(1, max(1, most - count))
+    kinds = [
+        (f"{heads} × {few}", few * heads),
+        (f"{feet} − {few * heads}", missing),
+        (f"{missing} ÷ {gap}", count),
+        (f"{heads} − {count}", heads - count),
+        (f"{count} + {more}", count + more),
+    ]
+    return rng.choices(kinds, WEIGHTS)[0]

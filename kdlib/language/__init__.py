@@ -1,0 +1,1 @@
+"""Language models: problems, answers, traces, distillation, and what it needs."""

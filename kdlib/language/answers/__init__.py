@@ -1,0 +1,1 @@
+"""The answer in a model's text, and whether it is right."""

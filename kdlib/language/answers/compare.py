@@ -1,0 +1,230 @@
+"""What an answer says: counts of things, a number with its unit, words, or a formula."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from kdlib.language.answers.characters import plain
+from kdlib.language.answers.mathematics import same_mathematics
+from kdlib.language.puzzles.puzzle import ANIMALS
+
+__all__ = ["is_answer", "same_answer"]
+
+
+def is_answer(content: str) -> bool:
+    """Whether a text is nothing but counts, a number or a formula."""
+    return _counts(content) is not None or _number(content) is not None or _is_formula(content)
+
+
+def same_answer(answer: str, expected: str) -> bool:
+    """Whether two answers of at most some thousand characters say the same.
+
+    Counts as mappings, numbers exactly, words as words; everything else is left to math-verify.
+    """
+    counts = _counts(expected)
+    if counts is not None:
+        return _same_counts(_counts(answer), counts)
+    number, other = _number(expected), _number(answer)
+    if number is not None and other is not None:
+        return _same_number(other, number)
+    if _words(answer) == _words(expected):
+        return True
+    if not (_is_formula(answer) and _is_formula(expected)):
+        return False
+    return same_mathematics(answer, expected)
+
+
+_DRESS = re.compile(r"\\(?:text[a-z]{0,3}|math(?:rm|bf|it|sf)|mbox|operatorname)\s*+\{([^{}]*+)\}")
+_SHORT_FRACTION = re.compile(r"\\[dt]?frac\s*+([0-9])\s*+([0-9])")
+_FRACTION = re.compile(r"\\[dt]?frac\s*+\{\s*+([-+]?[0-9.,]++)\s*+\}\s*+\{\s*+([0-9.,]++)\s*+\}")
+
+
+def _undressed(answer: str) -> str:
+    """Plain characters instead of LaTeX's, as far as words and numbers use them."""
+    answer = plain(answer)
+    answer = re.sub(r"(?<=\d)(?:\\[,!]|\{,\})(?=\d{3})", ",", answer)
+    answer = re.sub(r"\\left\b|\\right\b|\\!", "", answer)
+    answer = _DRESS.sub(r" \1 ", _DRESS.sub(r" \1 ", answer))
+    answer = re.sub(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ\b)|\s*°", " degrees ", answer)
+    answer = re.sub(r"\\([%$])", r"\1", answer)
+    answer = re.sub(r"\\[,;: ]|~|\\q?quad\b", " ", answer)
+    answer = _FRACTION.sub(r" \1/\2 ", _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", answer))
+    return re.sub(r"\s+", " ", answer).strip()
+
+
+def _words(answer: str) -> str:
+    words = " ".join(_undressed(answer).replace("*", " ").split()).lower()
+    return words[1:-1] if re.fullmatch(r"\([a-z]\)", words) else words
+
+
+_NUMERAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})++(?:\.[0-9]++)?|[0-9]++(?:\.[0-9]++)?|\.[0-9]++)"
+_NUMBER = re.compile(
+    rf"(?:(?P<label>[A-Za-z])\s?=\s?)?(?P<sign>[-+]?)\s?(?P<currency>[$€£¥]?)\s?(?P<inner>[-+]?)"
+    rf"(?P<whole>{_NUMERAL})(?![0-9.])(?:\s?/\s?(?P<under>{_NUMERAL})|\s(?P<top>[0-9]++)\s?/\s?(?P<bottom>[0-9]++))?"
+    r"(?P<rest>(?![0-9,./]).*+|)",
+    re.DOTALL,
+)
+_LEAD = re.compile(
+    r"(?:(?:so|thus|therefore|hence|then)\b,?\s)?"
+    r"(?:(?:it|that|this) is|there (?:are|were|is|was)|(?:we|they|you) have|the (?:last )?cage holds"
+    r"|is|are|有|共有|是)\s?",
+    re.IGNORECASE,
+)
+_TIMES = {
+    "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+    "dozen": 12, "万": 10**4, "亿": 10**8,
+}  # fmt: skip
+# Words that make another number of the one before them, or another answer.
+_NOT_UNITS = {
+    "or", "and", "half", "plus", "minus", "times", "over", "divided", "to", "than", "between", "but", "not",
+    "if", "mod", "sin", "cos", "tan", "log", "exp", "sqrt",
+}  # fmt: skip
+_UNITS = {
+    "$": "dollar", "usd": "dollar", "€": "euro", "eur": "euro", "£": "pound", "¥": "yuan", "元": "yuan",
+    "%": "percent",
+    "mm": "millimeter", "cm": "centimeter", "km": "kilometer", "kg": "kilogram", "mg": "milligram",
+    "ml": "milliliter", "hr": "hour", "hrs": "hour", "min": "minute", "mins": "minute", "sec": "second",
+    "ft": "foot", "feet": "foot", "in": "inch", "mi": "mile", "lb": "pound", "lbs": "pound", "oz": "ounce",
+    "am": "am", "pm": "pm", "只": "只", "个": "个",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Number:
+    value: Fraction
+    unit: str | None
+    label: str | None
+
+
+def _fraction(*numerals: str | None) -> Fraction | None:
+    """Top over bottom (1 if None); None for a denominator of zero."""
+    top, bottom = (Fraction((numeral or "1").replace(",", "")) for numeral in numerals)
+    return top / bottom if bottom else None
+
+
+def _number(answer: str) -> _Number | None:
+    text = _undressed(answer)
+    lead = _LEAD.match(text)
+    found = _NUMBER.fullmatch(text, lead.end() if lead else 0)
+    if found is None or (found["sign"] and found["inner"]):
+        return None
+    value = _fraction(found["whole"], found["under"])
+    if value is None:
+        return None
+    if found["top"] is not None:
+        part = _fraction(found["top"], found["bottom"])
+        if part is None or "." in found["whole"]:
+            return None
+        value += part
+    scale, unit = _unit(found["rest"])
+    if unit is None or (unit and found["currency"] and _UNITS[found["currency"]] not in _forms(unit)):
+        return None
+    if "-" in (found["sign"], found["inner"]):
+        value = -value
+    unit = unit or _UNITS.get(found["currency"])
+    return _Number(value * scale, unit, found["label"])
+
+
+_WORD = re.compile(r"[^\W\d_]++(?:['’.-][^\W\d_]*+)*+|[%$]")
+
+
+def _unit(rest: str) -> tuple[int, str | None]:
+    """What the number is to be multiplied by, and the unit's first word: "" without one, None if no unit."""
+    scale = 1
+    words = [word for word in re.split(r"[\s/]+|(?<=%)", rest) if word]
+    if words and words[0].lower() in _TIMES:
+        scale = _TIMES[words.pop(0).lower()]
+    elif words and words[0][0] in "万亿":
+        scale, words[0] = _TIMES[words[0][0]], words[0][1:]
+        words = [word for word in words if word]
+    if not words:
+        return scale, ""
+    first = words[0].lower().rstrip(".")
+    known = first in _UNITS or not first.isascii()
+    glued = not rest[0].isspace() and not known
+    if glued or (not known and len(first) < 3) or len(words) > 12:
+        return scale, None
+    if any(word.lower() in _NOT_UNITS or _WORD.fullmatch(word) is None for word in words):
+        return scale, None
+    return scale, _UNITS.get(first, first)
+
+
+def _same_number(answer: _Number, expected: _Number) -> bool:
+    for one, other in ((answer.label, expected.label), (answer.unit, expected.unit)):
+        if one is not None and other is not None and _forms(one).isdisjoint(_forms(other)):
+            return False
+    if answer.value == expected.value:
+        return True
+    if (answer.unit == "percent") == (expected.unit == "percent") or (answer.unit and expected.unit):
+        return False
+    percent, pure = (answer, expected) if answer.unit == "percent" else (expected, answer)
+    return percent.value / 100 == pure.value
+
+
+def _forms(name: str) -> set[str]:
+    """What the singular of a name may be, with English endings taken off."""
+    name = name.lower().replace("metre", "meter")
+    forms = {name}
+    for ending, instead in (("s", ""), ("es", ""), ("ies", "y"), ("子", "")):
+        if name.endswith(ending) and len(name) > len(ending):
+            forms.add(name[: -len(ending)] + instead)
+    return forms
+
+
+_BETWEEN = re.compile(
+    r"\s*+(?:[;、&]|,(?!\d{3}(?!\d))|\band\b|和)(?:\s*+(?:,|\band\b|和))*+\s*+", re.IGNORECASE
+)
+_NAME = r"(?P<name>[^\W\d_]+?(?:[ '-][^\W\d_]+){0,3}?)"
+_COUNT = rf"(?P<count>[-]?{_NUMERAL})"
+_ITEMS = (
+    re.compile(rf"{_COUNT}\s*[只条头匹个隻條頭]?\s*{_NAME}"),
+    re.compile(rf"{_NAME}\s*(?:[:=]|\bis\b|\bare\b|有|是|为)?\s*{_COUNT}\s*[只条头匹个隻條頭]?"),
+)
+_TRAIL = re.compile(r"\sin (?:the|this|that)(?: (?:last|second|third|other))? cage$", re.IGNORECASE)
+
+
+def _counts(answer: str) -> dict[str, Fraction] | None:
+    """Names and numbers of a list of at least two; None if the text is no such list."""
+    text = _TRAIL.sub("", _undressed(answer).replace("$", ""))
+    lead = _LEAD.match(text)
+    items = _BETWEEN.split(text[lead.end() if lead else 0 :])
+    if len(items) < 2:
+        return None
+    counts: dict[str, Fraction] = {}
+    for item in items:
+        found = next(filter(None, (pattern.fullmatch(item) for pattern in _ITEMS)), None)
+        if found is None or found["name"] in counts:
+            return None
+        if not _NOT_UNITS.isdisjoint(found["name"].lower().split()):
+            return None
+        counts[found["name"]] = Fraction(found["count"].replace(",", ""))
+    return counts
+
+
+def _same_counts(answer: Mapping[str, Fraction] | None, expected: Mapping[str, Fraction]) -> bool:
+    if answer is None or len(answer) != len(expected):
+        return False
+    counts = {form: count for name, count in answer.items() for form in _languages(name)}
+    return all(
+        any(counts.get(form) == count for form in _languages(name)) for name, count in expected.items()
+    )
+
+
+_ENGLISH = {animal.chinese: animal.singular for animal in ANIMALS.values()}
+
+
+def _languages(name: str) -> set[str]:
+    """The forms of a name; of an animal's Chinese name those of the English one, too."""
+    forms = _forms(name)
+    return forms | {_ENGLISH[form] for form in forms if form in _ENGLISH}
+
+
+_COMMAND = re.compile(r"\\[A-Za-z]++")
+
+
+def _is_formula(answer: str) -> bool:
+    """Whether a text may be mathematics in LaTeX: no word but commands, and something to compare."""
+    text = _COMMAND.sub(" ", re.sub(r"\\(?:begin|end)\s*\{[a-z]+\*?\}", " ", _DRESS.sub(" ", plain(answer))))
+    text = re.sub(r"\b(?:or|and)\b", " ", text)
+    return text.isascii() and re.search(r"[A-Za-z]{3}", text) is None and re.search(r"\w", text) is not None

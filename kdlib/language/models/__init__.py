@@ -1,0 +1,1 @@
+"""Checkpoints: the six of R1-Distill, any other, and tiny ones."""

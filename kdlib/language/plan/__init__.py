@@ -1,0 +1,1 @@
+"""Whether a distillation fits, and how long it takes."""

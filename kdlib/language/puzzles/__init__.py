@@ -1,0 +1,1 @@
+"""Chickens and rabbits in one cage: puzzles, their solutions, their words."""

@@ -1,0 +1,1 @@
+"""What a model writes when it is asked: collected, verified, kept."""

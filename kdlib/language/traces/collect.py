@@ -1,0 +1,191 @@
+"""Traces: what a model writes when it is asked, sampled, verified and kept.
+
+    traces = collect_traces(teacher, tokenizer, problems, "traces.jsonl")
+    shortest = filter_traces(traces, shortest=True)      # kdlib.language.traces.select
+
+The sampling step of DeepSeek-R1's distillation (arXiv 2501.12948, section 2.3.3): several samples a problem,
+of which those with a right answer are kept.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kdlib.checkpoint import describe
+from kdlib.language.answers.final_answer import Problem, has_format, verify_answer
+from kdlib.language.traces.file import Trace, TraceFile, load_traces
+from kdlib.language.traces.generate import Completion, Writer
+from kdlib.runtime import eval_mode, substream
+from kdlib.storage import fingerprint
+
+__all__ = ["Trace", "collect_traces", "load_traces"]
+
+Verifier = Callable[[str, str], bool]
+
+
+def collect_traces(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    path: str | os.PathLike | None = None,
+    *,
+    samples: int = 4,
+    temperature: float = 0.6,
+    top_p: float = 0.95,
+    max_new_tokens: int = 1024,
+    batch_size: int = 256,
+    seed: int = 0,
+    verify: Verifier = verify_answer,
+    progress: bool = False,
+) -> list[Trace]:
+    """Let a model answer each problem several times, and verify what it writes.
+
+    The random numbers of a trace follow from seed, problem and sample alone; not from `batch_size`, the other
+    problems, or where a run was interrupted. (Logits differ by rounding between batches; now and then, more
+    often in bfloat16, that makes another token.)
+
+    With a path the traces go to a file of JSON lines (UTF-8; the first is a header, each further one a
+    `Trace`), batch by batch. A run that was killed at any moment continues when it is called again. More
+    problems or more samples continue as well: only what is missing is sampled. The file is bound to the
+    model's weights, which are read for it (a 7B model's take tens of seconds), the tokenizer and its chat
+    template, temperature, top_p, max_new_tokens, seed and the name of `verify`.
+
+    Args:
+        model: any causal language model of transformers; runs in eval mode on its own device, and is left in
+            the mode it was in. Its own generation settings do not count.
+        tokenizer: has a chat template, which makes the prompt: one user turn, `add_generation_prompt=True`.
+        problems: with different keys.
+        path: the file; None keeps the traces in memory only.
+        samples: of each problem.
+        temperature, top_p: DeepSeek's recommendation for R1 by default. Temperature 0 takes the most probable
+            token, and then wants `samples=1`.
+        max_new_tokens: where a trace is cut off.
+        batch_size: traces written at once. On one CPU core a model of 0.3M parameters wrote 7,000 tokens a
+            second with 64, 11,000 with 256, 14,000 with 512. Memory for keys and values grows with it, and so
+            does what a kill loses: the batch in the works.
+        seed: of the random numbers.
+        verify: gets the text and the reference answer of each finished trace. It is known by its name: after
+            changing what it does, choose another path.
+        progress: show a bar.
+
+    Returns:
+        The traces of these problems: all samples of the first, then of the second, and so on.
+
+    Raises:
+        ValueError: an argument out of its range; equal keys; a problem that the file holds with another
+            statement or answer; a prompt that leaves too few of the model's positions.
+        ForeignFile, DamagedFile: ValueErrors; see `TraceFile`.
+        TimeoutError: another process is collecting into the file.
+        RuntimeError: `verify` failed; it says on which trace. The traces before it are kept.
+        FloatingPointError: the model's logits are not finite.
+    """
+    problems = list(problems)
+    check_request(problems, temperature, samples=samples, batch_size=batch_size)
+    writer = Writer(model, tokenizer, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
+    prompts = [writer.prompt(problem.statement) for problem in problems]
+    settings = {} if path is None else _settings(writer, seed, verify)
+    with TraceFile(path, settings) as file, eval_mode(model):
+        check_same_problems(problems, file)
+        missing = [
+            (number, sample)
+            for number, problem in enumerate(problems)
+            for sample in range(samples)
+            if (problem.key, sample) not in file.traces
+        ]
+        # Like lengths together leave little padding. The longest first: if memory runs out, then at once.
+        missing.sort(key=lambda job: -len(prompts[job[0]]))
+        total = len(problems) * samples
+        with tqdm(desc="traces", total=total, initial=total - len(missing), disable=not progress) as bar:
+            for start in range(0, len(missing), batch_size):
+                jobs = missing[start : start + batch_size]
+                seeds = [substream(seed, f"trace {problems[n].key}", sample) for n, sample in jobs]
+                completions = writer.write([prompts[n] for n, _ in jobs], seeds)
+                written: list[Trace] = []
+                try:
+                    for (number, sample), completion in zip(jobs, completions, strict=True):
+                        written.append(judged_trace(problems[number], sample, completion, verify))
+                finally:
+                    file.append(written)
+                bar.update(len(written))
+        return [file.traces[problem.key, sample] for problem in problems for sample in range(samples)]
+
+
+def judged_trace(
+    problem: Problem, sample: int, completion: Completion, verify: Verifier, *, before: str = ""
+) -> Trace:
+    """The trace of a completion, verified.
+
+    Args:
+        before: stood before the completion, and is shown to `verify` with it.
+
+    Raises:
+        RuntimeError: `verify` failed.
+    """
+    try:
+        # What was cut off is no answer, even if it reads like one: 1 of 12.
+        correct = completion.finished and bool(verify(before + completion.text, problem.answer))
+    except Exception as error:
+        raise RuntimeError(
+            f"verify failed on sample {sample} of problem {problem.key!r}: {type(error).__name__}: {error}; "
+            f"the text ends with {completion.text[-80:]!r}"
+        ) from error
+    return Trace(
+        problem.key, problem.statement, problem.answer, sample, completion.text, completion.tokens,
+        completion.finished, correct, has_format(completion.text),
+    )  # fmt: skip
+
+
+def _settings(writer: Writer, seed: int, verify: Verifier) -> dict[str, object]:
+    tokenizer, greedy = writer.tokenizer, writer.temperature == 0
+    return {
+        "model": fingerprint(writer.model),
+        "tokenizer": fingerprint(tokenizer.get_vocab(), tokenizer.chat_template, tokenizer.eos_token_id),
+        "temperature": float(writer.temperature),
+        # The most probable token needs neither.
+        "top_p": None if greedy else float(writer.top_p),
+        "seed": None if greedy else seed,
+        "max_new_tokens": writer.max_new_tokens,
+        "verify": describe(verify),
+    }
+
+
+def check_request(problems: Sequence[Problem], temperature: float, *, samples: int, **counts: int) -> None:
+    """See that counts are positive, temperature 0 is asked for one sample, and keys differ.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    for name, value in {"samples": samples, **counts}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value!r}")
+    if temperature == 0 and samples > 1:
+        raise ValueError(
+            f"samples is {samples}, but temperature=0 writes the same text each time; pass samples=1, or a "
+            f"temperature above 0"
+        )
+    equal = [key for key, count in Counter(problem.key for problem in problems).items() if count > 1]
+    if equal:
+        raise ValueError(
+            f"problems must have different keys, or their traces could not be told apart; {len(equal)} keys "
+            f"occur more than once, such as {equal[0]!r}"
+        )
+
+
+def check_same_problems(problems: Sequence[Problem], file: TraceFile) -> None:
+    """See that what the file holds under the key of a problem is about this problem.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    held = {trace.key: trace for trace in file.traces.values()}
+    for problem in problems:
+        trace = held.get(problem.key)
+        if trace and (trace.statement, trace.answer) != (problem.statement, problem.answer):
+            raise ValueError(
+                f"problem {problem.key!r} has another statement or answer than in the file: "
+                f"{trace.statement!r} ({trace.answer}) was asked, {problem.statement!r} ({problem.answer}) "
+                f"is; give it another key, or choose another path"
+            )

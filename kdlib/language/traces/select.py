@@ -1,0 +1,212 @@
+"""Which traces to keep, and what a set of traces says about the model that wrote them."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+
+from kdlib.language.answers.final_answer import final_answer
+from kdlib.language.traces.file import Trace
+
+__all__ = ["TraceReport", "filter_traces", "majority_vote", "pass_at_k", "trace_report"]
+
+
+def filter_traces(
+    traces: Iterable[Trace],
+    *,
+    correct: bool = True,
+    shortest: bool = False,
+    style: Callable[[str], bool] | None = None,
+    repeats: bool = False,
+) -> list[Trace]:
+    """The traces that pass, in their order.
+
+    Args:
+        traces: of any number of problems, told apart by key.
+        correct: keep only correct ones. (False keeps wrong and cut-off ones as well.)
+        shortest: of what passes otherwise, keep one for each problem: that of the fewest tokens, the first
+            of equals.
+        style: gets the text of a trace; True keeps it.
+        repeats: keep a text that occurs again for the same problem; otherwise the first of equals is kept.
+    """
+    kept, seen = [], set()
+    for trace in traces:
+        if (correct and not trace.correct) or (style is not None and not style(trace.text)):
+            continue
+        if not repeats and (trace.key, trace.text) in seen:
+            continue
+        seen.add((trace.key, trace.text))
+        kept.append(trace)
+    if shortest:
+        best: dict[str, Trace] = {}
+        for trace in kept:
+            if trace.key not in best or trace.tokens < best[trace.key].tokens:
+                best[trace.key] = trace
+        chosen = {id(trace) for trace in best.values()}
+        kept = [trace for trace in kept if id(trace) in chosen]
+    return kept
+
+
+@dataclass(frozen=True)
+class TraceReport:
+    """What a set of traces says; prints as a small table.
+
+    Attributes:
+        traces, problems: how many.
+        correct: finished traces with a right answer.
+        solved: problems with a correct trace.
+        malformed: traces that do not close their thought once and answer then (`has_format`); those that were
+            cut off are mostly among them.
+        truncated: cut off by `max_new_tokens`.
+        repeats: traces whose text occurred before, for the same problem.
+        mean_tokens: of all traces.
+        percentiles: tokens that 10, 50, 90 and 100 percent of the traces do not exceed.
+    """
+
+    traces: int
+    problems: int
+    correct: int
+    solved: int
+    malformed: int
+    truncated: int
+    repeats: int
+    mean_tokens: float
+    percentiles: dict[int, int]
+
+    @property
+    def pass_rate(self) -> float:
+        """Share of the traces that are correct: pass@1, where all problems have equally many samples."""
+        return self.correct / self.traces
+
+    def __str__(self) -> str:
+        counts = [
+            ("correct", self.correct, self.traces),
+            ("format failures", self.malformed, self.traces),
+            ("truncated", self.truncated, self.traces),
+            ("repeats", self.repeats, self.traces),
+            ("problems solved", self.solved, self.problems),
+        ]
+        lines = [f"{self.traces:,} traces of {self.problems:,} problems"]
+        lines += [f"{name:<16}{count:>8,} {100 * count / total:>6.1f} %" for name, count, total in counts]
+        low, middle, high, longest = self.percentiles.values()
+        lines.append(f"{'tokens':<16}{self.mean_tokens:>8,.1f} on average")
+        lines.append(f"{'':<16}{middle:>8,} median, 80 % from {low:,} to {high:,}, at most {longest:,}")
+        return "\n".join(lines)
+
+
+def trace_report(traces: Iterable[Trace]) -> TraceReport:
+    """Pass rate, failures and lengths of traces.
+
+    Raises:
+        ValueError: there are none.
+    """
+    traces = list(traces)
+    if not traces:
+        raise ValueError("traces must hold at least one trace; got none")
+    tokens = [trace.tokens for trace in traces]
+    # Of the lengths that occur, not between them.
+    percentiles = {
+        q: int(np.percentile(tokens, q, method="inverted_cdf")) for q in (10, 50, 90, 100)
+    }
+    return TraceReport(
+        traces=len(traces),
+        problems=len({trace.key for trace in traces}),
+        correct=sum(trace.correct for trace in traces),
+        solved=len({trace.key for trace in traces if trace.correct}),
+        malformed=sum(not trace.well_formed for trace in traces),
+        truncated=sum(not trace.finished for trace in traces),
+        repeats=len(traces) - len({(trace.key, trace.text) for trace in traces}),
+        mean_tokens=sum(tokens) / len(tokens),
+        percentiles=percentiles,
+    )
+
+
+def pass_at_k(traces: Iterable[Trace], k: int) -> float:
+    """Share of the problems that k samples solve: at least one of them is correct.
+
+    The unbiased estimate from n ≥ k samples a problem, of which c are correct: the mean over the problems of
+    1 − C(n−c, k) / C(n, k), the share of subsets of k samples with a correct one (Chen et al. 2021, arXiv
+    2107.03374, eq. 1).
+
+    Raises:
+        ValueError: a problem with fewer than k traces.
+    """
+    problems = _by_problem(traces, k)
+    shares = []
+    for group in problems:
+        wrong = sum(not trace.correct for trace in group)
+        # Exact integers: neither the products of the paper's program nor a large n cost digits.
+        shares.append(1 - comb(wrong, k) / comb(len(group), k))
+    return sum(shares) / len(shares)
+
+
+def majority_vote(traces: Iterable[Trace], k: int) -> float:
+    """Share of the problems whose most frequent final answer among k samples is right (self-consistency).
+
+    Wang et al. 2023, arXiv 2203.11171; DeepSeek's cons@64 is k = 64. Each finished trace with a final answer
+    has one vote. All correct traces give the same answer; wrong ones are the same if they are written alike,
+    apart from case and blanks. Of several answers that are equally frequent, the one written first counts.
+
+    From n ≥ k samples a problem this is the exact mean over all subsets of k of them in any order, so that it
+    depends neither on the order of the traces nor on chance.
+
+    Raises:
+        ValueError: a problem with fewer than k traces.
+    """
+    problems = _by_problem(traces, k)
+    return sum(_expected_vote(*_votes(group), k) for group in problems) / len(problems)
+
+
+def _by_problem(traces: Iterable[Trace], k: int) -> list[list[Trace]]:
+    if k < 1:
+        raise ValueError(f"k must be at least 1; got {k!r}")
+    groups: dict[str, list[Trace]] = defaultdict(list)
+    for trace in traces:
+        groups[trace.key].append(trace)
+    if not groups:
+        raise ValueError("traces must hold at least one trace; got none")
+    fewest = min(groups, key=lambda key: len(groups[key]))
+    if len(groups[fewest]) < k:
+        raise ValueError(
+            f"k is {k}, but problem {fewest!r} has {len(groups[fewest])} traces; collect samples={k}, or "
+            f"lower k"
+        )
+    return list(groups.values())
+
+
+def _votes(group: Sequence[Trace]) -> tuple[int, list[int], int]:
+    """How many traces give the right answer, how many each wrong one, and how many none."""
+    right, silent = 0, 0
+    wrong: dict[str, int] = defaultdict(int)
+    for trace in group:
+        answer = final_answer(trace.text) if trace.finished else None
+        if trace.correct:
+            right += 1
+        elif answer is None:
+            silent += 1
+        else:
+            wrong["".join(answer.casefold().split())] += 1
+    return right, list(wrong.values()), silent
+
+
+def _expected_vote(right: int, wrong: Sequence[int], silent: int, k: int) -> float:
+    """Chance that the right answer wins among k of the samples, drawn in random order.
+
+    Counted by the number j of right answers drawn. ways[t, r] is in how many ways r samples can be drawn from
+    the others so that no wrong answer comes more than j times and t of them exactly so; each of those t + 1
+    answers is equally likely to have been written first.
+    """
+    chance = 0.0
+    for j in range(1, min(right, k) + 1):
+        others, rows = k - j, k // j
+        ways = np.zeros((rows, others + 1))
+        ways[0] = [comb(silent, r) for r in range(others + 1)]
+        for count in wrong:
+            before, ways = ways, np.zeros_like(ways)
+            for drawn in range(min(count, j, others) + 1):
+                tie = int(drawn == j)
+                ways[tie:, drawn:] += float(comb(count, drawn)) * before[: rows - tie, : others + 1 - drawn]
+        chance += comb(right, j) * float(ways[:, -1] @ (1 / np.arange(1, rows + 1)))
+    return chance / comb(right + sum(wrong) + silent, k)

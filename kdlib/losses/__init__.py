@@ -1,0 +1,1 @@
+"""The distillation losses. Read `kd` first."""

@@ -1,0 +1,194 @@
+"""Loss and gradient of given logits in PyTorch, by formula and in place: what the kernels do, on any device.
+
+Autograd would hold a dozen float32 tensors of the size of the logits. The gradient has a closed form (it is
+derived in `kdlib.losses.kernels`; δ of the soft term is one for each class that is compared, T² is in the term):
+
+    hard      softmax(s) − onehot
+    forward   T · (q − p)
+    reverse   T · q · ((log q − log p) − KL(q‖p))
+    JSD       T · (1 − β) · q · (H − h),  h = log(m/q),  H = Σ q·h
+
+so that four such tensors do, which are overwritten as soon as what they held is used up. And as a row needs
+no other row, they can be those of some rows at a time (`sliced_kd_loss`), which stay in a processor's cache.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kdlib.losses.kd import RULED_OUT, Divergence, Reduction, _weighted
+
+__all__ = ["kd_terms_and_gradient", "sliced_kd_loss"]
+
+_SLICE = 1 << 22  # logits that are worked on at once: 16 MB in float32
+
+
+def kd_terms_and_gradient(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor | None,
+    *,
+    temperature: float,
+    alpha: float,
+    divergence: Divergence,
+    beta: float = 0.5,
+    width: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Both terms of each row, CE(label, student) and T²·D(teacher, student), and the gradient of its loss.
+
+    As `kdlib.losses.kernels.kd_terms_and_gradient`, with the accuracy of `kdlib.losses.kd`. Both logits may be
+    overwritten.
+
+    Args:
+        student_logits: (n, V), any floating dtype. teacher_logits: (n, W), any; None where alpha is 1.
+        labels: (n,) int64 in [0, V); None where alpha is 0.
+        temperature, alpha, divergence, beta: see `kdlib.losses.kd.kd_loss`.
+        width: how many of the first classes the soft term compares; None means V.
+
+    Returns:
+        (2, n) in float32 or better: hard terms in nats and soft terms in nats times T², not weighted, 0 where
+        a term has no weight; and (n, V) derivatives of α · hard + (1 − α) · soft in the student's dtype.
+    """
+    precise = torch.promote_types(student_logits.dtype, torch.float32)
+    student = student_logits.detach().to(precise)
+    terms = student.new_zeros(2, len(student))
+    slope = None
+    if alpha > 0:
+        log_q = torch.log_softmax(student, dim=-1)
+        terms[0] = -log_q.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        slope = log_q.exp_().mul_(alpha)
+        slope.scatter_add_(-1, labels.unsqueeze(-1), slope.new_full((len(slope), 1), -alpha))
+    if alpha < 1:
+        student, teacher = student[:, :width], teacher_logits.detach()[:, :width].to(precise)
+        distances, of_soft = _soft(student, teacher, temperature, divergence, beta)
+        terms[1] = temperature**2 * distances
+        of_soft.mul_((1 - alpha) * temperature)
+        if slope is not None:
+            slope[:, :width] += of_soft
+        elif width is None or width == student_logits.shape[1]:
+            slope = of_soft
+        else:
+            slope = torch.nn.functional.pad(of_soft, (0, student_logits.shape[1] - width))
+    return terms, slope.to(student_logits.dtype)
+
+
+def _soft(
+    student: Tensor, teacher: Tensor, temperature: float, divergence: Divergence, beta: float
+) -> tuple[Tensor, Tensor]:
+    """(n,) divergences, and (n, C) their derivatives by the student's logits, times T. Overwrites both."""
+    ruled_out = None
+    # Seldom so, and a look at the lowest is cheaper than two masks.
+    if student.numel() and min(student.min(), teacher.min()) <= RULED_OUT:
+        ruled_out = (student <= RULED_OUT) | (teacher <= RULED_OUT)
+    log_q, log_p = (
+        torch.log_softmax(_softened(logits, temperature, ruled_out), dim=-1) for logits in (student, teacher)
+    )
+    if divergence == "jsd":
+        return _jensen_shannon(log_p, log_q, beta, student, teacher)
+    # KL(x‖y) for the two directions; what is written lies where nothing is needed any more.
+    log_x, log_y = (log_q, log_p) if divergence == "reverse" else (log_p, log_q)
+    u = torch.sub(log_y, log_x, out=student)
+    x, y = log_x.exp_(), log_y.exp_()
+    difference = _difference(x, y, u, teacher, y)
+    distances = torch.addcmul(difference, x, u, value=-1, out=y).sum(dim=-1)
+    if divergence == "forward":
+        return distances, difference
+    return distances, u.add_(distances.unsqueeze(-1)).mul_(x).neg_()
+
+
+def _jensen_shannon(
+    log_p: Tensor, log_q: Tensor, beta: float, free: Tensor, other: Tensor
+) -> tuple[Tensor, Tensor]:
+    """β·KL(p‖m) + (1 − β)·KL(q‖m), m = β·p + (1 − β)·q; all five tensors are overwritten."""
+    torch.add(log_p, math.log(beta), out=free)
+    torch.add(log_q, math.log1p(-beta), out=other)
+    log_m = torch.logaddexp(free, other, out=other)
+    m = log_m.exp()
+    difference, spare = torch.empty_like(m), torch.empty_like(m)
+    distances = 0
+    for weight, log_x in ((beta, log_p), (1 - beta, log_q)):
+        h = torch.sub(log_m, log_x, out=free)
+        x = log_x.exp_()
+        _difference(x, m, h, difference, spare)
+        distances = distances + weight * difference.addcmul_(x, h, value=-1).sum(dim=-1)
+    # x is q and h is log(m/q) now.
+    mean = torch.mul(x, h, out=difference).sum(dim=-1, keepdim=True)
+    return distances, h.sub_(mean).mul_(x).mul_(beta - 1)
+
+
+def _softened(logits: Tensor, temperature: float, ruled_out: Tensor | None) -> Tensor:
+    if temperature != 1:
+        logits.div_(temperature)
+    return logits if ruled_out is None else logits.masked_fill_(ruled_out, RULED_OUT)
+
+
+def _difference(x: Tensor, y: Tensor, u: Tensor, out: Tensor, free: Tensor) -> Tensor:
+    """y − x, where u = log y − log x: free from cancellation where they are close, as `kl_divergence` is."""
+    torch.expm1(u, out=out).mul_(x)  # NaN where x is 0 and y is not
+    return torch.where(u < 1, out, torch.sub(y, x, out=free), out=out)
+
+
+# --- of all rows, some at a time --------------------------------------------------------------------
+
+
+def sliced_kd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor | None,
+    *,
+    temperature: float,
+    alpha: float,
+    divergence: Divergence,
+    beta: float,
+    ignore_index: int,
+    reduction: Reduction,
+) -> Tensor:
+    """`kdlib.losses.kd.kd_loss`, with its gradient computed beside it; there is no second derivative.
+
+    Args:
+        student_logits, teacher_logits: (..., C).
+        labels: (...) integers in [0, C), or ignore_index. None counts all positions, and alpha is 0.
+        temperature, alpha, divergence, beta, reduction: see `kdlib.losses.kd.kd_loss`.
+    """
+    places, classes = student_logits.shape[:-1], student_logits.shape[-1]
+    loss = _Sliced.apply(
+        student_logits.reshape(-1, classes), teacher_logits.detach().reshape(-1, classes),
+        None if labels is None else labels.flatten().long(), ignore_index,
+        {"temperature": temperature, "alpha": alpha, "divergence": divergence, "beta": beta},
+        reduction, torch.is_grad_enabled(),
+    )  # fmt: skip
+    return loss.view(places) if reduction == "none" else loss
+
+
+class _Sliced(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, student, teacher, labels, ignore_index, options, reduction, recorded):
+        rows, classes = student.shape
+        wanted = recorded and ctx.needs_input_grad[0]
+        if labels is None:
+            counted = torch.arange(rows, device=student.device)
+        else:
+            counted = (labels != ignore_index).nonzero().squeeze(1)
+        share = 1 / max(len(counted), 1) if reduction == "mean" else 1.0
+        loss = student.new_zeros(rows, dtype=torch.promote_types(student.dtype, torch.float32))
+        gradient = torch.zeros_like(student) if wanted else None
+        for some in counted.split(max(1, _SLICE // classes)):
+            terms, slope = kd_terms_and_gradient(
+                student[some], teacher[some], None if labels is None else labels[some], **options
+            )
+            loss[some] = _weighted(*terms, options["alpha"])
+            if wanted:
+                gradient[some] = slope.mul_(share)
+        ctx.save_for_backward(gradient)
+        return loss if reduction == "none" else loss.sum() * share
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by):
+        (gradient,) = ctx.saved_tensors
+        # The usual case is worth a look where looking is free.
+        if by.dim() == 0 and by.device.type == "cpu" and by == 1:
+            return gradient, *(None,) * 6
+        return gradient * (by.unsqueeze(-1) if by.dim() else by).to(gradient.dtype), *(None,) * 6

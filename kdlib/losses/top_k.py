@@ -1,0 +1,222 @@
+"""The distillation loss where only the teacher's k largest logits are known.
+
+Of the 151,665 tokens of a vocabulary a teacher gives nearly all of its probability to a few. So caches and
+servers keep k logits of each position, and the mass of all other classes, the tail. What a student can learn
+from that:
+
+- **Leave the tail out**, and let the k probabilities sum to 1: the target is surer of itself than the
+  teacher, and so will be the student. Anshumann et al. 2025 ("Sparse Logit Sampling", 2503.16870) prove
+  that it is biased and find that it costs quality and calibration; they sample the classes to keep instead.
+- **Spread the tail evenly** over the other classes, as `kdlib.cache.images.CachedTeacher.logits` does. With a few
+  hundred classes that is close. With 151,665 it teaches that all other tokens are equally likely, and it
+  builds a dense teacher.
+- **One event for all the others**, which is done here: k + 1 events, the k classes and "any other". The
+  teacher's probability of each is exact, so nothing is biased; how the student spreads its tail is not
+  judged. TRL has this as `loss_add_tail` (1.16, `trl.experimental.server_distillation`).
+
+**What the last one measures.** The event is a function of the class, so by the data-processing inequality the
+divergence between the merged distributions is at most the one between all classes, for both directions of KL
+and for JSD. They are equal if k = C, and wherever teacher and student spread their tails in the same
+proportions. The gradient of T² · KL(p‖q) with respect to a kept logit is T · (q_j − p_j), as for all classes;
+for a class j of the tail it is T · (Q − P) · q_j / Q, P and Q being the tail's mass for teacher and student.
+
+**Rounding.** The tail's mass as 1 − Σ (kept mass) is rounding, or below zero, as soon as it is under 1e-7 in
+float32; TRL stops it there. A reverse KL is then far off: for the 10 % that a student puts on the tail it is
+to pay 0.1 · log(0.1 / P), and P may be 1e-12. So what is kept of the teacher is the logarithm of the tail
+itself, and the student's is the log-sum-exp over the classes that are not kept.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kdlib.losses.kd import (
+    RULED_OUT,
+    Divergence,
+    Reduction,
+    _check_classes,
+    _check_logits,
+    _check_mask,
+    _check_not_probabilities,
+    _check_options,
+    _check_temperature,
+    _full_precision,
+    _may_look_at_values,
+    _reduce,
+    _softened_divergence,
+)
+
+__all__ = ["TopK", "top_k_loss", "top_k_of"]
+
+
+class TopK(NamedTuple):
+    """The k largest logits of each position, and the mass of all other classes.
+
+    Attributes:
+        values: (..., k) float32 logits, largest first.
+        indices: (..., k) int64 classes.
+        log_tail: (...) float32 log-sum-exp over the classes that are not kept; −inf where there are none.
+    """
+
+    values: Tensor
+    indices: Tensor
+    log_tail: Tensor
+
+    @property
+    def log_total(self) -> Tensor:
+        """(...) log-sum-exp over all classes: `values − log_total` are log-probabilities."""
+        return torch.logaddexp(self.values.logsumexp(-1), self.log_tail)
+
+
+def top_k_of(logits: Tensor, k: int, temperature: float = 1.0) -> TopK:
+    """The k largest of logits / T, and the mass of the others at T, in float32 or better; without gradient.
+
+    Args:
+        logits: (..., C) in any floating dtype. Anything down from −1e30 rules a class out.
+        k: how many to keep, 1 to C.
+        temperature: T > 0, the one that the student will be compared at.
+
+    Returns:
+        `TopK` of shapes (..., k), (..., k), (...). Among equal logits any may be kept.
+
+    Raises:
+        ValueError: naming the argument, its value and what was expected.
+    """
+    _check_temperature(temperature)
+    _check_logits("logits", logits)
+    if not isinstance(k, int) or not 1 <= k <= logits.shape[-1]:
+        raise ValueError(f"k must be a whole number from 1 to the {logits.shape[-1]} classes; got {k}")
+    logits = logits.detach()
+    values, indices = logits.topk(k, dim=-1)
+    log_tail = _log_tail(logits, indices, temperature)
+    values = _full_precision(values)
+    values = (values / temperature).masked_fill(values <= RULED_OUT, -torch.inf)
+    return TopK(values, indices, log_tail.masked_fill(log_tail <= RULED_OUT, -torch.inf))
+
+
+def top_k_loss(
+    student_logits: Tensor,
+    teacher: TopK,
+    *,
+    temperature: float = 1.0,
+    divergence: Divergence = "forward",
+    beta: float = 0.5,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """T² times the divergence between teacher and student over k + 1 events: the k classes, and any other.
+
+    A kept class that either rules out, with −inf or anything down from −1e30, is left out of both, as in
+    `soft_target_loss`; so is the tail where one of them has none. No dense teacher is built.
+
+    Args:
+        student_logits: (..., C), C ≥ 2, any floating dtype.
+        teacher: of the same positions, softened at the same temperature: `top_k_of(logits, k, temperature)`.
+            values (..., k), indices (..., k) into C, log_tail (...).
+        temperature: T > 0. The student is softened here; the teacher is taken as it is.
+        divergence: "forward" KL(teacher‖student), "reverse" KL(student‖teacher), or "jsd".
+        beta: weight of the teacher in the mixture of "jsd".
+        mask: (...) bool, True where a position counts; None counts all.
+        reduction: "mean" over the counted positions, "sum", or "none".
+
+    Returns:
+        A scalar in nats times T², or (...) for "none". Zero, with zero gradient, if nothing counts. At most
+        `soft_target_loss` against all of the teacher's logits (where neither rules out a class of the tail),
+        and equal to it for k = C.
+
+    Raises:
+        ValueError: naming the argument, its value and what was expected. Indices out of range or repeated
+            and probabilities in place of logits are looked for on every call on the CPU, and on the first
+            call on an accelerator, where each look would wait for the device.
+    """
+    _check_options(temperature, divergence, beta, reduction)
+    _check_classes("student_logits", student_logits)
+    _check_not_probabilities("student_logits", student_logits)
+    _check_teacher(student_logits, teacher)
+    _check_mask(mask, student_logits)
+    values, indices, log_tail = teacher
+    # Log-masses of k + 1 events at T: their softmax is the distribution.
+    merged = _Merged.apply(student_logits, indices, temperature, mask)
+    target = torch.cat([values, log_tail.unsqueeze(-1).to(values.dtype)], dim=-1)
+    distance = _softened_divergence(merged, target, 1.0, divergence, beta, mask)
+    return _reduce(temperature**2 * distance, mask, reduction)
+
+
+class _Merged(torch.autograd.Function):
+    """(..., C) logits -> (..., k + 1): z / T of the kept classes, and the log-sum-exp of all others.
+
+    By hand: a gradient through gather, division and logsumexp holds four float32 tensors of the size of the
+    logits beside them, this one none but itself.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, indices: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
+        kept = _full_precision(logits.gather(-1, indices))
+        # Before dividing: −1e30 / T would not count as ruled out any more.
+        kept = (kept / temperature).masked_fill(kept <= RULED_OUT, RULED_OUT)
+        tail = _log_tail(logits, indices, temperature)
+        if mask is not None:
+            tail = tail.masked_fill(~mask, RULED_OUT)
+        ctx.save_for_backward(logits, indices, tail, mask)
+        ctx.temperature = temperature
+        return torch.cat([kept, tail.unsqueeze(-1)], dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        logits, indices, tail, mask = ctx.saved_tensors
+        gradient = gradient / ctx.temperature
+        shares = _widened(logits)
+        if mask is not None:
+            shares.masked_fill_(~mask.unsqueeze(-1), RULED_OUT)  # NaN times 0 is NaN
+        # Where nothing is left of the tail, everything is to be divided by infinity.
+        tail = tail.masked_fill(tail <= RULED_OUT, torch.inf)
+        shares.div_(ctx.temperature).sub_(tail.unsqueeze(-1)).exp_().mul_(gradient[..., -1:])
+        shares.scatter_(-1, indices, gradient[..., :-1])  # 0 where a class is ruled out
+        return shares.to(logits.dtype), None, None, None
+
+
+def _log_tail(logits: Tensor, indices: Tensor, temperature: float) -> Tensor:
+    """(...) log-sum-exp of logits / T over the classes that `indices` leaves out; −1e30 if none is left."""
+    others = _widened(logits).scatter_(-1, indices, -torch.inf)
+    largest = others.amax(dim=-1)
+    gone = largest <= RULED_OUT
+    highest = largest.masked_fill(gone, 0.0)
+    masses = others.sub_(highest.unsqueeze(-1)).div_(temperature).exp_()
+    return (masses.sum(dim=-1).log() + highest / temperature).masked_fill(gone, RULED_OUT)
+
+
+def _widened(logits: Tensor) -> Tensor:
+    """A copy in float32 or better, to be worked on in place."""
+    return logits.detach().to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+
+
+def _check_teacher(student_logits: Tensor, teacher: TopK) -> None:
+    if not isinstance(teacher, TopK):
+        raise ValueError(f"teacher must be a TopK, as top_k_of makes it; got {type(teacher).__name__}")
+    values, indices, log_tail = teacher
+    _check_logits("teacher.values", values)
+    places, classes = student_logits.shape[:-1], student_logits.shape[-1]
+    if values.shape[:-1] != places or indices.shape != values.shape or log_tail.shape != places:
+        raise ValueError(
+            f"teacher has values {tuple(values.shape)}, indices {tuple(indices.shape)} and log_tail "
+            f"{tuple(log_tail.shape)}; expected (..., k), (..., k) and (...) with the positions of "
+            f"student_logits {tuple(student_logits.shape)}"
+        )
+    if indices.dtype != torch.int64:
+        raise ValueError(f"teacher.indices must be int64 classes; got {indices.dtype}")
+    if not 1 <= values.shape[-1] <= classes:
+        raise ValueError(
+            f"teacher keeps {values.shape[-1]} classes of a position; expected 1 to the student's {classes}"
+        )
+    if indices.numel() and _may_look_at_values("teacher.indices", student_logits):
+        low, high = indices.min().item(), indices.max().item()
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"teacher.indices holds {low if low < 0 else high}; expected 0 to {classes - 1}, the classes "
+                "of student_logits: is the teacher's vocabulary larger? Cut its logits first"
+            )
+        if (indices.sort(dim=-1).values.diff(dim=-1) == 0).any():
+            raise ValueError("teacher.indices names a class twice in one position; expected k different ones")

@@ -1,1 +1,0 @@
-"""Language models that write their reasoning down: puzzles, answers, traces, distillation."""

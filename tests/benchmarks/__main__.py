@@ -1,0 +1,150 @@
+"""Measure the loss beside its peers: time, memory, shares of what this machine can do, errors.
+
+    python -m kdlib bench
+    python -m kdlib bench linear masked --divergences forward jsd --out results
+    python -m kdlib bench training loader
+
+All contenders of a task run in turn in the same rounds. Peers that are not installed are told so in their
+row; the extra "bench" brings them: `pip install -e ".[bench]"` in the course's folder.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from benchmarks.contenders import versions_of_peers
+from benchmarks.problems import Setting, Sizes
+from benchmarks.report import as_csv, figure, text_table
+from benchmarks.tasks import DEFAULT_TASKS, TASKS, Request, measure_rates
+from tqdm import tqdm
+
+from kdlib.course.canvas import png
+from kdlib.course.studies.records import write_results
+from kdlib.environment import describe_environment
+from kdlib.runtime import best_device
+from kdlib.storage import replaced
+
+__all__ = ["default_sizes", "describe_run", "main", "title_of", "write_all"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def default_sizes(device: torch.device) -> Sizes:
+    """R1-Distill-Qwen-1.5B as student and 7B as teacher on an accelerator; a 75th of that on a CPU."""
+    if device.type == "cpu":
+        return Sizes(2048, 32_768, 256, 512, torch.float32)
+    return Sizes(8192, 151_936, 1536, 3584, torch.bfloat16)
+
+
+def describe_run(asked: Request) -> dict[str, object]:
+    """Where and what was measured, as JSON."""
+    return {
+        "environment": describe_environment() | versions_of_peers(),
+        "device": asked.device.type,
+        "sizes": asdict(asked.sizes) | {"dtype": str(asked.sizes.dtype).removeprefix("torch.")},
+        "temperature": asked.temperature,
+        "alpha": asked.alpha,
+        "rounds": asked.rounds,
+        "checked_tokens": asked.checked,
+        "rates": asdict(asked.rates),
+    }
+
+
+def write_all(stem: Path, results: dict, rows: Sequence, title: str) -> list[Path]:
+    """STEM.json, STEM.csv and, if there is something to draw, STEM.png."""
+    paths = [stem.with_suffix(".json"), stem.with_suffix(".csv")]
+    write_results(paths[0], results | {"rows": [asdict(row) for row in rows]})
+    with replaced(paths[1]) as file:
+        file.write(as_csv(rows).encode())
+    drawn = figure([row for row in rows if row.task in ("linear", "logits")], title)
+    if drawn is not None:
+        paths.append(stem.with_suffix(".png"))
+        with replaced(paths[2]) as file:
+            file.write(png(drawn))
+    return paths
+
+
+def title_of(asked: Request) -> str:
+    sizes = asked.sizes
+    dtype = str(sizes.dtype).removeprefix("torch.")
+    return f"{sizes.tokens:,} tokens, {sizes.vocabulary:,} logits, {dtype}, {asked.device.type.upper()}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m kdlib bench`: run, print the table, write the results."""
+    given, asked = _asked(argv)
+    rows, written = [], []
+    with tqdm(unit="step", disable=None) as bar:
+        for name in dict.fromkeys(given.tasks):
+            bar.set_description(name)
+            rows += TASKS[name](Request(**vars(asked) | {"on_done": bar.update}))
+            if given.out is not None:  # after each task: what was measured is not lost with the next
+                written = write_all(given.out / "results", describe_run(asked), rows, title_of(asked))
+    print(f"{title_of(asked)}, T = {asked.temperature:g}, α = {asked.alpha:g}, {asked.rounds} rounds")
+    print(
+        f"measured: {asked.rates.matrix / 1e12:.3g} TFLOP/s in matrix products, "
+        f"{asked.rates.copy / 1e9:.3g} GB/s in copies"
+    )
+    print(text_table(rows))
+    for path in written:
+        print(path)
+    return 0
+
+
+def _asked(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Request]:
+    parser = argparse.ArgumentParser(
+        prog="python -m kdlib bench", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("tasks", nargs="*", metavar="TASK", default=list(DEFAULT_TASKS),
+        help="; ".join(f"{name}: {task.__doc__.splitlines()[0]}" for name, task in TASKS.items())
+        + f" (default: {' '.join(DEFAULT_TASKS)})")
+    add("--tokens", type=int, help="tokens of the batch (GPU: 8192; CPU: 2048)")
+    add("--vocabulary", type=int, help="logits of a token (GPU: 151936; CPU: 32768)")
+    add("--student-hidden", type=int, help="width of the student's hidden states (GPU: 1536; CPU: 256)")
+    add("--teacher-hidden", type=int, help="width of the teacher's (GPU: 3584; CPU: 512)")
+    add("--dtype", choices=_DTYPES, help="of all that is given (GPU: bfloat16; CPU: float32)")
+    add("--device", help="default: the best there is")
+    add("--divergences", nargs="+", choices=("forward", "reverse", "jsd"),
+        help="(GPU: all three; CPU: forward)")
+    add("--temperature", type=float, default=1.0,
+        help="T (%(default)s, at which peers whose loss lacks T² need no factor)")
+    add("--alpha", type=float, default=0.0,
+        help="weight of the hard label (%(default)s: some peers have no hard term)")
+    add("--rounds", type=int, help="timed runs of each contender (GPU: 10; CPU: 3)")
+    add("--out", type=Path, metavar="FOLDER", help="write results.json, results.csv and results.png there")
+    given = parser.parse_args(argv)
+    unknown = [name for name in given.tasks if name not in TASKS]
+    if unknown:
+        parser.error(f"no task {', '.join(unknown)}; expected some of {', '.join(TASKS)}")
+    try:
+        device = torch.device(given.device) if given.device else best_device()
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an AssertionError where PyTorch is built without it
+        parser.error(f"--device {given.device}: {str(error).splitlines()[0]}")
+    on_cpu = device.type == "cpu"
+    usual = default_sizes(device)
+    names = ("tokens", "vocabulary", "student_hidden", "teacher_hidden")
+    chosen = {name: getattr(usual, name) if (v := getattr(given, name)) is None else v for name in names}
+    rounds = given.rounds if given.rounds is not None else (3 if on_cpu else 10)
+    if rounds < 1:
+        parser.error(f"--rounds {rounds}: expected at least 1")
+    divergences = given.divergences or (("forward",) if on_cpu else ("forward", "reverse", "jsd"))
+    try:
+        sizes = Sizes(**chosen, dtype=_DTYPES[given.dtype] if given.dtype else usual.dtype)
+        for name in divergences:
+            Setting(name, given.temperature, given.alpha)
+    except ValueError as error:
+        parser.error(str(error))
+    return given, Request(
+        device, sizes, measure_rates(device, sizes.dtype), tuple(dict.fromkeys(divergences)),
+        given.temperature, given.alpha, rounds, checked=64 if on_cpu else 512,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

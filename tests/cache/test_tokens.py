@@ -1,0 +1,448 @@
+"""The cache of a teacher's tokens: what comes back, what it belongs to and refuses, who may be killed."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import llama, pairs, qwen, word_tokenizer
+
+from kdlib.cache.tokens import cache_teacher_tokens, open_token_cache
+from kdlib.language.distill.batches import TokenExample, tokenize
+from kdlib.losses.top_k import top_k_loss, top_k_of
+from kdlib.storage import DamagedFile
+
+TEXTS = pairs(30, seed=3)
+SETTINGS = {"top_k": 5, "shard_rows": 40, "batch_size": 4, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return word_tokenizer()
+
+
+def sharp(model):
+    """A model with opinions; those of an untrained one are all alike."""
+    with torch.no_grad():
+        model.lm_head.weight *= 20
+    return model
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    """Its vocabulary is padded by four logits that are no token, and larger than all others."""
+    model = sharp(qwen(seed=1, vocabulary=64))
+    with torch.no_grad():
+        model.lm_head.weight[60:] = 5 * model.lm_head.weight[:4]
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache"
+
+
+def make(folder, teacher, tokenizer, texts=TEXTS, **changed):
+    return cache_teacher_tokens(teacher, tokenizer, texts, folder, **{**SETTINGS, **changed})
+
+
+@torch.no_grad()
+def directly(teacher, example, width=60):
+    """(n, width): the logits that predict the completion, of a forward pass of this text alone."""
+    logits = teacher(input_ids=torch.tensor([[*example.prompt, *example.completion]])).logits[0, :, :width]
+    return logits[len(example.prompt) - 1 : -1]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def every_row(cached):
+    return cached.top_k(torch.arange(len(cached)))
+
+
+# --- what comes back -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_rows_are_what_a_direct_forward_pass_says_at_that_temperature(
+    folder, tokenizer, teacher, family, temperature
+):
+    teacher = teacher if family == "qwen2" else sharp(llama(seed=2))
+    cached = make(folder, teacher, tokenizer, temperature=temperature, dtype=torch.float32)
+    encoded = tokenize(tokenizer, TEXTS)
+    assert cached.examples == 30 and len(cached) == sum(len(example.completion) for example in encoded)
+    assert (cached.k, cached.width, cached.temperature) == (5, 60, temperature)
+    row = 0
+    for number, example in enumerate(encoded):
+        rows = cached.rows_of(number)
+        assert rows == range(row, row + len(example.completion))
+        row = rows.stop
+        top = cached.top_k(torch.tensor(rows))
+        expected = top_k_of(directly(teacher, example), 5, temperature)
+        assert torch.equal(top.indices, expected.indices)
+        total = expected.log_total
+        torch.testing.assert_close(top.values, expected.values - total.unsqueeze(-1), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(top.log_tail, expected.log_tail - total, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(top.log_total, torch.zeros_like(total), rtol=0.0, atol=1e-5)
+
+
+def test_the_loss_from_the_cache_is_the_loss_from_the_teacher(folder, tokenizer, teacher):
+    cached, student = make(folder, teacher, tokenizer, temperature=2.0), qwen(seed=5)
+    for number, example in enumerate(tokenize(tokenizer, TEXTS)[:8]):
+        logits = directly(student, example)
+        found = top_k_loss(logits, cached.top_k(torch.tensor(cached.rows_of(number))), temperature=2.0)
+        online = top_k_loss(logits, top_k_of(directly(teacher, example), 5, 2.0), temperature=2.0)
+        torch.testing.assert_close(found, online, rtol=1e-3, atol=1e-3)
+        assert online > 0.1
+
+
+def test_rows_in_any_order_some_of_them_and_repeated(folder, tokenizer, teacher):
+    cached = make(folder, teacher, tokenizer)
+    everything = every_row(cached)
+    last = len(cached) - 1
+    for rows in ([0], [last], [3, 3, 40, 3], [17, 2, last, 16, 15], list(range(last, -1, -1)), []):
+        rows = torch.tensor(rows, dtype=torch.int64)
+        for found, whole in zip(cached.top_k(rows), everything, strict=True):
+            assert torch.equal(found, whole[rows])
+    assert [part.dtype for part in everything] == [torch.float32, torch.int64, torch.float32]
+
+
+def test_batches_padding_side_and_borders_of_files_change_nothing_but_rounding(
+    tmp_path, tokenizer, teacher
+):
+    expected = every_row(make(tmp_path / "one", teacher, tokenizer, batch_size=1, dtype=torch.float32))
+    left = word_tokenizer()
+    left.padding_side = "left"
+    changes = [
+        {"batch_size": 30}, {"batch_size": 7, "batch_tokens": 40}, {"shard_rows": 1}, {"shard_rows": 1000},
+        {"tokenizer": left},
+    ]  # fmt: skip
+    for number, change in enumerate(changes):
+        change = {"teacher": teacher, "tokenizer": tokenizer, "dtype": torch.float32} | change
+        found = every_row(make(tmp_path / f"{number}", **change))
+        assert torch.equal(found.indices, expected.indices)
+        torch.testing.assert_close(found.values, expected.values, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.log_tail, expected.log_tail, rtol=1e-5, atol=1e-5)
+
+
+def test_a_forward_pass_holds_no_more_tokens_than_allowed(folder, tokenizer, teacher, monkeypatch):
+    seen, forward = [], teacher.forward
+
+    def watched(input_ids, attention_mask, use_cache, logits_to_keep):
+        seen.append((input_ids.shape, attention_mask.sum().item()))
+        return forward(
+            input_ids, attention_mask, use_cache=use_cache, logits_to_keep=logits_to_keep
+        )
+
+    monkeypatch.setattr(teacher, "forward", watched)
+    make(folder, teacher, tokenizer, shard_rows=1000, batch_size=6, batch_tokens=50)
+    shapes = [shape for shape, _ in seen]
+    assert all(shape[0] <= 6 and (shape.numel() <= 50 or shape[0] == 1) for shape in shapes)
+    assert shapes[0][1] == max(shape[1] for shape in shapes), "the longest first"
+    assert len(shapes) < 15, "many texts to a pass"
+    padding = 1 - sum(tokens for _, tokens in seen) / sum(shape.numel() for shape in shapes)
+    assert padding < 0.1
+
+
+def test_a_text_across_two_files_is_read_once(folder, tokenizer, teacher):
+    passes = []
+    hook = teacher.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        make(folder, teacher, tokenizer, batch_size=1, shard_rows=5)
+    finally:
+        hook.remove()
+    assert len(passes) == 30
+
+
+def test_the_teacher_is_left_in_its_mode_and_has_no_dropout(folder, tokenizer):
+    dropping = sharp(qwen(seed=1, attention_dropout=0.5)).train()
+    cached = make(folder, dropping, tokenizer, dtype=torch.float32)
+    assert dropping.training and dropping.model.layers[0].training
+    example = tokenize(tokenizer, TEXTS[:1])[0]
+    expected = top_k_of(directly(dropping.eval(), example), 5)
+    assert torch.equal(cached.top_k(torch.tensor(cached.rows_of(0))).indices, expected.indices)
+
+
+def test_cut_off_texts_have_no_end_and_may_be_empty(folder, tokenizer, teacher):
+    class Text:
+        def __init__(self, statement, text, finished):
+            self.statement, self.text, self.finished = statement, text, finished
+
+    texts = [Text("w1", "w2 w3", True), Text("w1", "", False), Text("w4", "w5", False), Text("w6", "", True)]
+    cached = make(folder, teacher, tokenizer, texts, shard_rows=2)
+    assert [len(cached.rows_of(number)) for number in range(4)] == [3, 0, 1, 1]
+    assert open_token_cache(folder).rows_of(3) == range(4, 5)
+    empty = [Text("w1", "", False)]
+    with pytest.raises(ValueError, match="examples hold no completion tokens; expected at least one"):
+        make(folder.with_name("empty"), teacher, tokenizer, empty)
+
+
+# --- rounding and size -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype, unit", [(torch.float16, 2**-11), (torch.bfloat16, 2**-8)])
+def test_rounding_stays_within_the_bound_of_the_dtype(tmp_path, tokenizer, teacher, dtype, unit):
+    exact = every_row(make(tmp_path / "exact", teacher, tokenizer, dtype=torch.float32))
+    found = every_row(make(tmp_path / "rounded", teacher, tokenizer, dtype=dtype))
+    error = (found.values - exact.values).abs()
+    assert (error <= exact.values.abs() * unit * 1.001 + 2**-24).all()
+    assert (error > exact.values.abs() * unit / 2).any(), "the bound says something about this dtype"
+    assert torch.equal(found.indices, exact.indices) and torch.equal(found.log_tail, exact.log_tail)
+
+
+def test_logits_far_beyond_float16_are_stored_as_well_as_others(folder, tokenizer):
+    """A common offset of a million; float16 ends at 65,504."""
+    teacher = sharp(qwen(seed=1))
+    make(folder.with_name("plain"), teacher, tokenizer)
+    moved = type(teacher).forward
+
+    class Offset(type(teacher)):
+        def forward(self, *arguments, **named):
+            output = moved(self, *arguments, **named)
+            output.logits = output.logits.double() + 1e6
+            return output
+
+    expected = every_row(open_token_cache(folder.with_name("plain")))
+    teacher.__class__ = Offset
+    found = every_row(make(folder, teacher, tokenizer))
+    torch.testing.assert_close(found.values, expected.values, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.log_tail, expected.log_tail, rtol=1e-3, atol=1e-3)
+
+
+def test_a_probability_beyond_float16_is_nothing_but_not_ruled_out(folder, tokenizer, teacher, monkeypatch):
+    forward = teacher.forward
+
+    def apart(**inputs):
+        output = forward(**inputs)
+        output.logits[..., :] = -2e5
+        output.logits[..., 7], output.logits[..., 9] = 0.0, -1e5
+        output.logits[..., 11:] = -math.inf
+        return output
+
+    monkeypatch.setattr(teacher, "forward", apart)
+    top = make(folder, teacher, tokenizer, top_k=12).top_k(torch.tensor([4]))
+    assert top.indices[0, :2].tolist() == [7, 9]
+    assert top.values[0, 0] == 0 and (top.values[0, 1:11] == -65504).all() and top.values[0, 11] == -math.inf
+    assert top.log_tail == -math.inf
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_refused(folder, tokenizer, value):
+    broken = qwen(seed=1)
+    with torch.no_grad():
+        broken.lm_head.weight[3, 0] = value
+    with pytest.raises(ValueError, match=r"logits for examples\[\d+\] are not finite; look at its weights"):
+        make(folder, broken, tokenizer)
+
+
+def test_it_says_what_it_costs(folder, tokenizer, teacher):
+    cached = make(folder, teacher, tokenizer, temperature=2.0)
+    assert cached.bytes_per_token == 5 * (2 + 1) + 4
+    tokens = len(cached)
+    assert str(cached) == (
+        f"teacher outputs of {tokens} tokens in 30 texts, T = 2, top 5 of 60 in float16: 19 bytes a token, "
+        f"{tokens * 19 / 1e6:.1f} MB"
+    )
+    on_disk = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    files = len(list(folder.glob("*.safetensors")))
+    assert files == math.ceil(tokens / 40) and 0 < on_disk - 19 * tokens < 1000 * files
+
+
+def test_388_bytes_a_token_with_the_vocabulary_of_qwen(folder, tokenizer):
+    words = [f"v{number}" for number in range(65_537)]
+    wide = word_tokenizer([*tokenizer.convert_ids_to_tokens(range(60)), *words[60:]])
+    teacher = qwen(seed=0, vocabulary=65_537, hidden_size=8, num_attention_heads=1, num_key_value_heads=1,
+                   num_hidden_layers=1)  # fmt: skip
+    cached = make(folder, teacher, wide, [("w1", "w2 v65536")], top_k=64)
+    assert cached.bytes_per_token == 388
+    example = tokenize(wide, [("w1", "w2 v65536")])[0]
+    found = cached.top_k(torch.arange(3)).indices
+    assert torch.equal(found, top_k_of(directly(teacher, example, 65_537), 64).indices)
+    assert found.max() > 2**15, "also what 16 bits with a sign would not hold"
+
+
+# --- what it belongs to ----------------------------------------------------------------------------
+
+
+def test_called_again_it_makes_only_what_is_missing_or_damaged(folder, tokenizer, teacher):
+    make(folder, teacher, tokenizer)
+    before = contents(folder)
+    shards = sorted(folder.glob("*.safetensors"))
+    shards[2].unlink()
+    shards[5].write_bytes(shards[5].read_bytes()[:-3])
+    (folder / f".{shards[1].name}.1-ab.part").write_bytes(b"half")
+    seen = []
+    hook = teacher.register_forward_hook(lambda *_: seen.append(1))
+    try:
+        make(folder, teacher, tokenizer)
+        some = len(seen)
+        make(folder, teacher, tokenizer)
+    finally:
+        hook.remove()
+    assert contents(folder) == before
+    assert 0 < some < 15 and len(seen) == some
+
+
+def test_opened_again_it_is_the_same(folder, tokenizer, teacher):
+    made = make(folder, teacher, tokenizer, temperature=2.0)
+    encoded = tokenize(tokenizer, TEXTS)
+    opened = open_token_cache(folder, teacher=teacher, examples=encoded)
+    assert str(opened) == str(made) and opened.fingerprint == made.fingerprint
+    assert all(map(torch.equal, every_row(opened), every_row(made)))
+    opened.check(encoded, 2.0)
+    opened.check(encoded, 2.0, width=60)
+
+
+OTHERS = {
+    "teacher": ({"teacher": qwen(seed=9, vocabulary=64)}, "the teacher has changed since it was written"),
+    "texts": ({"texts": pairs(30, seed=4)}, "the texts, their order or their tokens have changed since"),
+    "order": ({"texts": TEXTS[::-1]}, "the texts, their order or their tokens have changed since"),
+    "prompt": ({"texts": [("w50", TEXTS[0][1]), *TEXTS[1:]]}, "the texts, their order or their tokens"),
+    "temperature": ({"temperature": 2.0}, "temperature was 1.0, is 2.0"),
+    "k": ({"top_k": 6}, "top_k was 5, is 6"),
+    "dtype": ({"dtype": torch.bfloat16}, "dtype was float16, is bfloat16"),
+    "rows": ({"shard_rows": 17}, "shard_rows was 40, is 17"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_cache_in_the_folder_is_refused_and_left_alone(folder, tokenizer, teacher, name):
+    changed, message = OTHERS[name]
+    make(folder, teacher, tokenizer)
+    before = contents(folder)
+    changed = {"teacher": teacher, "tokenizer": tokenizer} | changed
+    with pytest.raises(ValueError, match=message) as raised:
+        make(folder, **changed)
+    assert "pass overwrite=True to cache_teacher_tokens" in str(raised.value)
+    assert contents(folder) == before
+    replaced = make(folder, **changed, overwrite=True)
+    alone = make(folder.with_name("alone"), **changed)
+    assert contents(folder) == contents(alone.folder) and replaced.fingerprint == alone.fingerprint
+
+
+def test_a_tokenizer_with_more_tokens_is_refused(folder, tokenizer, teacher):
+    make(folder, teacher, tokenizer)
+    more = word_tokenizer([*tokenizer.convert_ids_to_tokens(range(60)), "new"])
+    with pytest.raises(ValueError, match=r"shape was \(60,\), is \(61,\)"):
+        make(folder, teacher, more)
+    with pytest.raises(ValueError, match="has no token 60 where tokenizer has token 60 'new'"):
+        make(folder, teacher, more, teacher_tokenizer=tokenizer)
+    wide = word_tokenizer([*tokenizer.convert_ids_to_tokens(range(60)), *(f"x{n}" for n in range(5))])
+    with pytest.raises(ValueError, match="teacher has 64 logits, but tokenizer has tokens up to id 64"):
+        make(folder, teacher, wide)
+
+
+def test_training_on_other_texts_at_another_temperature_or_width_is_refused(folder, tokenizer, teacher):
+    cached = make(folder, teacher, tokenizer, temperature=2.0)
+    encoded = tokenize(tokenizer, TEXTS)
+    with pytest.raises(ValueError, match="for other texts: the texts, their order.*cache_teacher_tokens"):
+        cached.check(encoded[:-1], 2.0)
+    moved = [TokenExample(e.prompt + e.completion[:1], e.completion[1:]) for e in encoded]
+    with pytest.raises(ValueError, match="made for other texts"):
+        cached.check(moved, 2.0)
+    with pytest.raises(ValueError, match=r"made at temperature=2; got temperature=1\. Train at 2"):
+        cached.check(encoded, 1.0)
+    with pytest.raises(ValueError, match="over 60 tokens; the student's tokenizer has 61"):
+        cached.check(encoded, 2.0, width=61)
+    with pytest.raises(ValueError, match="the teacher has changed since the cache"):
+        open_token_cache(folder, teacher=qwen(seed=9))
+    with pytest.raises(ValueError, match="made for other texts"):
+        open_token_cache(folder, examples=encoded[::-1])
+
+
+def test_what_is_no_cache_or_not_whole_is_refused(tmp_path, folder, tokenizer, teacher):
+    with pytest.raises(FileNotFoundError, match="there is no cache in .*make one with cache_teacher_tokens"):
+        open_token_cache(folder)
+    make(folder, teacher, tokenizer)
+    first = sorted(folder.glob("*.safetensors"))[0]
+    content = bytearray(first.read_bytes())
+    content[-1] ^= 1
+    first.write_bytes(content)
+    with pytest.raises(DamagedFile, match=r"shard 0 .* has changed.*Call cache_teacher_tokens with the same"):
+        open_token_cache(folder)
+    unverified = open_token_cache(folder, verify=False)
+    with pytest.raises(DamagedFile, match="shard 0"):
+        unverified.top_k(torch.tensor([0]))
+    first.unlink()
+    with pytest.raises(FileNotFoundError, match="1 of .* shards are missing.*call cache_teacher_tokens"):
+        open_token_cache(folder)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"holds files that are no cache, such as thesis\.txt"):
+            make(tmp_path / "other", teacher, tokenizer, overwrite=overwrite)
+
+
+def test_a_cache_of_images_is_not_taken_for_one_of_tokens(folder, tokenizer, teacher):
+    manifest = {"format": "kdlib teacher outputs", "version": 1}
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    message = "was not written by kdlib's cache_teacher_tokens; choose another"
+    with pytest.raises(ValueError, match=message):
+        open_token_cache(folder)
+    with pytest.raises(ValueError, match=message):
+        make(folder, teacher, tokenizer, overwrite=True)
+
+
+@pytest.mark.parametrize("changed, message", [
+    ({"top_k": 0}, "top_k must be a whole number from 1; got 0"),
+    ({"top_k": 61}, "top_k must be at most the 60 tokens of the tokenizer; got 61"),
+    ({"batch_size": 0}, "batch_size must be a whole number"),
+    ({"batch_tokens": 0}, "batch_tokens must be"),
+    ({"shard_rows": 2.5}, "shard_rows must be a whole number from 1; got 2.5"),
+    ({"temperature": 0.0}, "temperature must be a positive finite number; got 0.0"),
+    ({"temperature": math.inf}, "temperature must be a positive finite number; got inf"),
+    ({"dtype": torch.float64}, "dtype must be float32, float16 or bfloat16; got torch.float64"),
+], ids=range(8))  # fmt: skip
+def test_bad_arguments_are_refused_before_anything_is_made(folder, tokenizer, teacher, changed, message):
+    with pytest.raises(ValueError, match=message):
+        make(folder, teacher, tokenizer, **changed)
+    assert not folder.exists()
+
+
+def test_rows_that_there_are_not_are_refused(folder, tokenizer, teacher):
+    cached = make(folder, teacher, tokenizer)
+    for rows in ([-1], [len(cached)], [0, len(cached)]):
+        with pytest.raises(IndexError, match=rf"rows must lie in 0 … {len(cached) - 1}"):
+            cached.top_k(torch.tensor(rows))
+    for rows in (torch.zeros(2), torch.zeros(2, 2).long(), torch.zeros(2, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"rows must be int64 of shape \(n\); got torch"):
+            cached.top_k(rows)
+    for number in (-1, 30):
+        with pytest.raises(IndexError, match=rf"example must lie in 0 … 29; got {number}"):
+            cached.rows_of(number)
+
+
+# --- who may be killed -----------------------------------------------------------------------------
+
+PROCESS = Path(__file__).parents[1] / "processes" / "tokens.py"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork: nothing is killed")
+def test_killed_at_any_moment_it_loses_one_file_and_ends_with_the_same_bytes(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", PROCESS, tmp_path], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    undisturbed, told = contents(tmp_path / "undisturbed"), json.loads((tmp_path / "kills.json").read_text())
+    killed = {n: c for n, c in contents(tmp_path / "killed").items() if not n.startswith(".manifest")}
+    assert killed == undisturbed
+    shards = len(undisturbed) - 1
+    assert shards > 8 and told["whole"].count("written") == shards
+    there = 0
+    for kill in told["kills"]:
+        assert kill["signal"] == signal.SIGKILL
+        # What was whole before is not made again, and all but the one in the making is kept.
+        there += kill["told"].count("written")
+        named = [name for name in kill["files"] if not name.startswith(".")]
+        assert len([name for name in named if name.endswith(".safetensors")]) == there
+        assert set(named) <= undisturbed.keys()
+    assert any(name.endswith(".part") for kill in told["kills"] for name in kill["files"])
+    assert told["last"].count("written") == shards - there > 0

@@ -1,0 +1,165 @@
+"""`python -m kdlib distill`: options from file and command line, and plans. Processes: sharing.py."""
+
+import re
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+from sharing import WAYS
+from transformers import AutoConfig
+
+from kdlib.__main__ import main as kdlib_command
+from kdlib.cli import distill as distilling
+from kdlib.cli.distill import main
+from kdlib.language.models.tiny import stand_in
+from kdlib.language.pipeline import PipelineOptions
+
+ESSENTIAL = ["--student", "s", "--teacher", "t", "--problems", "p", "--out", "o"]
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The options of each run, which does nothing."""
+    runs: list[PipelineOptions] = []
+    monkeypatch.setattr(distilling, "run_pipeline", runs.append)
+    return runs
+
+
+def config(tmp_path, **options):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(options))
+    return str(tmp_path / "run.yaml")
+
+
+def test_what_is_not_given_has_its_default(ran):
+    assert main(ESSENTIAL) == 0
+    assert ran == [PipelineOptions(student="s", teacher="t", problems="p", out="o")]
+    assert ran[0].epochs == 2 and ran[0].packing and ran[0].resume
+
+
+def test_options_are_spelt_either_way(ran):
+    main([*ESSENTIAL, "--max-new-tokens", "7", "--batch_size", "3", "--no-packing", "--steps", "9",
+          "--training-arguments", '{"weight_decay": 0.1}'])  # fmt: skip
+    main([*ESSENTIAL, "--max_new_tokens", "7", "--batch-size", "3", "--packing", "no", "--steps", "9",
+          "--training_arguments", '{"weight_decay": 0.1}'])  # fmt: skip
+    assert ran[0] == ran[1]
+    assert (ran[0].max_new_tokens, ran[0].batch_size, ran[0].packing, ran[0].steps) == (7, 3, False, 9)
+    assert ran[0].training_arguments == {"weight_decay": 0.1} and ran[0].epochs is None
+
+
+def test_a_file_of_options_and_what_the_command_line_says_instead(ran, tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "student: s\nteacher: t\nproblems: p\nout: o\nlr: 3e-5\nbatch-size: 4\nshortest: true\n"
+        "training_arguments: {max_grad_norm: 0.5}\n"
+    )
+    assert main(["--config", str(tmp_path / "run.yaml"), "--batch-size", "2"]) == 0
+    assert (ran[0].lr, ran[0].batch_size, ran[0].shortest) == (3e-5, 2, True)
+    assert ran[0].training_arguments == {"max_grad_norm": 0.5}
+
+
+def test_supplied_configurations_are_whole(ran):
+    for name in ("one_80gb", "eight_80gb"):
+        source = "--problems" if name == "one_80gb" else "--traces"
+        main(["--config", name, "--out", "o", source, "file"])
+    one, eight = ran
+    assert (one.teacher, one.student, one.top_k) == ("Qwen-7B", "Qwen-1.5B", None)
+    assert (eight.teacher, eight.student) == ("Qwen-32B", "Qwen-7B")
+    # 64 texts a step, as R1-Distill had.
+    assert one.batch_size * one.accumulation == 64 == 8 * eight.batch_size * eight.accumulation
+
+
+@pytest.mark.parametrize(
+    "name, hardware, source",
+    [("one_80gb", "H100-80GB", "--problems"), ("eight_80gb", "H100-80GB×8", "--traces"),
+     ("one_80gb", "A100-80GB", "--problems"), ("eight_80gb", "A100-80GB×8", "--traces")],
+)  # fmt: skip
+def test_supplied_configurations_fit_the_hardware_they_are_for(name, hardware, source, capsys):
+    assert main(["--config", name, source, "x", "--out", "o", "--plan", hardware]) == 0
+    plan = capsys.readouterr().out
+    assert "\nfits: " in plan and "TOO MUCH" not in plan
+    assert ("FSDP2" in plan.split("\n")[1]) == (name == "eight_80gb")
+    fewer = hardware.replace("×8", "×2") if "×8" in hardware else "RTX-4090"
+    main(["--config", name, source, "x", "--out", "o", "--plan", fewer])
+    assert "\ndoes not fit: " in capsys.readouterr().out
+
+
+def test_a_plan_of_folders_and_bases(tmp_path, capsys):
+    stand_in("Llama-8B", tmp_path / "model")
+    arguments = ["--traces", "x", "--out", "o", "--plan", "RTX-4090", "--context", "200", "--texts", "30"]
+    assert main(["--student", str(tmp_path / "model"), *arguments]) == 0
+    here = capsys.readouterr().out
+    parameters = AutoConfig.from_pretrained(tmp_path / "model")
+    assert "fits: one device" in here and "12,000 tokens" in here and parameters.vocab_size < 400
+    main(["--student", "Qwen/Qwen2.5-Math-7B", *arguments])
+    base = capsys.readouterr().out
+    main(["--student", "Qwen-7B", *arguments])
+    assert capsys.readouterr().out == base
+    assert main(["--student", "Qwen-7B", "--steps", "3", *arguments]) == 1
+    assert "leave --steps out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--student", "s"], "out is missing"),
+        ([*ESSENTIAL, "--method", "soft"], "method is 'soft'"),
+        (["--config", "nowhere.yaml"], "there is no file nowhere.yaml, and none of that name comes with"),
+        (["--config", "fsdp2"], "compute_environment, .* no options of this command; it is for acc"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(arguments, message, capsys, ran):
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("kdlib distill: ") and told.count("\n") == 1
+    assert re.search(message, told)
+    assert not ran
+
+
+def test_a_file_that_holds_no_options(tmp_path, capsys, ran):
+    for text, message in (("- a\n", "holds list; expected options"), ("a: [", "is no YAML")):
+        (tmp_path / "run.yaml").write_text(text)
+        assert main(["--config", str(tmp_path / "run.yaml")]) == 1
+        assert message in capsys.readouterr().err
+    assert main(["--config", config(tmp_path, learning_rate=1)]) == 1
+    assert "holds learning_rate, which are no options of this command" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distilling, "run_pipeline", interrupted)
+    assert main(ESSENTIAL) == 130
+    assert capsys.readouterr().err == "Stopped. The same command goes on from here.\n"
+
+
+def test_configurations_are_printed_to_be_changed(capsys):
+    assert kdlib_command(["distill", "--print-config", "fsdp2"]) == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert settings["fsdp_config"]["fsdp_version"] == 2
+
+
+# --- accelerate's configurations --------------------------------------------------------------------------
+
+
+def environment_of(name, capsys, tmp_path):
+    """What accelerate launch tells each process with a configuration that comes with kdlib."""
+    main(["--print-config", name])
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(capsys.readouterr().out)
+    arguments = launch_command_parser().parse_args(["--config_file", str(path), "-m", "kdlib"])
+    arguments, _, _ = _validate_launch_command(arguments)
+    return prepare_multi_gpu_env(arguments), arguments
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_accelerate_understands_its_configurations(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # else it would launch one process
+    environment, arguments = environment_of("fsdp2", capsys, tmp_path)
+    assert arguments.num_processes == 8 and arguments.use_fsdp
+    expected = WAYS["fsdp"][1]
+    assert {name: environment.get(name) for name in expected} == expected
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
+    environment, arguments = environment_of("ddp", capsys, tmp_path)
+    assert arguments.num_processes == 8 and "ACCELERATE_USE_FSDP" not in environment

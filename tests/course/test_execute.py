@@ -1,0 +1,438 @@
+"""The course runner, on tiny courses made in a temporary folder."""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from kdlib.__main__ import main
+from kdlib.course.build import cleaning
+from kdlib.course.build import execute as course
+
+ROOT = Path(__file__).resolve().parents[2]
+PNG = base64.b64encode(
+    base64.b64decode(
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    )
+).decode()
+FIGURE = (
+    f'from IPython.display import display\ndisplay({{"image/png": "{PNG}"}}, raw=True, '
+    'metadata={"image/png": {"alt": "Loss over \\"T\\" & time"}})'
+)
+
+
+def make_course(root: Path, **cells: list) -> Path:
+    """A course folder; each keyword is a notebook's name, ``__`` for the folder, and its cells."""
+    (root / "pyproject.toml").write_text("")
+    for name, content in cells.items():
+        path = root / "notebooks" / f"{name.removeprefix('_').replace('__', '/')}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        notebook = new_notebook(cells=content, metadata={"kernelspec": {"name": "x", "display_name": "y"}})
+        path.write_text(nbformat.writes(notebook))
+    return root
+
+
+def stored(root: Path, name: str, folder: str = "notebooks"):
+    path = root / folder / f"{name}.ipynb"
+    notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    return notebook
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str):
+        super().__init__()
+        self.ids, self.links, self.alts, self.sources = set(), [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids.add(attrs.get("id"))
+        if tag == "a" and "href" in attrs:
+            self.links.append(attrs["href"])
+        if tag == "img":
+            self.alts.append(attrs.get("alt"))
+            self.sources.append(attrs["src"])
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """One small course, executed once into build/course."""
+    root = make_course(
+        tmp_path_factory.mktemp("course"),
+        _01_labels=[
+            new_markdown_cell("# Hard & soft\n\nSee [soft label](glossary.ipynb#soft-label),"
+                              " [here](#two-words), [solution](solutions/01_labels.ipynb),"
+                              " [licence](../pyproject.toml) and [far](https://example.org/a.ipynb)."
+                              "\n\n<a class='x' href='glossary.ipynb'>all</a>"),
+            new_markdown_cell("## two words\n\n![A dot](dot.png)"),
+            new_code_cell(
+                "import os, sys\nsecret = 'not hidden'\nprint(os.getcwd() == sys.path[0] or "
+                "os.path.basename(os.getcwd()))\nprint(sys.prefix)",
+                metadata={"tags": ["claim"]},
+            ),
+            new_code_cell(FIGURE),
+            new_code_cell(
+                "import ipywidgets\nipywidgets.IntSlider(value=7)", metadata={"tags": ["widget"]}
+            ),
+        ],
+        glossary=[new_markdown_cell("# Glossary\n\n### soft label\n\nText."),
+                  new_markdown_cell("Back to [labels](01_labels.ipynb#two-words).")],
+        solutions__01_labels=[new_markdown_cell("# Solution\n\n[up](../01_labels.ipynb#two-words)"),
+                              new_code_cell("import os; print(os.path.basename(os.getcwd()))")],
+        draft=[new_code_cell("raise SystemExit('not part of the course')")],
+    )  # fmt: skip
+    (root / "notebooks" / "dot.png").write_bytes(base64.b64decode(PNG))
+    before = snapshot(root)
+    done = course.run_course(root)
+    return root, before, done
+
+
+def test_build_leaves_the_sources_alone(built):
+    root, before, _ = built
+    after = snapshot(root)
+    assert {name: after[name] for name in before} == before
+    assert not [name for name in after if name.endswith(".tmp")]
+
+
+def test_build_runs_everything_in_reading_order(built):
+    root, _, done = built
+    assert [item.name for item in done] == ["01_labels", "glossary", "solutions/01_labels"]
+    copy = stored(root, "01_labels", "build/course")
+    assert copy.cells[2].outputs[0].text == f"notebooks\n{sys.prefix}\n"
+    assert stored(root, "solutions/01_labels", "build/course").cells[1].outputs[0].text == ("solutions\n")
+
+
+def test_course_json_holds_minutes_and_no_place(built):
+    root, _, done = built
+    text = (root / "build/course/course.json").read_text()
+    results = json.loads(text)
+    assert set(results) == {"minutes", "environment"}
+    assert results["minutes"] == {item.name: round(item.minutes, 2) for item in done}
+    assert all(item.minutes > 0 for item in done)
+    assert results["environment"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert results["environment"]["cpu_count"] >= 1
+    for hidden in (os.uname().nodename, str(root), sys.prefix):
+        assert f'"{hidden}' not in text
+
+
+def test_every_link_of_the_pages_resolves(built):
+    root, _, _ = built
+    folder = root / "build/course"
+    found = {path: Page(path.read_text(encoding="utf-8")) for path in folder.rglob("*.html")}
+    assert len(found) == 4
+    checked = 0
+    for path, page in found.items():
+        for link in page.links:
+            if "://" in link:
+                continue
+            name, _, anchor = link.partition("#")
+            target = (path.parent / name).resolve() if name else path
+            assert target.is_file(), link
+            if anchor:
+                assert anchor in found[target].ids, link
+                checked += "-" in anchor
+    assert checked >= 4
+    labels = found[folder / "01_labels.html"]
+    assert labels.links.count("glossary.html") == 1
+    assert "glossary.html#soft-label" in labels.links
+    assert "solutions/01_labels.html" in labels.links
+    assert "https://example.org/a.ipynb" in labels.links
+    assert "../../pyproject.toml" in labels.links
+    assert {"01_labels.html", "glossary.html", "solutions/01_labels.html"} <= set(
+        found[folder / "index.html"].links
+    )
+
+
+def test_page_is_self_contained_and_keeps_alt_text(built):
+    root, _, _ = built
+    text = (root / "build/course/01_labels.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert 'Loss over "T" & time' in page.alts
+    assert "A dot" in page.alts
+    assert len(page.sources) == 2
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert "not hidden" in text  # the code is shown
+    assert "<title>Hard &amp; soft</title>" in text
+
+
+def test_page_keeps_the_state_of_sliders(built):
+    root, _, _ = built
+    text = (root / "build/course/01_labels.html").read_text(encoding="utf-8")
+    states = re.findall(
+        r'<script type="application/vnd.jupyter.widget-state\+json">(.*?)</script>', text, re.S
+    )
+    assert [
+        model["state"]["value"]
+        for state in states
+        for model in json.loads(state)["state"].values()
+        if model["model_name"] == "IntSliderModel"
+    ] == [7]
+
+
+def test_record_cleans_and_is_repeatable(tmp_path):
+    noisy = new_code_cell(
+        "import sys, time\nfrom tqdm import tqdm\nprint('one')\n"
+        "for _ in tqdm(range(3), desc='train'): time.sleep(0.01)\nprint('two')\n"
+        "print('kept', file=sys.stderr)",
+        metadata={"tags": ["nbval-ignore-output"], "execution": {"iopub.status.busy": "then"}},
+    )
+    bars = new_code_cell(
+        "from tqdm.notebook import tqdm as bar\nfor _ in bar(range(3)): pass\n"
+        "import ipywidgets\nipywidgets.IntSlider()"
+    )
+    root = make_course(tmp_path, _00_a=[new_markdown_cell("# A"), noisy, bars, new_code_cell("7")])
+    course.run_course(root, record=True)
+    notebook = stored(root, "00_a")
+    code = notebook.cells[1]
+    assert {(output.name, output.text) for output in code.outputs} >= {("stderr", "kept\n")}
+    assert "".join(o.text for o in code.outputs if o.name == "stdout") == "one\ntwo\n"
+    assert code.metadata == {"tags": ["nbval-ignore-output"]}
+    assert [output.data for output in notebook.cells[2].outputs] == [{"text/plain": cleaning.WIDGET_TEXT}]
+    assert notebook.cells[3].outputs[0].data == {"text/plain": "7"}
+    assert notebook.metadata == cleaning.METADATA
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    text = (root / "notebooks/00_a.ipynb").read_text()
+    assert text.endswith("}\n") and not text.endswith("\n\n")
+    assert "3.1" not in json.dumps(notebook.metadata)  # no version of Python
+    assert not (root / "build").exists()
+
+    course.run_course(root, record=True)
+    assert (root / "notebooks/00_a.ipynb").read_text() == text
+
+
+def test_record_of_one_notebook_updates_its_minutes_only(tmp_path):
+    root = make_course(tmp_path, _00_a=[new_code_cell("1")], _01_b=[new_code_cell("2")])
+    course.run_course(root, record=True)
+    results = root / course.RESULTS
+    content = json.loads(results.read_text())
+    assert sorted(content["minutes"]) == ["00_a", "01_b"]
+    content["minutes"] = {"00_a": 123.0, "01_b": 456.0}
+    results.write_text(json.dumps(content))
+    other = (root / "notebooks/01_b.ipynb").read_bytes()
+
+    course.run_course(root, ["notebooks/00_a.ipynb"], record=True)
+    minutes = json.loads(results.read_text())["minutes"]
+    assert minutes["00_a"] < 100 and minutes["01_b"] == 456.0
+    assert (root / "notebooks/01_b.ipynb").read_bytes() == other
+
+    content["environment"]["torch"] = "0.0.1"
+    results.write_text(json.dumps(content))
+    before = snapshot(root)
+    with pytest.raises(course.CourseError, match=r"torch: '0\.0\.1' then"):
+        course.run_course(root, ["00_a"], record=True)
+    assert snapshot(root) == before
+
+
+def test_full_record_forgets_notebooks_that_are_gone(tmp_path):
+    root = make_course(tmp_path, _00_a=[new_code_cell("1")])
+    results = root / course.RESULTS
+    results.parent.mkdir(parents=True)
+    results.write_text(json.dumps({"minutes": {"09_gone": 1.0}, "environment": {"torch": "0"}}))
+    course.run_course(root, record=True)
+    assert list(json.loads(results.read_text())["minutes"]) == ["00_a"]
+
+
+@pytest.fixture
+def failing(tmp_path):
+    cells = [
+        new_markdown_cell("# B"),
+        new_code_cell("x = 1"),
+        new_code_cell("student = 3\nteacher / student"),
+        new_code_cell("open('after', 'w')"),
+    ]
+    return make_course(tmp_path, _00_a=[new_code_cell("print('fine')")], _01_b=cells)
+
+
+def test_failing_cell_stops_readably_and_writes_nothing(failing):
+    before = snapshot(failing)
+    run = subprocess.run(
+        [sys.executable, "-m", "kdlib", "course", "--record", "--root", str(failing)],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert "notebooks/01_b.ipynb failed in cell 3 of 4" in run.stderr
+    assert "    student = 3\n    teacher / student\n" in run.stderr
+    assert "NameError: name 'teacher' is not defined" in run.stderr
+    assert "\x1b" not in run.stderr and "nbclient" not in run.stderr
+    assert snapshot(failing) == before
+
+
+def test_failing_build_writes_nothing(failing, capsys):
+    before = snapshot(failing)
+    assert course.main(["--root", str(failing)]) == 1
+    assert "NameError: name 'teacher' is not defined" in capsys.readouterr().err
+    assert snapshot(failing) == before
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_formula_that_cannot_be_drawn_stops_before_anything_runs(tmp_path, capsys, record):
+    broken = new_markdown_cell(r"so $\foo_1$", id="prose")
+    root = make_course(tmp_path, _00_a=[new_code_cell("open('ran', 'w')")], _01_b=[broken])
+    before = snapshot(root)
+    assert course.main(["--root", str(root), *["--record"] * record]) == 1
+    error = capsys.readouterr().err
+    assert r"notebooks/01_b.ipynb: cell 1 (id prose): the formula \foo_1 cannot be drawn" in error
+    assert snapshot(root) == before
+
+
+def test_formula_of_an_output_that_cannot_be_drawn_stops_too(tmp_path):
+    cell = new_code_cell("from IPython.display import Math\nMath(r'\\foo_1')")
+    root = make_course(tmp_path, _00_a=[cell])
+    before = snapshot(root)
+    with pytest.raises(course.CourseError, match=r"notebooks/00_a\.ipynb: .*\\foo_1"):
+        course.run_course(root)
+    assert snapshot(root) == before
+
+
+def test_kernel_that_dies_names_the_cell(tmp_path):
+    root = make_course(tmp_path, _00_a=[new_code_cell("import os\nos._exit(3)")])
+    with pytest.raises(course.CourseError, match=r"(?s)cell 1 of 1.*os\._exit\(3\).*died"):
+        course.run_course(root)
+
+
+def test_some_notebooks_from_the_command_line(tmp_path, monkeypatch, capsys):
+    root = make_course(tmp_path, _00_a=[new_code_cell("1")], _01_b=[new_code_cell("1 / 0")])
+    monkeypatch.chdir(root / "notebooks")  # the course is found from here
+    assert main(["course", "00_a"]) == 0
+    assert re.search(r"00_a +0\.\d\d min", capsys.readouterr().out)
+    assert (root / "build/course/00_a.html").is_file()
+    assert not (root / "build/course/index.html").exists()  # one page is not the course
+
+
+def test_unknown_notebook_is_named(tmp_path):
+    root = make_course(tmp_path, _00_a=[new_code_cell("1")])
+    with pytest.raises(course.CourseError, match=r"No notebook 09_x\. There are: 00_a\."):
+        course.run_course(root, ["09_x"])
+
+
+def test_kernel_is_this_interpreter_whatever_is_installed(tmp_path, monkeypatch):
+    elsewhere = tmp_path / "jupyter" / "kernels" / "python3"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "kernel.json").write_text(
+        json.dumps(
+            {"argv": ["/nowhere/python", "{connection_file}"], "display_name": "x", "language": "python"}
+        )  # fmt: skip
+    )
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    from jupyter_client.kernelspec import get_kernel_spec
+
+    assert get_kernel_spec("python3").argv[0] == "/nowhere/python"  # by name it would win
+    notebook = new_notebook(cells=[new_code_cell("import sys; print(sys.executable)")])
+    course.execute(notebook, tmp_path, "00_a")
+    assert notebook.cells[0].outputs[0].text.strip() == sys.executable
+
+
+def test_start_up_files_of_the_reader_stay_out(tmp_path, monkeypatch):
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "00.py").write_text("leaked = True")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = new_notebook(cells=[new_code_cell("print('leaked' in globals())")])
+    course.execute(notebook, tmp_path, "00_a")
+    assert notebook.cells[0].outputs[0].text == "False\n"
+
+
+def test_record_refuses_a_path_and_writes_nothing(tmp_path):
+    root = make_course(tmp_path, _00_a=[new_code_cell("import os; print(os.getcwd())")])
+    before = snapshot(root)
+    with pytest.raises(course.CourseError, match="a path of this machine"):
+        course.run_course(root, record=True)
+    assert snapshot(root) == before
+
+
+def test_missing_and_double_ids_become_stable_ones(tmp_path):
+    path = tmp_path / "old.ipynb"
+    notebook = new_notebook(
+        cells=[new_code_cell("a", id="keep"), *(new_code_cell("same") for _ in range(2)),
+               new_code_cell("b")]
+    )  # fmt: skip
+    content = json.loads(json.dumps(notebook))
+    content["nbformat_minor"] = 4
+    content["cells"][3]["id"] = "keep"
+    for cell in content["cells"][1:3]:
+        del cell["id"]
+    path.write_text(json.dumps(content))
+    ids = [cell["id"] for cell in course.read_notebook(path).cells]
+    assert ids[0] == "keep" and len(set(ids)) == 4
+    assert [cell["id"] for cell in course.read_notebook(path).cells] == ids
+    nbformat.validate(course.read_notebook(path))
+
+
+@pytest.mark.parametrize("text", ["", "not json", "[]", '{"nbformat": 3, "worksheets": []}'])
+def test_file_that_is_no_notebook(tmp_path, text):
+    (tmp_path / "00_x.ipynb").write_text(text)
+    with pytest.raises(course.CourseError, match=r"00_x\.ipynb is not a notebook"):
+        course.read_notebook(tmp_path / "00_x.ipynb")
+
+
+def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("old")
+    blocked = tmp_path / "file" / "b"  # its folder is a file, so it cannot be written, even by root
+    blocked.parent.write_text("")
+    with pytest.raises(OSError):
+        course.write_files({tmp_path / "a": "new", blocked: "new"})
+    assert (tmp_path / "a").read_text() == "old"
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    # Before the text is on the disk, and when it is about to take the old one's place.
+    for step in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                course.write_files({tmp_path / "a": "new"})
+    assert snapshot(tmp_path) == {"a": b"old", "file": b""}
+
+    course.write_files({tmp_path / "a": "new\n", tmp_path / "deep" / "c": "é\n"})
+    assert snapshot(tmp_path) == {"a": b"new\n", "deep/c": "é\n".encode(), "file": b""}
+
+
+def test_root_is_found_above_and_missed_readably(tmp_path):
+    root = make_course(tmp_path, _00_a=[])
+    assert course.find_root(root / "notebooks") == root.resolve()
+    # From anywhere else, the checkout that kdlib is installed from.
+    assert course.find_root(Path(os.path.abspath(os.sep))) == Path(course.__file__).parents[3]
+
+
+def test_packages_of_the_course_missing_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "kdlib.course.build.execute")
+    monkeypatch.setitem(sys.modules, "nbclient", None)
+    assert main(["course"]) == 1
+    assert capsys.readouterr().err.startswith("kdlib course needs the package nbclient.")
+
+
+def test_record_keeps_the_picture_that_the_readme_shows(tmp_path):
+    cell = new_code_cell(FIGURE, metadata={"tags": [course.PICTURE_TAG]})
+    make_course(tmp_path, _00_start=[new_markdown_cell("# Start"), cell])
+    course.run_course(tmp_path, record=True)
+    assert (tmp_path / course.PICTURE).read_bytes() == base64.b64decode(PNG)
+
+
+def test_readme_cell_without_a_picture_is_named(tmp_path):
+    cell = new_code_cell("print(1)", metadata={"tags": [course.PICTURE_TAG]})
+    make_course(tmp_path, _00_start=[new_markdown_cell("# Start"), cell])
+    before = snapshot(tmp_path)
+    with pytest.raises(course.CourseError, match="result:readme shows no picture"):
+        course.run_course(tmp_path, record=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_the_readme_shows_the_picture_stored_in_the_notebook():
+    notebook = stored(ROOT, "00_start_here")
+    assert course.readme_picture(notebook) == (ROOT / course.PICTURE).read_bytes()
+    assert f"]({course.PICTURE.as_posix()})" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,243 @@
+"""The stages on stand-ins of two checkpoints, of which the teacher knows one answer by heart."""
+
+import json
+
+import pytest
+import torch
+from scipy import stats
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from kdlib.language import pipeline
+from kdlib.language.models.load import load_checkpoint
+from kdlib.language.models.small import tiny_model
+from kdlib.language.models.tiny import TAUGHT, stand_in
+from kdlib.language.pipeline import PipelineOptions, run_pipeline
+from kdlib.language.puzzles.puzzle import Cage, Puzzle
+from kdlib.language.puzzles.text import problem
+from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
+from kdlib.language.traces.collect import collect_traces, load_traces
+from kdlib.language.traces.file import Trace, TraceFile
+
+# The teacher knows the first only.
+PROBLEMS = [TAUGHT] + [problem(Puzzle((Cage(("chickens", "rabbits"), 9, feet),))) for feet in (20, 24, 26)]
+TEST = [problem(Puzzle((Cage(("ants", "spiders"), 8, feet),))) for feet in (50, 56, 60)]
+
+
+def write(path, problems):
+    rows = [{"key": p.key, "statement": p.statement, "answer": p.answer} for p in problems]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    stand_in("Qwen-7B", folder / "teacher", teach=True)
+    stand_in("Qwen-1.5B", folder / "student", seed=1)
+    write(folder / "problems.jsonl", PROBLEMS)
+    write(folder / "test.jsonl", TEST)
+    return folder
+
+
+def options(place, out, **changed):
+    settings = {
+        "student": str(place / "student"), "teacher": str(place / "teacher"), "out": str(out),
+        "problems": str(place / "problems.jsonl"), "max_new_tokens": 60, "samples": 2, "steps": 4,
+        "lr": 3e-3, "batch_size": 2, "accumulation": 1, "seed": 3,
+    }  # fmt: skip
+    return PipelineOptions(**{**settings, **changed})
+
+
+def test_from_problems_to_a_tested_student(place, tmp_path):
+    told = []
+    report = run_pipeline(options(place, tmp_path, test=str(place / "test.jsonl")), told.append)
+    assert report == json.loads((tmp_path / "report.json").read_text())
+    assert (report["problems"], report["traces"], report["correct"], report["kept"]) == (4, 8, 2, 1)
+    assert report["steps"] == 4 and report["last_loss"] < report["first_loss"]
+    assert report["before"] == report["after"] == 0.0  # it has seen one puzzle, and not these
+    assert report["difference"] == {"mean": 0.0, "half_width": 0.0, "problems": 3}
+    (trained,) = [trace for trace in load_traces(tmp_path / "traces" / "00000.jsonl") if trace.correct][:1]
+    assert trained.key == TAUGHT.key
+    text = "\n".join(told)
+    assert "8 traces of 4 problems" in text and "1 of 8 traces are kept" in text
+    assert "0 of 3 test problems, 0.0%" in text and "4 steps, " in text
+    assert "after − before: +0.0 points, 95 % interval [+0.0, +0.0] over 3 problems" in text
+    weights = AutoModelForCausalLM.from_pretrained(tmp_path / "student").state_dict()
+    before = AutoModelForCausalLM.from_pretrained(place / "student").state_dict()
+    assert any(not torch.equal(weights[name], before[name]) for name in weights)
+
+
+def test_the_student_learns_the_answer_and_its_folder_is_a_checkpoint(place, tmp_path):
+    write(tmp_path / "one.jsonl", [TAUGHT])
+    run_pipeline(
+        options(place, tmp_path, problems=str(tmp_path / "one.jsonl"), steps=70, lr=1e-2), lambda text: None
+    )
+    student, tokenizer = load_checkpoint(tmp_path / "student")
+    (trace,) = collect_traces(student, tokenizer, [TAUGHT], samples=1, temperature=0, max_new_tokens=60)
+    assert trace.correct and trace.well_formed
+
+
+@pytest.mark.parametrize("method", ["logits", "cached", "on-policy"])
+def test_each_method_trains_as_the_call_it_stands_for(place, tmp_path, method, monkeypatch):
+    calls = []
+    original = pipeline.distill_language_model
+
+    def noted(student, tokenizer, examples, folder, **settings):
+        calls.append((examples, settings))
+        return original(student, tokenizer, examples, folder, **settings)
+
+    monkeypatch.setattr(pipeline, "distill_language_model", noted)
+    chosen = options(place, tmp_path, method=method, top_k=None if method == "on-policy" else 5)
+    report = run_pipeline(chosen, lambda text: None)
+    ((examples, settings),) = calls
+    if method == "on-policy":
+        assert settings["on_policy"] and [e.key for e in examples] == [p.key for p in PROBLEMS]
+        assert settings["teacher"].config.stand_in_for.endswith("Qwen-7B")
+    else:
+        assert [trace.key for trace in examples] == [TAUGHT.key] and "on_policy" not in settings
+    if method == "cached":
+        assert settings["teacher"].k == 5 and settings["top_k"] is None
+        assert (tmp_path / "teacher_outputs" / "manifest.json").exists()
+    if method == "logits":
+        assert settings["top_k"] == 5
+    assert report["steps"] == 4
+    same = options(place, tmp_path, method=method, top_k=chosen.top_k)
+    assert run_pipeline(same, lambda text: None)["last_loss"] == report["last_loss"]
+
+
+def test_cached_is_logits(place, tmp_path):
+    losses = {}
+    for method in ("logits", "cached"):
+        chosen = options(place, tmp_path / method, method=method, top_k=20, alpha=0.3, temperature=2.0)
+        losses[method] = run_pipeline(chosen, lambda text: None)["last_loss"]
+    assert losses["cached"] == pytest.approx(losses["logits"], rel=1e-3)  # stored in float16
+
+
+def test_each_stage_goes_on_where_it_was(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "_PART", 2)
+    first = run_pipeline(options(place, tmp_path), lambda text: None)
+    parts = sorted((tmp_path / "traces").glob("*.jsonl"))
+    assert [path.name for path in parts] == ["00000.jsonl", "00001.jsonl"]
+    keys = [[trace.key for trace in load_traces(path)] for path in parts]
+    assert [set(part) for part in keys] == [{p.key for p in PROBLEMS[:2]}, {p.key for p in PROBLEMS[2:]}]
+    before = [path.read_bytes() for path in parts]
+    parts[1].unlink()  # as if it had been killed after the first part, and before it had trained
+    again = run_pipeline(options(place, tmp_path), lambda text: None)
+    assert [load_traces(path) for path in parts][0] == load_traces(parts[0])
+    assert parts[0].read_bytes() == before[0]
+    assert again["last_loss"] == first["last_loss"]
+
+
+def test_traces_alone_are_enough(place, tmp_path, monkeypatch):
+    run_pipeline(options(place, tmp_path / "first"), lambda text: None)
+    file = tmp_path / "first" / "traces" / "00000.jsonl"
+    loaded, original = [], pipeline.load_checkpoint
+    monkeypatch.setattr(
+        pipeline, "load_checkpoint", lambda name, **more: loaded.append(name) or original(name, **more)
+    )
+    chosen = options(place, tmp_path / "second", problems=None, traces=str(file), teacher=None)
+    report = run_pipeline(chosen, lambda text: None)
+    assert report["problems"] == 4 and report["kept"] == 1
+    assert loaded == [str(place / "student")]
+
+
+def test_wrong_answers_and_the_shortest(place, tmp_path):
+    kept = {}
+    for name in ("unverified", "shortest"):
+        kept[name] = run_pipeline(
+            options(place, tmp_path / name, **{name: True}, steps=1), lambda text: None
+        )["kept"]
+    assert kept["shortest"] == 1 < kept["unverified"] <= 8
+
+
+def test_a_template_that_opens_no_thought_gets_one_in_the_completion():
+    tokenizer = puzzle_tokenizer()
+    (trace,) = collect_traces(
+        tiny_model(tokenizer, width=16, layers=1), tokenizer, [TAUGHT], samples=1, max_new_tokens=3
+    )
+    assert pipeline._as_example(trace, tokenizer) is trace
+    tokenizer.chat_template = tokenizer.chat_template.replace("<think>\\n", "")
+    opened = pipeline._as_example(trace, tokenizer)
+    assert opened.text == f"<think>\n{trace.text}"
+    assert opened.finished == trace.finished  # what was cut off gets no end
+
+
+def test_a_base_takes_over_the_tokenizer_of_its_teacher(place, tmp_path):
+    # As Qwen2.5 and R1's: the same numbers, other special tokens, and a template of its own.
+    base = tmp_path / "base"
+    stand_in("Qwen-1.5B", base, seed=1)
+    text = (base / "tokenizer.json").read_text(encoding="utf-8")
+    for theirs, ours in (("<｜User｜>", "<|im_start|>"), ("<｜Assistant｜>", "<|im_end|>")):
+        assert theirs in text
+        text = text.replace(theirs, ours)
+    (base / "tokenizer.json").write_text(text, encoding="utf-8")
+    run_pipeline(options(place, tmp_path, student=str(base), tokenizer="teacher", method="logits"), print)
+    trained = PreTrainedTokenizerFast.from_pretrained(tmp_path / "student")
+    teacher = PreTrainedTokenizerFast.from_pretrained(place / "teacher")
+    assert trained.get_vocab() == teacher.get_vocab()
+    assert trained.chat_template == teacher.chat_template
+    for method in ("logits", "cached"):
+        with pytest.raises(ValueError, match="teacher_tokenizer has token"):
+            run_pipeline(options(place, tmp_path / method, student=str(base), method=method), print)
+    text = text.replace('"▁chickens"', '"▁hens"').replace('"chickens"', '"hens"').replace(
+        '" chickens"', '" hens"'
+    )
+    (base / "tokenizer.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="'.*hens'"):
+        run_pipeline(
+            options(place, tmp_path / "hens", student=str(base), tokenizer="teacher", method="logits"), print
+        )
+
+
+def test_a_difference_is_paired(tmp_path):
+    asked = PROBLEMS + TEST
+    right = {"before": [1, 4], "after": [0, 1, 4, 5, 6]}  # three more, and none fewer
+    for name, numbers in right.items():
+        with TraceFile(tmp_path / name, {}) as file:
+            file.append(
+                Trace(p.key, p.statement, p.answer, 0, "", 1, True, number in numbers, True)
+                for number, p in reversed([*enumerate(asked)])
+            )
+    told = []
+    found = pipeline._difference(tmp_path / "before", tmp_path / "after", asked, told.append)
+    mean = 3 / 7
+    half = stats.ttest_1samp([1, 0, 0, 0, 0, 1, 1], 0).confidence_interval().high - mean
+    assert found == {"mean": pytest.approx(mean), "half_width": pytest.approx(half), "problems": 7}
+    ends = [100 * (mean - half), 100 * (mean + half)]
+    assert f"+42.9 points, 95 % interval [{ends[0]:+.1f}, {ends[1]:+.1f}] over 7 problems" in told[0]
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"student": ""}, "student is missing; expected the model to train"),
+        ({"method": "soft"}, "method is 'soft'; expected one of texts, logits, cached, on-policy"),
+        ({"traces": "t"}, "problems and traces given; expected one of the two"),
+        ({"problems": None}, "neither problems nor traces given"),
+        ({"teacher": None}, "problems need a teacher"),
+        ({"teacher": None, "problems": None, "traces": "t", "method": "logits"}, "method 'logits' needs a"),
+        ({"problems": None, "traces": "t", "teacher": None, "tokenizer": "teacher"}, "there is no teacher"),
+        ({"teacher_quantise": "int4"}, "teacher_quantise is 'int4'; expected one of int8, nf4"),
+    ],
+)
+def test_options_that_do_not_fit_are_told(place, tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message):
+        options(place, tmp_path, **changed)
+
+
+def test_a_quantised_teacher_is_not_spread(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "sharding", lambda: "fsdp2")
+    with pytest.raises(ValueError, match="teacher_quantise is 'nf4', but FSDP2 cannot spread packed weights"):
+        run_pipeline(options(place, tmp_path, teacher_quantise="nf4"), print)
+
+
+def test_test_problems_that_are_trained_on_are_refused(place, tmp_path):
+    with pytest.raises(ValueError, match="4 problems of .* are trained on too"):
+        run_pipeline(options(place, tmp_path, test=str(place / "problems.jsonl")), print)
+    assert not (tmp_path / "traces").exists()
+
+
+def test_no_right_answer_at_all(place, tmp_path):
+    write(tmp_path / "others.jsonl", PROBLEMS[1:])
+    with pytest.raises(ValueError, match="none of the 6 traces is right; .*max_new_tokens=60"):
+        run_pipeline(options(place, tmp_path, problems=str(tmp_path / "others.jsonl")), print)

@@ -1,0 +1,727 @@
+"""The Triton kernels of the loss: against `kdlib.losses.kd` in float64, in Triton's interpreter and on a GPU.
+
+Triton decides when it is imported whether it interprets, so all checks run once in a process of their own.
+This file is its program (`python tests/test_kernels.py interpret`); each test looks at what its check said.
+The interpreter lets types change in a loop and knows nothing of loads: a second process compiles the kernels,
+for GPUs that need not be there.
+"""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import traceback
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from unittest.mock import MagicMock, patch
+
+import numpy as np
+import pytest
+import torch
+
+from kdlib.losses.kd import kd_loss, soft_target_loss
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+DIVERGENCES = ("forward", "reverse", "jsd")
+IGNORED = -100
+
+
+# --- one case -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    rows: int = 2
+    classes: int = 300
+    divergence: str = "forward"
+    alpha: float = 0.0
+    temperature: float = 2.0
+    beta: float = 0.3
+    dtype: torch.dtype = torch.bfloat16
+    teacher_dtype: torch.dtype | None = None
+    teacher_classes: int | None = None
+    width: int | None = None
+    spread: float = 3.0
+    offset: float = 0.0  # of all of the teacher's logits
+    apart: float | None = None  # teacher = student + apart · noise
+    ignored: tuple[int, ...] = ()
+    labelled: bool = True
+    ruled_out: float | None = None  # what stands in a fifth of the classes, of either model
+    nothing_left: bool = False  # the first row has no class that both allow
+    layout: str = "contiguous"
+    in_place: bool = False
+    scaled: float | None = None
+    loss_tolerance: float = 1e-5  # relative; ten times tighter than what is promised
+    rounding: float = 3e-6  # of the gradient, relative to what cancels in it, at logits of the usual spread
+
+
+def draw(case: Case, seed: int):
+    """Logits and labels in float64 values that the dtypes hold exactly."""
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(classes):
+        return torch.randn(case.rows, classes, generator=random, dtype=torch.float64)
+
+    student = (case.spread * normal(case.classes)).to(case.dtype)
+    teacher = case.spread * normal(case.teacher_classes or case.classes) + case.offset
+    if case.apart is not None:
+        teacher = student.double() + case.apart * normal(case.classes)
+    teacher = teacher.to(case.teacher_dtype or case.dtype)
+    labels = torch.randint(case.classes, (case.rows,), generator=random)
+    if case.ruled_out is not None:
+        for logits in (student, teacher):
+            chosen = torch.rand(logits.shape, generator=random) < 0.2
+            chosen.scatter_(-1, labels[:, None], False)
+            logits.masked_fill_(chosen, case.ruled_out)
+    if case.nothing_left:
+        half = torch.arange(case.classes) % 2 == 0
+        student[0, half] = -math.inf
+        teacher[0, ~half] = -math.inf
+        labels[0] = 1
+    for row in case.ignored:
+        labels[row] = IGNORED
+        student[row], teacher[row] = math.nan, math.inf
+    return student, teacher, labels if case.labelled else None
+
+
+def exact(case: Case, student, teacher, labels):
+    """(n,) losses and (n, V) gradients in float64, by autograd of `kdlib.losses.kd`; and what cancels."""
+    counted = torch.ones(case.rows, dtype=torch.bool) if labels is None else labels != IGNORED
+    z = student.double().masked_fill(~counted[:, None], 0.0).requires_grad_()
+    y = teacher.double().masked_fill(~counted[:, None], 0.0)
+    width = case.width or case.classes
+    options = {"temperature": case.temperature, "divergence": case.divergence, "beta": case.beta}
+    if width == case.classes == y.shape[1]:
+        loss = kd_loss(z, y, labels, alpha=case.alpha, reduction="none", **options)
+    else:
+        soft = soft_target_loss(z[:, :width], y[:, :width], mask=counted, reduction="none", **options)
+        hard = kd_loss(z, None, labels, alpha=1.0, reduction="none") if case.alpha else 0.0
+        loss = case.alpha * hard + (1 - case.alpha) * soft
+    (gradient,) = torch.autograd.grad(loss.sum(), z)
+    z = z.detach()
+    both = (z[:, :width] > -1e30) & (y[:, :width] > -1e30)
+    p, q = (
+        torch.softmax((x[:, :width] / case.temperature).masked_fill(~both, -1e30), -1) for x in (y, z)
+    )
+    ratio = (p.clamp(min=1e-300) / q.clamp(min=1e-300)).log().abs().clamp(max=50)
+    size = torch.zeros_like(z)
+    size[:, :width] = (1 - case.alpha) * case.temperature * (p + q) * (1 + ratio)
+    size += case.alpha * torch.softmax(z, -1)
+    return loss.detach(), gradient, size, counted
+
+
+def laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    """The same values, in another place of memory."""
+    if layout == "strided rows":
+        wide = torch.full((2 * tensor.shape[0], tensor.shape[1] + 5), math.nan).to(tensor)
+        wide[::2, 3:-2] = tensor
+        return wide[::2, 3:-2]
+    if layout == "transposed":
+        return tensor.t().contiguous().t()
+    return tensor.clone()
+
+
+def step(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The distance from one number of this dtype to the next."""
+    exponent = torch.floor(torch.log2(values.abs().clamp(min=torch.finfo(dtype).tiny)))
+    return torch.exp2(exponent) * torch.finfo(dtype).eps
+
+
+def kd_loss_and_gradient(student, teacher, labels, *, alpha, **options):
+    """(n,) losses, weighted, and gradients."""
+    from kdlib.losses.kernels import kd_terms_and_gradient
+
+    (hard, soft), gradient = kd_terms_and_gradient(student, teacher, labels, alpha=alpha, **options)
+    weighted = [weight * term for weight, term in ((alpha, hard), (1 - alpha, soft)) if weight]
+    for weight, term in ((alpha, hard), (1 - alpha, soft)):
+        assert weight or term.eq(0).all()
+    return sum(weighted), gradient
+
+
+def check_case(case: Case, device: str, seed: int) -> None:
+    student, teacher, labels = draw(case, seed)
+    loss, gradient, size, counted = exact_of(case, student, teacher, labels)
+    here = laid_out(student.to(device), case.layout)
+    there = laid_out(teacher.to(device), case.layout)
+    before = [here.clone(), there.clone()]
+    scale = None if case.scaled is None else torch.tensor([case.scaled], device=device)
+    out = here if case.in_place else torch.full_like(student, math.nan, device=device)
+    found_loss, found = kd_loss_and_gradient(
+        here, there if case.alpha < 1 else None, None if labels is None else labels.to(device),
+        temperature=case.temperature, alpha=case.alpha, divergence=case.divergence, beta=case.beta,
+        width=case.width, gradient_scale=scale, out=out,
+    )  # fmt: skip
+    assert found is out
+    assert found_loss.dtype == torch.float32
+    assert found_loss.shape == (case.rows,)
+    assert torch.equal(there.nan_to_num(), before[1].nan_to_num())
+    if not case.in_place:
+        assert torch.equal(here.nan_to_num(), before[0].nan_to_num())
+    found_loss, found = found_loss.double().cpu(), found.double().cpu()
+    assert found_loss.isfinite().all()
+    assert found.isfinite().all()
+    assert found_loss[~counted].eq(0).all()
+    assert found[~counted].eq(0).all()
+    by = case.scaled or 1.0
+    gradient, size = gradient * by, size * by
+    # A GPU's exp2 and log2 are good to 2⁻²²: there, what is promised and four times the rounding.
+    tolerance = case.loss_tolerance if device == "cpu" else max(case.loss_tolerance, 1e-4)
+    torch.testing.assert_close(found_loss, loss, rtol=tolerance, atol=1e-12)
+    # One rounding to the student's dtype (the interpreter cuts bf16 off, which is up to one step), that of
+    # float32 arithmetic in what cancels, and numbers below the smallest normal one may be taken for 0.
+    error = (found - gradient).abs()
+    rounding = case.rounding * max(1, (case.spread + abs(case.offset)) / 3) * (1 if device == "cpu" else 4)
+    allowed = step(gradient, case.dtype) + rounding * size + torch.finfo(torch.float32).tiny
+    worst = (error / allowed).max().item() if error.numel() else 0.0
+    assert worst <= 1.001, f"gradient off by {worst:.3g} of what is allowed, at most {error.max().item():.3g}"
+
+
+def exact_of(case, student, teacher, labels):
+    if case.rows == 0:
+        nothing = torch.zeros(0, case.classes, dtype=torch.float64)
+        return nothing[:, 0], nothing, nothing, torch.zeros(0, dtype=torch.bool)
+    return exact(case, student, teacher, labels)
+
+
+CASES = {
+    f"{divergence}, alpha {alpha}, {str(dtype)[6:]}": Case(divergence=divergence, alpha=alpha, dtype=dtype)
+    for divergence, alpha, dtype in itertools.product(
+        DIVERGENCES, (0.0, 0.3, 1.0), (torch.float32, torch.bfloat16, torch.float16)
+    )
+}
+for each in DIVERGENCES:
+    CASES |= {
+        f"{each}, {name}": case
+        for name, case in {
+            "T 0.5": Case(divergence=each, alpha=0.3, temperature=0.5),
+            "T 1": Case(divergence=each, alpha=0.3, temperature=1.0),
+            "T 20": Case(divergence=each, alpha=0.3, temperature=20.0),
+            "T 1000 in float32": Case(
+                divergence=each, temperature=1000.0, dtype=torch.float32, classes=9000, rows=1, rounding=2e-7
+            ),
+            "bf16 student, float32 teacher": Case(
+                divergence=each, alpha=0.3, teacher_dtype=torch.float32, classes=2500
+            ),
+            "float32 student, fp16 teacher": Case(
+                divergence=each, dtype=torch.float32, teacher_dtype=torch.float16
+            ),
+            # δ, and so its rounding, cancels in the gradients of the reverse divergence and of JSD.
+            "close to the teacher": Case(
+                divergence=each, apart=1e-3, dtype=torch.float32, rounding=1e-7 if each == "forward" else 1e-9
+            ),
+            "very close to the teacher": Case(
+                divergence=each, apart=1e-5, dtype=torch.float32, loss_tolerance=1e-2,
+                rounding=1e-7 if each == "forward" else 1e-9,
+            ),
+            "far from the teacher": Case(
+                divergence=each, spread=40.0, temperature=1.0, loss_tolerance=1e-4
+            ),
+            "an offset between the models": Case(divergence=each, offset=100.0, loss_tolerance=1e-4),
+            "classes ruled out with -inf": Case(
+                divergence=each, alpha=0.3, ruled_out=-math.inf, classes=2100
+            ),
+            "classes ruled out with the lowest bf16": Case(
+                divergence=each, alpha=0.3, ruled_out=torch.finfo(torch.bfloat16).min, temperature=0.3
+            ),
+            "classes ruled out, T 50": Case(divergence=each, ruled_out=-1e30, temperature=50.0),
+            "a row with nothing left": Case(divergence=each, nothing_left=True, ruled_out=-math.inf),
+            "a row with nothing left, hard too": Case(
+                divergence=each, nothing_left=True, alpha=0.3, classes=301, temperature=0.7
+            ),
+            "unequal widths": Case(
+                divergence=each, alpha=0.3, classes=2300, teacher_classes=2090, width=2049
+            ),
+            "a wider teacher": Case(divergence=each, classes=290, teacher_classes=333, width=257),
+            "in place": Case(divergence=each, alpha=0.3, in_place=True, classes=2500),
+            "in place, strided rows, ignored rows": Case(
+                divergence=each, alpha=0.3, in_place=True, layout="strided rows", ignored=(1,), classes=700,
+                rows=3,
+            ),
+            "strided rows": Case(divergence=each, layout="strided rows", dtype=torch.float16),
+            "transposed": Case(divergence=each, layout="transposed", dtype=torch.float32, alpha=0.3),
+            "one token": Case(divergence=each, rows=1, alpha=0.3),
+            "no token": Case(divergence=each, rows=0, alpha=0.3),
+            "all rows ignored": Case(divergence=each, ignored=(0, 1), alpha=0.3),
+            "rows ignored at alpha 0": Case(divergence=each, ignored=(0, 2), rows=3),
+            "no labels": Case(divergence=each, labelled=False),
+            "gradient scaled": Case(divergence=each, alpha=0.3, scaled=0.37),
+            "32 classes": Case(divergence=each, alpha=0.3, classes=32, rows=5),
+            "255 classes": Case(divergence=each, alpha=0.3, classes=255),
+            "2047 classes": Case(divergence=each, alpha=0.3, classes=2047),
+            "2048 classes": Case(divergence=each, alpha=0.3, classes=2048),
+            "2049 classes, float32": Case(divergence=each, alpha=0.3, classes=2049, dtype=torch.float32),
+            "20000 classes": Case(divergence=each, alpha=0.3, classes=20_000, rows=1),
+        }.items()
+    }
+for beta in (0.05, 0.5, 0.95):
+    CASES[f"jsd, beta {beta}"] = Case(divergence="jsd", beta=beta, temperature=1.0)
+    CASES[f"jsd, beta {beta}, near"] = Case(divergence="jsd", beta=beta, dtype=torch.float32, spread=0.1)
+    CASES[f"jsd, beta {beta}, about 1/4 apart"] = Case(
+        divergence="jsd", beta=beta, dtype=torch.float32, apart=0.5
+    )
+CASES["forward, 151936 classes"] = Case(classes=151_936, rows=1, alpha=0.3)
+CASES["reverse, 262144 classes"] = Case(classes=262_144, rows=1, divergence="reverse")
+CASES["jsd, 262144 classes"] = Case(classes=262_144, rows=1, divergence="jsd")
+
+
+# --- more than one case ---------------------------------------------------------------------------
+
+
+def small(device: str, dtype=torch.float32, classes=70):
+    random = torch.Generator().manual_seed(0)
+    student, teacher = (3 * torch.randn(2, 2, 3, classes, generator=random)).to(device, dtype)
+    labels = torch.randint(classes, (2, 3), generator=random)
+    labels[0, 1] = labels[1, 2] = IGNORED
+    return student, teacher, labels.to(device)
+
+
+def in_pytorch(loss: Callable, *args, **options) -> torch.Tensor:
+    """What the loss is without kernels, also on a GPU, where it would choose them."""
+    with patch("kdlib.losses.kd._on_kernels", return_value=False):
+        return loss(*args, **options)
+
+
+@contextlib.contextmanager
+def chosen(device: str):
+    """Losses use the kernels: by themselves on a GPU, made to in the interpreter. The calls are counted."""
+    from kdlib.losses import kernels, operators
+
+    launches = MagicMock(wraps=kernels._launch)
+    with contextlib.ExitStack() as stack:
+        for module in (kernels, operators):
+            stack.enter_context(patch.object(module, "_launch", launches))
+        if device == "cpu":
+            for module in ("losses", "fused"):
+                stack.enter_context(patch(f"kdlib.{module}._on_kernels", return_value=True))
+        yield launches
+
+
+def check_kd_loss_chooses_them(device: str) -> None:
+    student, teacher, labels = small(device)
+    mask = labels != IGNORED
+    for loss, third, options in (
+        (kd_loss, {"labels": labels}, {"alpha": 0.3}), (kd_loss, {"labels": labels}, {"alpha": 1.0}),
+        (kd_loss, {"labels": None}, {"divergence": "jsd"}), (soft_target_loss, {"mask": mask}, {}),
+        (soft_target_loss, {"mask": ~mask}, {"divergence": "reverse", "reduction": "none"}),
+    ):  # fmt: skip
+        options = {"temperature": 2.0, **third, **options}
+        with chosen(device) as launches:
+            z = student.clone().requires_grad_()
+            found = loss(z, teacher, **options)
+            found.sum().backward()
+        assert launches.call_count == 1
+        other = student.clone().requires_grad_()
+        expected = in_pytorch(loss, other, teacher, **options)
+        expected.sum().backward()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(z.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+def check_linear_kd_loss_chooses_them(device: str) -> None:
+    from kdlib.losses.linear import linear_kd_loss, linear_kd_terms
+
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=random).to(device)
+
+    # The teacher's padding is wider; some of what has a place in both belongs to no token.
+    hidden, weight, bias = normal(2, 150, 8), normal(70, 8), normal(70)
+    rest = (normal(2, 150, 12), normal(80, 12), torch.randint(70, (2, 150), generator=random).to(device))
+    rest[2][torch.rand(2, 150, generator=random).to(device) < 0.3] = IGNORED
+    for options in (
+        {"alpha": 0.3, "divergence": "forward", "reduction": "sum"},
+        {"alpha": 0.0, "divergence": "reverse", "chunk_tokens": 7, "classes": 65},
+        {"alpha": 0.6, "divergence": "jsd", "beta": 0.2, "chunk_tokens": 100},
+        {"alpha": 1.0},
+    ):
+        results = []
+        for context in (chosen(device), patch("kdlib.losses.linear._on_kernels", return_value=False)):
+            leaves = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+            with context as launches:
+                loss, hard, soft = linear_kd_terms(
+                    *leaves[:2], *rest, temperature=2.0, student_bias=leaves[2], **options
+                )
+                loss.backward()
+            results.append((loss.detach(), hard, soft, *(leaf.grad for leaf in leaves)))
+            if not launches._mock_wraps:
+                continue
+            counted = (rest[2] != IGNORED).sum().item()
+            assert launches.call_count == -(-counted // options.get("chunk_tokens", 10_000))
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    halves = [x.bfloat16() for x in (hidden, weight, *rest[:2])]
+    with chosen(device):
+        leaves = [x.clone().requires_grad_() for x in halves[:2]]
+        linear_kd_loss(*leaves, *halves[2:], rest[2], temperature=2.0, alpha=0.3).backward()
+    exact = [x.double().requires_grad_() for x in halves[:2]]
+    with patch("kdlib.losses.linear._on_kernels", return_value=False):
+        linear_kd_loss(
+            *exact, *(x.double() for x in halves[2:]), rest[2], temperature=2.0, alpha=0.3
+        ).backward()
+    for leaf, right in zip(leaves, exact, strict=True):
+        assert (leaf.grad.double() - right.grad).abs().max() <= 2**-6 * right.grad.abs().max()
+
+
+def check_a_gpu_that_does_not_run_them(device: str) -> None:
+    from kdlib.losses import kernels
+
+    with (
+        patch.object(kernels, "_launch", side_effect=RuntimeError("Failed to find C compiler.\nMore")),
+        pytest.warns(RuntimeWarning, match=r"\(RuntimeError: Failed to find C compiler.\), so .* PyTorch"),
+    ):
+        assert not kernels._runs(torch.device(device))
+    with (
+        patch.object(kernels, "_launch", return_value=torch.ones(2, 2)),
+        pytest.warns(RuntimeWarning, match=r"ArithmeticError: .* \[1.0, 1.0\]"),
+    ):
+        assert not kernels._runs(torch.device(device))
+    assert kernels._runs(torch.device(device))
+
+
+def check_autograd(divergence: str, reduction: str, device: str) -> None:
+    """Value and gradient of kd_loss, with a factor of each position on the way back."""
+    from kdlib.losses.operators import fused_kd_loss
+
+    student, teacher, labels = small(device)
+    teacher.requires_grad_()
+    for factor, alpha in ((1.0, 0.4), (0.7, 0.0), (0.7, 1.0)):
+        results = []
+        for function in (fused_kd_loss, partial(in_pytorch, kd_loss)):
+            z = student.clone().requires_grad_()
+            loss = function(
+                z, teacher, labels, temperature=3.0, alpha=alpha, divergence=divergence, beta=0.4,
+                reduction=reduction,
+            )  # fmt: skip
+            weights = factor * torch.ones_like(loss)
+            if reduction == "none":
+                weights = weights * torch.arange(1, 7, device=device).view(2, 3)
+            loss.backward(weights)
+            results.append((loss.detach(), z.grad))
+        (loss, gradient), (expected_loss, expected) = results
+        torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+    assert teacher.grad is None or teacher.grad.eq(0).all()
+
+
+def check_without_gradient(device: str) -> None:
+    from kdlib.losses.operators import _reduced_loss, fused_kd_loss
+
+    student, teacher, labels = small(device)
+    for divergence, alpha in (("forward", 0.0), ("reverse", 0.4), ("jsd", 0.4), ("forward", 1.0)):
+        options = {"temperature": 3.0, "alpha": alpha, "divergence": divergence}
+        expected = in_pytorch(kd_loss, student, teacher, labels, **options)
+        leaf = student.clone().requires_grad_()
+        for z, context in ((student, torch.enable_grad()), (leaf, torch.no_grad())):
+            with context:
+                loss = fused_kd_loss(z, teacher, labels, **options)
+            assert not loss.requires_grad
+            torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-7)
+    _, gradient = _reduced_loss(
+        student[0], teacher[0], labels[0], 1.0, 0.5, "forward", 0.5, IGNORED, "mean", False
+    )
+    assert gradient.numel() == 0
+
+
+def check_nothing_counts(device: str) -> None:
+    from kdlib.losses.operators import fused_kd_loss
+
+    student, teacher, labels = small(device)
+    for reduction in ("mean", "sum", "none"):
+        z = torch.full_like(student, math.nan).requires_grad_()
+        loss = fused_kd_loss(z, teacher, torch.full_like(labels, IGNORED), reduction=reduction)
+        loss.sum().backward()
+        assert loss.eq(0).all()
+        assert z.grad.eq(0).all()
+
+
+def check_labels_that_are_ignored(device: str) -> None:
+    from kdlib.losses.operators import fused_kd_loss
+
+    student, teacher, labels = small(device)
+    usual = fused_kd_loss(student, teacher, labels)
+    marked = fused_kd_loss(student, teacher, labels.masked_fill(labels == IGNORED, 255), ignore_index=255)
+    assert torch.equal(usual, marked)
+
+
+def check_mean_over_many_rows(device: str) -> None:
+    """257 is no number of bf16. The rows' losses are given: in the interpreter they would take seconds."""
+    from kdlib.losses.operators import fused_kd_loss
+
+    logits = torch.zeros(257, 2, dtype=torch.bfloat16, device=device)
+    with patch("kdlib.losses.operators._launch", return_value=torch.ones(2, 257, device=device)):
+        torch.testing.assert_close(fused_kd_loss(logits, logits, None).item(), 1.0)
+
+
+def check_second_backward(device: str) -> None:
+    from kdlib.losses.operators import fused_kd_loss
+
+    student, teacher, labels = small(device)
+    loss = fused_kd_loss(student.requires_grad_(), teacher, labels)
+    loss.backward(torch.tensor(2.0, device=device), retain_graph=True)
+    with pytest.raises(RuntimeError, match="in-?place"):
+        loss.backward()
+
+
+def check_labels_out_of_range(device: str) -> None:
+    student, teacher, _ = small(device)
+    for wrong in (70, -1, 2**40):
+        labels = torch.tensor([3, wrong, 5], device=device)
+        loss, _ = kd_loss_and_gradient(
+            student[0], teacher[0], labels, temperature=1.0, alpha=0.5, divergence="forward"
+        )
+        assert loss.isnan().tolist() == [False, True, False]
+
+
+def check_nan_is_seen(device: str) -> None:
+    for divergence, where in itertools.product(DIVERGENCES, (0, 1)):
+        pair = list(small(device)[:2])
+        pair[where][0, 1, 40] = math.nan
+        loss, _ = kd_loss_and_gradient(
+            pair[0][0], pair[1][0], None, temperature=1.0, alpha=0.0, divergence=divergence
+        )
+        assert loss.isnan().tolist() == [False, True, False]
+
+
+def check_equal_models(device: str) -> None:
+    student, _, _ = small(device)
+    for divergence in DIVERGENCES:
+        loss, gradient = kd_loss_and_gradient(
+            student[0], student[0], None, temperature=2.0, alpha=0.0, divergence=divergence
+        )
+        assert loss.eq(0).all()
+        assert gradient.eq(0).all()
+
+
+def check_rows_far_apart(device: str) -> None:
+    """Row times stride beyond int32, which either alone is not; the memory between is never touched."""
+    stride = 2**30 + 16
+    if device == "cpu":
+        memory = torch.from_numpy(np.zeros(2 * stride + 64, dtype=np.int16)).view(torch.bfloat16)
+    else:
+        memory = torch.zeros(2 * stride + 64, dtype=torch.bfloat16, device=device)
+    far = memory.as_strided((3, 64), (stride, 1))
+    near, teacher = (part[0, :, :64].bfloat16() for part in small(device)[:2])
+    far.copy_(near)
+    options = {"temperature": 2.0, "alpha": 0.0, "divergence": "forward"}
+    expected = kd_loss_and_gradient(near, teacher, None, **options)
+    found = kd_loss_and_gradient(far, teacher, None, out=far, **options)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    far.copy_(teacher)
+    assert torch.equal(kd_loss_and_gradient(near, far, None, **options)[1], expected[1])
+
+
+def check_compiled(device: str) -> None:
+    """One graph, the same result, and what PyTorch asks of an operator."""
+    from kdlib.losses.operators import _reduced_loss, fused_kd_loss
+
+    student, teacher, labels = small(device)
+
+    def function(z):
+        return fused_kd_loss(2 * z, teacher, labels, temperature=3.0, alpha=0.4, divergence="jsd", beta=0.4)
+
+    results = []
+    for call in (function, torch.compile(function, backend="aot_eager", fullgraph=True)):
+        z = student.clone().requires_grad_()
+        loss = call(z)
+        (3 * loss).backward()
+        results.append((loss.detach(), z.grad))
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
+    for reduction, wanted in (("mean", True), ("none", True), ("sum", False)):
+        torch.library.opcheck(
+            _reduced_loss,
+            (student[0].clone().requires_grad_(), teacher[0], labels[0], 2.0, 0.3, "reverse", 0.5, IGNORED,
+             reduction, wanted),
+            test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+        )  # fmt: skip
+
+
+def check_refusals(device: str) -> None:
+    from kdlib.losses.operators import fused_kd_loss
+
+    z, t, y = (part[0] for part in small(device))
+    options = {"temperature": 1.0, "alpha": 0.5, "divergence": "forward", "beta": 0.5}
+    for arguments, changed, message in (
+        ((z, t, y), {"alpha": 1.5}, "alpha"),
+        ((z, t, y), {"temperature": 0.0}, "temperature"),
+        ((z, t, y), {"divergence": "jsd", "beta": 1.0}, "beta"),
+        ((z, t, None), {}, "labels is None"),
+        ((z, None, y), {}, "teacher_logits is None"),
+        ((z.double(), t, y), {}, "student_logits is torch.float64"),
+        ((z, t.double(), y), {}, "teacher_logits is torch.float64"),
+        ((z, t[:2], y), {}, "teacher_logits has shape"),
+        ((z[None], t, y), {}, "student_logits has shape"),
+        ((z, t[:, :60], y), {}, "say with width"),
+        ((z, t[:, :60], y), {"width": 61}, "width is 61; expected 1 to 60"),
+        ((z, t, y), {"width": 0}, "width is 0"),
+        ((z, t, y[:2]), {}, "labels has shape"),
+        ((z, t, y.float()), {}, "expected integers"),
+        ((z, t, y), {"out": z.half()}, "out has shape"),
+        ((z, t, y), {"out": z[:2]}, "out has shape"),
+        ((z, t, y), {"out": z[:1].expand(3, 70)}, "none over another"),
+        ((z, t, y), {"out": z.t().contiguous().t()}, "in one piece"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kd_loss_and_gradient(*arguments, **{**options, **changed})
+    with pytest.raises(ValueError, match="expected the same"):
+        fused_kd_loss(z, t[:, :60], y)
+    with pytest.raises(ValueError, match="labels has shape"):
+        fused_kd_loss(z, t, y[:2])
+
+
+def check_takes(device: str) -> None:
+    from kdlib.losses.kernels import takes
+
+    z, t, _ = small(device)
+    on_gpu = device != "cpu" and torch.cuda.get_device_capability() >= (8, 0)
+    assert takes(z, t) == takes(z, None) == takes(z.half(), t.bfloat16()) == on_gpu
+    assert not takes(z.double(), t)
+    assert not takes(z, t.double())
+    assert not takes(z.cpu(), t)
+
+
+CHECKS: dict[str, Callable[[str], None]] = {
+    **{
+        name: partial(check_case, case, seed=zlib.crc32(name.encode())) for name, case in CASES.items()
+    },
+    **{
+        f"autograd, {divergence}, {reduction}": partial(check_autograd, divergence, reduction)
+        for divergence, reduction in itertools.product(DIVERGENCES, ("mean", "sum", "none"))
+    },
+    **{
+        name.removeprefix("check_").replace("_", " "): check
+        for name, check in list(globals().items())
+        if name.startswith("check_") and check not in (check_case, check_autograd)
+    },
+}
+
+
+# --- compiled for a GPU that need not be there -----------------------------------------------------
+
+# divergence, soft, hard, bytes of a logit, compute capability
+BUILDS = {
+    "forward, H200": (0, True, False, 2, 90),
+    "reverse and hard, H200": (1, True, True, 2, 90),
+    "jsd and hard, H200": (2, True, True, 2, 90),
+    "hard only, A100, float32": (0, False, True, 4, 80),
+    "jsd, B200": (2, True, False, 2, 100),
+}
+
+
+def build(divergence: int, soft: bool, hard: bool, size: int, capability: int) -> str:
+    """The PTX of the kernel; ptxas has accepted it."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from kdlib.losses import kernels
+
+    function = kernels._loss_and_gradient
+    constants = {
+        "DIVERGENCE": divergence, "SOFT": soft, "HARD": hard, "LABELS": hard, "GRADIENT": True,
+        "SCALED": True, "FAST": kernels._FAST_LOG, "LANES": 256, "EACH": 16 // size,
+    }  # fmt: skip
+    logits = "*bf16" if size == 2 else "*fp32"
+    kinds = dict.fromkeys(("student", "teacher", "gradient"), logits)
+    kinds |= {"labels": "*i64", "terms": "*fp32", "gradient_scale": "*fp32"}
+    kinds |= dict.fromkeys(("temperature", "floor", "alpha", "beta"), "fp32")
+    kinds |= dict.fromkeys(constants, "constexpr")
+    names = function.arg_names
+    even = [name for name in names if kinds.get(name, "i32")[0] == "*" or name.endswith("stride")]
+    source = ASTSource(
+        function, {name: kinds.get(name, "i32") for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in [*even, "classes", "width"]},
+    )  # fmt: skip
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": 8, **kernels._OPTIONS}).asm["ptx"]
+
+
+# --- the tests ------------------------------------------------------------------------------------
+
+
+def outcomes_of(task: str, folder, **environment: str) -> dict[str, str]:
+    """What this file says when it is run as a program: for each name, its result or a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", __file__, task],
+        env={**os.environ, "TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory):
+    return outcomes_of("interpret", tmp_path_factory.mktemp("triton"), TRITON_INTERPRET="1")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return outcomes_of("build", tmp_path_factory.mktemp("triton"), TRITON_INTERPRET="0")
+
+
+@needs_triton
+@pytest.mark.parametrize("name", CHECKS)
+def test_in_the_interpreter(name, interpreted):
+    assert interpreted[name] == "passed", interpreted[name]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", CHECKS)
+def test_on_a_gpu(name):
+    CHECKS[name]("cuda")
+
+
+@needs_triton
+@pytest.mark.parametrize("name", BUILDS)
+def test_compiles_for_a_gpu(name, built):
+    ptx = built[name]
+    assert ".visible .entry" in ptx, ptx
+    _, soft, hard, _, _ = BUILDS[name]
+    assert re.search(r"ld\.global\.v4\.b32", ptx), "logits are to be read 16 bytes at a time"
+    assert re.search(r"st\.global\.v4\.b32", ptx)
+    assert ".local" not in ptx
+    assert "fma.rn.f32" in ptx
+    # At most one software logarithm for each log-sum-exp and δ; those of each class are lg2.approx.
+    assert ("lg2.approx" in ptx) == ("jsd" in name)
+
+
+@needs_triton
+def test_without_gpu_or_interpreter_the_logits_are_refused():
+    program = (
+        "import torch; from kdlib.losses.operators import fused_kd_loss\n"
+        "try: fused_kd_loss(torch.zeros(2, 3), torch.zeros(2, 3), None)\n"
+        "except ValueError as error: print(error)"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert "student_logits is on the CPU; expected a GPU" in done.stdout, done.stderr
+
+
+def outcome(call: Callable[[], str | None]) -> str:
+    try:
+        return call() or "passed"
+    except Exception:
+        return traceback.format_exc()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "build":
+        results = {name: outcome(partial(build, *settings)) for name, settings in BUILDS.items()}
+    else:
+        torch.use_deterministic_algorithms(True)  # memory that PyTorch does not initialise then holds NaN
+        # −3e38, which rules a class out, times log2(e): −inf is as good.
+        warnings.filterwarnings("ignore", "overflow encountered in multiply", RuntimeWarning)
+        results = {name: outcome(partial(check, device="cpu")) for name, check in CHECKS.items()}
+    print(json.dumps(results))
