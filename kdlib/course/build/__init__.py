@@ -1,0 +1,1 @@
+"""The course executed without a browser, and its pages."""
