@@ -1,18 +1,18 @@
 """A training run on disk: everything that the next step depends on, in one file."""
 
-import glob
 import json
 import os
 import time
 from collections.abc import Mapping
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from kdlib.storage import fingerprint, load_tensors, replaced, save_tensors
+from kdlib.storage import JsonLines, fingerprint, load_tensors, remove_leftovers, save_tensors
 
 __all__ = ["Checkpoint", "TrainingLog", "describe", "under"]
 
@@ -77,7 +77,7 @@ class Checkpoint:
         Raises:
             ValueError: the file is damaged, or belongs to another run; it says what differs.
         """
-        _remove_leftovers(self.path)
+        remove_leftovers(self.path)
         if not self.path.exists():
             return None
         tensors, metadata = load_tensors(self.path)
@@ -118,20 +118,15 @@ class TrainingLog:
     """
 
     def __init__(self, path: str | os.PathLike | None, epochs_done: int = 0) -> None:
-        self._path = Path(path) if path is not None else None
+        self._lines = None if path is None else JsonLines(path)
         self._start = time.monotonic()
-        if self._path is not None:
-            _remove_leftovers(self._path)
-            lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-            with replaced(self._path) as file:
-                file.writelines(lines[:epochs_done])
+        if self._lines is not None:
+            self._lines.replace(islice(self._lines, epochs_done))
 
     def write(self, record: Mapping[str, object]) -> None:
         """Append a record, and the seconds since this process took up the run."""
-        if self._path is not None:
-            seconds = round(time.monotonic() - self._start, 3)
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({**record, "seconds": seconds}) + "\n")
+        if self._lines is not None:
+            self._lines.append({**record, "seconds": round(time.monotonic() - self._start, 3)})
 
 
 def describe(part: object) -> object:
@@ -150,12 +145,6 @@ def _argument(value: object) -> object:
     if isinstance(value, Tensor):
         return fingerprint(value)
     return describe(value) if callable(value) else str(value)
-
-
-def _remove_leftovers(path: Path) -> None:
-    """What processes left that were killed while they wrote the file."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        left.unlink(missing_ok=True)
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,21 +1,26 @@
 """Files that are whole or not there: tensors, fingerprints, and how a damaged file is noticed."""
 
+import glob
 import hashlib
 import json
 import os
 import secrets
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-__all__ = ["DamagedFile", "ForeignFile", "fingerprint", "load_tensors", "replaced", "save_tensors"]
+__all__ = [
+    "DamagedFile", "ForeignFile", "JsonLines", "fingerprint", "load_tensors", "remove_leftovers", "replaced",
+    "save_tensors",
+]  # fmt: skip
 
 _METADATA = "kdlib"
 
@@ -48,6 +53,69 @@ def replaced(path: str | os.PathLike) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what processes left that were killed while they wrote this file with `replaced`."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        left.unlink(missing_ok=True)
+
+
+class JsonLines:
+    """Records in a file, one JSON object a line, which survive a kill at any moment.
+
+    What a killed process wrote of a line is not read, and is cut off before the next line is written.
+    Processes can share a file: each takes a lock, the file `.NAME.lock` beside it, while it writes.
+
+    Attributes:
+        path: the file, resolved, so that two names of one file share the lock.
+        lock: for whoever wants the file for longer.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path).resolve()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+
+    def __iter__(self) -> Iterator[dict]:
+        """The records so far.
+
+        Raises:
+            DamagedFile: on reaching a line that is no JSON object.
+        """
+        content = self.path.read_bytes() if self.path.exists() else b""
+        # At line feeds only: JSON leaves the other line ends of Unicode as they are.
+        for number, line in enumerate(content.split(b"\n")[:-1], 1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if not isinstance(record, dict):
+                raise DamagedFile(f"line {number} of {self.path} is not a JSON object; delete that line")
+            yield record
+
+    def append(self, *records: Mapping[str, object]) -> None:
+        """Add records; when this returns they are on the disk."""
+        with self.lock, open(self.path, "a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(_lines(records))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def replace(self, records: Iterable[Mapping[str, object]]) -> None:
+        """Begin the file anew with these records; it has all of them or is as it was."""
+        with self.lock:
+            remove_leftovers(self.path)
+            with replaced(self.path) as file:
+                file.write(_lines(records))
+
+
+def _lines(records: Iterable[Mapping[str, object]]) -> bytes:
+    return b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
 
 
 def fingerprint(*parts: object) -> str:

@@ -1,9 +1,11 @@
 """Files that are whole or not there: what a damaged one is called, and what a fingerprint stands for."""
 
 import hashlib
+import json
 import os
 import struct
 import threading
+from itertools import product
 
 import pytest
 import torch
@@ -12,7 +14,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from kdlib.storage import DamagedFile, ForeignFile, fingerprint, load_tensors, replaced, save_tensors
+from kdlib.storage import (
+    DamagedFile,
+    ForeignFile,
+    JsonLines,
+    fingerprint,
+    load_tensors,
+    replaced,
+    save_tensors,
+)
 from kdlib.vision.nets import digit_cnn
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
@@ -178,6 +188,59 @@ def test_a_header_of_garbage_is_damage_and_nothing_worse(tmp_path, header):
     (tmp_path / "file").write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(DamagedFile):
         load_tensors(tmp_path / "file")
+
+
+# --- lines -----------------------------------------------------------------------------------------
+
+
+def test_lines_come_back_as_they_were_and_anyone_can_read_them(tmp_path):
+    records = [{"a": 0.1 + 0.2, "b": [1, None]}, {"鸡兔": "\u2028\x85 \n"}, {}]
+    lines = JsonLines(tmp_path / "deep" / "lines.jsonl")
+    assert list(lines) == []
+    lines.append(*records[:2])
+    lines.append(records[2])
+    assert list(lines) == list(JsonLines(str(lines.path))) == records
+    text = lines.path.read_bytes().decode()
+    assert "鸡兔" in text and [json.loads(line) for line in text.split("\n")[:-1]] == records
+    lines.replace(records[:1])
+    assert list(lines) == records[:1]
+
+
+@pytest.mark.parametrize("kept", [1, 12, -1])
+def test_what_a_killed_process_wrote_of_a_line_is_not_read_and_cut_off(tmp_path, kept):
+    lines = JsonLines(tmp_path / "lines.jsonl")
+    for existing in ([], [{"whole": 1}]):
+        lines.replace(existing)
+        with open(lines.path, "ab") as file:
+            file.write(b'{"torn": "' + b"x" * 20 + b'"}'[:kept])
+        assert list(lines) == existing
+        lines.append({"next": 2})
+        assert list(lines) == [*existing, {"next": 2}]
+
+
+@pytest.mark.parametrize("line", [b"notes of mine", b"[1]", b"\xff\xfe", b""])
+def test_a_line_that_is_no_record_is_named(tmp_path, line):
+    lines = JsonLines(tmp_path / "lines.jsonl")
+    lines.append({"a": 1})
+    with open(lines.path, "ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(DamagedFile, match="line 2 of .*lines.jsonl is not a JSON object"):
+        list(lines)
+
+
+def test_writers_that_share_a_file_lose_nothing(tmp_path):
+    def write(name):
+        lines = JsonLines(tmp_path / "lines.jsonl")  # its own lock, as another process has
+        for number in range(40):
+            lines.append({"name": name, "number": number, "filling": "x" * 5000})
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = sorted((record["name"], record["number"]) for record in JsonLines(tmp_path / "lines.jsonl"))
+    assert found == list(product("ab", range(40)))
 
 
 # --- fingerprints ----------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def test_the_log_of_a_killed_run_reads_like_that_of_an_undisturbed_one(outcome):
 def test_what_killed_writers_left_behind_is_removed(outcome, kills):
     assert any(kill["leftovers"] for kill in kills["kills"])
     left = {path.name for path in (outcome[0] / "kills" / "killed").iterdir()}
-    assert left == {"run.safetensors", "log.jsonl", "result.safetensors"}
+    assert left == {"run.safetensors", "log.jsonl", ".log.jsonl.lock", "result.safetensors"}
 
 
 # --- two processes ---------------------------------------------------------------------------------

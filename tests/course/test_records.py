@@ -1,11 +1,7 @@
-"""Finished runs: found by whoever shares the file, whatever a killed process left of its last line."""
+"""Finished runs: found by whoever shares the file."""
 
 import json
-import subprocess
-import sys
-from itertools import product
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,62 +46,6 @@ def test_of_a_run_done_twice_the_last_counts(tmp_path):
     log.append(run(1, seconds=5))
     log.append(run(1, seconds=9))
     assert log.find(run(1)["key"])["seconds"] == 9
-
-
-@pytest.mark.parametrize("kept", [1, 12, -1])
-def test_a_line_that_was_not_written_whole_is_cut_off(tmp_path, kept):
-    path = tmp_path / "runs.jsonl"
-    log = RunLog(path)
-    log.append(run(0))
-    whole = path.read_bytes()
-    log.append(run(1))
-    cut = path.read_bytes()[len(whole) :][:kept]
-    path.write_bytes(whole + cut)
-    again = RunLog(path)
-    assert path.read_bytes() == whole
-    assert again.find(run(0)["key"]) == run(0)
-    assert again.find(run(1)["key"]) is None
-
-
-def test_half_a_line_that_another_process_leaves_while_we_work_spoils_nothing(tmp_path):
-    path = tmp_path / "runs.jsonl"
-    log = RunLog(path)
-    log.append(run(0))
-    with open(path, "ab") as file:  # it was killed here
-        file.write(json.dumps(run(1)).encode()[:20])
-    assert log.find(run(0)["key"]) == run(0)
-    assert log.find(run(1)["key"]) is None
-    log.append(run(2))
-    for reader in (log, RunLog(path)):
-        assert reader.find(run(0)["key"]) == run(0)
-        assert reader.find(run(2)["key"]) == run(2)
-        assert reader.find(run(1)["key"]) is None
-
-
-def test_a_file_of_nothing_but_half_a_line_is_empty(tmp_path):
-    path = tmp_path / "runs.jsonl"
-    path.write_bytes(b'{"key": ["arm"')
-    assert RunLog(path).find(["arm"]) is None
-    assert path.read_bytes() == b""
-
-
-WRITER = """
-import sys, types
-sys.modules["torch"] = types.SimpleNamespace(Tensor=None)  # importing it takes seconds
-sys.modules["kdlib.storage"] = types.SimpleNamespace(replaced=None)
-from kdlib.course.studies.records import RunLog
-log = RunLog(sys.argv[1])
-for number in range(40):
-    log.append({"key": [sys.argv[2], number], "filling": "x" * 5000})
-"""
-
-
-def test_processes_that_write_at_once_lose_nothing(tmp_path):
-    path = tmp_path / "runs.jsonl"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, name]) for name in "ab"]
-    assert [writer.wait(timeout=100) for writer in writers] == [0, 0]
-    keys = sorted(json.loads(line)["key"] for line in path.read_text().splitlines())
-    assert keys == [[name, number] for name, number in product("ab", range(40))]
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=130))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from forks import telling, told_to_the_end, told_until
-from traces import Halves, odd
+from traces import in_halves, odd
 
 from kdlib import storage
 from kdlib.language.answers.final_answer import Problem
@@ -44,9 +44,7 @@ def collect(path: Path, url: str, model: str, tell: Callable[[str], None]) -> No
     append, replace = trace_file.TraceFile.append, os.replace
 
     def telling_append(file, traces, notes=()):
-        file._file = Halves(file._file, tell)
         append(file, traces, notes)
-        file._file = file._file.file
         for trace in traces:
             told = json.dumps([trace.key, trace.sample, trace.text]).encode().hex()
             tell(f"kept\n{told}")
@@ -56,6 +54,7 @@ def collect(path: Path, url: str, model: str, tell: Callable[[str], None]) -> No
         replace(source, target)
 
     trace_file.TraceFile.append, storage.os.replace = telling_append, telling_replace
+    storage.open = lambda path, mode: in_halves(path, mode, tell)
     asking.pause_before = lambda attempt, wait: 0.0
     collect_remote_traces(
         url, model, problems(), path, samples=SAMPLES, temperature=1.0, top_p=1.0, max_new_tokens=12,

@@ -70,9 +70,7 @@ def announce(tell: Callable[[str], None]) -> None:
         return write(writer, prompts, seeds)
 
     def telling_append(file, traces):
-        file._file = Halves(file._file, tell)
         append(file, traces)
-        file._file = file._file.file
         tell("kept")
 
     def telling_replace(source, target):
@@ -81,27 +79,38 @@ def announce(tell: Callable[[str], None]) -> None:
 
     Writer.write, trace_file.TraceFile.append = telling_write, telling_append
     storage.os.replace = telling_replace
+    storage.open = lambda path, mode: in_halves(path, mode, tell)
 
 
-class Halves:
-    """A file into which bytes go in two parts."""
+def in_halves(path: Path, mode: str, tell: Callable[[str], None]):
+    """Open a file; what is appended goes into it in two parts."""
+    file = open(path, mode)  # noqa: SIM115
+    if mode != "a+b":
+        return file
+    write, flush = file.write, file.flush
 
-    def __init__(self, file, tell) -> None:
-        self.file, self._tell = file, tell
+    class Halves:
+        def __enter__(self):
+            return self
 
-    def write(self, content: bytes) -> None:
-        middle = random.randrange(1, len(content))
-        self.file.write(content[:middle])
-        self.file.flush()
-        self._tell("torn")
-        self.file.write(content[middle:])
+        def __exit__(self, *error):
+            file.close()
 
-    def flush(self) -> None:
-        self.file.flush()
-        self._tell("flushed")
+        def __getattr__(self, name):
+            return getattr(file, name)
 
-    def fileno(self) -> int:
-        return self.file.fileno()
+        def write(self, content: bytes) -> None:
+            middle = random.randrange(1, len(content))
+            write(content[:middle])
+            flush()
+            tell("torn")
+            write(content[middle:])
+
+        def flush(self) -> None:
+            flush()
+            tell("flushed")
+
+    return Halves()
 
 
 def process(path: Path, stand_still: tuple[str, int] | None, seed: int) -> tuple[int, int]:
