@@ -144,10 +144,9 @@ def _options(name: str, known: Sequence[str]) -> dict[str, object]:
 def _planned(options: PipelineOptions, hardware: str, context: int, texts: int) -> str:
     if options.steps is not None:
         raise ValueError("--plan takes the length of a run from --texts and --epochs; leave --steps out")
-    methods = {"cached": "top-k cache", "on-policy": "logits"}
     found = plan(
         None if options.teacher is None else _shape(options.teacher), _shape(options.student), hardware,
-        context * texts * options.epochs, method=methods.get(options.method, options.method),
+        context * texts * options.epochs, method="logits" if options.method == "on-policy" else options.method,
         context=context, batch_size=options.batch_size, accumulation=options.accumulation,
         packing=options.packing, precision="no" if options.precision == "no" else "bf16",
         gradient_checkpointing=options.gradient_checkpointing,

@@ -165,7 +165,7 @@ def plan_explorer(tokens: float = 100e6) -> ipw.VBox:
             "student": choice("student", list(R1_DISTILL), "Qwen-1.5B"),
             "hardware": choice("hardware", list(HARDWARE), "H100-80GB"),
             "devices": choice("devices", powers, 1),
-            "method": choice("method", ["texts", "logits", "top-k cache"], "logits"),
+            "method": choice("method", ["texts", "logits", "cached"], "logits"),
             "context": choice("tokens of a text", [1024 * power for power in powers], 4096),
             "batch": choice("texts at once", powers, 1),
         },

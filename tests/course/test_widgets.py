@@ -359,12 +359,12 @@ def test_plan_explorer_shows_what_plan_says():
     chosen = controls(box)
     wanted = {
         "teacher": "Llama-70B", "student": "Llama-8B", "hardware": "H200-141GB", "devices": 8,
-        "method": "top-k cache", "tokens of a text": 2048, "texts at once": 4,
+        "method": "cached", "tokens of a text": 2048, "texts at once": 4,
     }
     for name, value in wanted.items():
         chosen[name].value = value
     found = plan(
-        "Llama-70B", "Llama-8B", "H200-141GB×8", 100e6, method="top-k cache", context=2048, batch_size=4
+        "Llama-70B", "Llama-8B", "H200-141GB×8", 100e6, method="cached", context=2048, batch_size=4
     )
     assert f"8 × H200-141GB: fits, {found.sharding}, {found.seconds / 3600:.3g} hours" in alt(box)
     for phase in found.phases:

@@ -38,7 +38,7 @@ __all__ = [
     "loss_copies", "teacher_working", "training_moments",
 ]  # fmt: skip
 
-Method = Literal["texts", "logits", "top-k cache"]
+Method = Literal["texts", "logits", "cached"]
 WeightType = Literal["float32", "bfloat16", "int8", "nf4"]
 
 # nf4 of bitsandbytes: 4 bits, and a float32 scale for each block of 64 (Dettmers et al. 2023, arXiv

@@ -119,7 +119,7 @@ def phases_of(job: Job, sharding: Sharding) -> tuple[Phase, ...]:
     found = []
     if job.samples:
         found.append(_sampling(job))
-    if job.method == "top-k cache":
+    if job.method == "cached":
         found.append(_caching(job))
     return (*found, _training(job, sharding))
 

@@ -132,7 +132,7 @@ def plan(
         student: the same; trained in float32 weights.
         hardware: a machine, or the name of one as `find_hardware` takes it ("H100-80GB×8").
         tokens: trained on, prompts and completions together, over all epochs.
-        method: "texts" (cross-entropy on them), "logits" (the teacher runs at every step) or "top-k cache"
+        method: "texts" (cross-entropy on them), "logits" (the teacher runs at every step) or "cached"
             (the teacher runs once over the texts beforehand, `cache_teacher_tokens`). Default "logits" with a
             teacher, "texts" without.
         devices: in place of those of `hardware`.
@@ -162,7 +162,7 @@ def plan(
     machine = machine if devices is None else machine.times(devices)
     if method is None:
         method = "texts" if teacher is None else "logits"
-    if method == "top-k cache" and top_k is None:
+    if method == "cached" and top_k is None:
         top_k = 64
     job = Job(
         None if teacher is None else _architecture(teacher), _architecture(student), machine, tokens, method,

@@ -33,8 +33,8 @@ def changes_of(job: Job) -> Iterator[list[Change]]:
     if job.method == "logits":
         if job.top_k is None:
             yield [("top_k={0.top_k} of the teacher's logits", {"top_k": 64})]
-        beforehand = {"method": "top-k cache", "top_k": job.top_k or 64}
-        yield [('method="top-k cache": the teacher beforehand, not meanwhile', beforehand)]
+        beforehand = {"method": "cached", "top_k": job.top_k or 64}
+        yield [('method="cached": the teacher beforehand, not meanwhile', beforehand)]
     if job.teacher is not None and (job.method != "texts" or job.samples):
         smaller = {"float32": ("bfloat16", "int8", "nf4"), "bfloat16": ("int8", "nf4"), "int8": ("nf4",)}
         yield [

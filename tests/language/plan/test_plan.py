@@ -189,7 +189,7 @@ def test_memory_of_cross_entropy_and_of_the_largest_logits():
         peak_bytes(lambda: run(False)), rel=0.02
     )
     held = sum(t.untyped_storage().nbytes() for t in teacher)
-    assert loss_bytes("top-k cache", "forward", k, n, vocabulary) == pytest.approx(
+    assert loss_bytes("cached", "forward", k, n, vocabulary) == pytest.approx(
         peak_bytes(lambda: run(True)) + held, rel=0.02
     )
 
@@ -360,7 +360,7 @@ def test_a_live_teacher_costs_its_forward_pass():
     settings = {"context": 512, "gradient_checkpointing": False}
     without = plan(None, "Qwen-1.5B", BIG, 512, **settings).flops
     live = plan("Qwen-7B", "Qwen-1.5B", BIG, 512, **settings)
-    stored = plan("Qwen-7B", "Qwen-1.5B", BIG, 512, method="top-k cache", **settings)
+    stored = plan("Qwen-7B", "Qwen-1.5B", BIG, 512, method="cached", **settings)
     teacher = Architecture.of(R1_DISTILL["Qwen-7B"].config()).forward_flops(512, 512, 512 - 128)
     assert live.flops == pytest.approx(without + teacher, rel=1e-12)
     assert [phase.name for phase in stored.phases] == ["caching", "training"]
@@ -437,7 +437,7 @@ def test_ddp_holds_gradients_twice():
 
 @given(
     st.integers(1, 16), st.integers(64, 4096), st.booleans(), st.sampled_from(["no", "bf16"]),
-    st.sampled_from(["texts", "logits", "top-k cache"]), st.integers(1, 8), st.floats(0, 0.9),
+    st.sampled_from(["texts", "logits", "cached"]), st.integers(1, 8), st.floats(0, 0.9),
 )  # fmt: skip
 def test_memory_grows_with_batch_context_and_vocabulary(
     batch, context, checkpointing, precision, method, devices, padding
