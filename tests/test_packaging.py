@@ -229,6 +229,99 @@ def test_make_goes_on_with_a_supported_python(tmp_path, version):
 # --- the package -----------------------------------------------------------------------------
 
 
+def python_of(environment: Path) -> Path:
+    return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """The Python of an empty environment into which the wheel was installed without any extra."""
+    folder = tmp_path_factory.mktemp("bare")
+    uv = [shutil.which("uv", path=Path(sys.executable).parent) or "uv", "--quiet"]
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*uv, "venv", "--python", sys.executable, str(folder / "venv")], check=True)
+    install = [
+        *uv, "pip", "install", "--python", str(python_of(folder / "venv")), str(wheel),
+        "--constraint", str(ROOT / "requirements.lock"),
+    ]  # fmt: skip
+    # From the packages that setting up the course has left in uv's cache, or from the index.
+    done = subprocess.run([*install, "--offline"], capture_output=True, text=True)
+    if done.returncode:
+        done = subprocess.run(install, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"the package index cannot be reached: {done.stderr[-300:]}")
+    return python_of(folder / "venv")
+
+
+def run_in(python: Path, script: str, folder: Path) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(python), "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+
+
+def test_a_bare_installation_trains_a_student(bare, tmp_path):
+    script = """
+import sys, torch
+from kdlib import evaluate, fit, kd_loss
+torch.manual_seed(0)
+images = torch.randn(256, 8)
+labels = (images[:, 0] > 0).long()
+data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=32)
+teacher, student = torch.nn.Linear(8, 2), torch.nn.Linear(8, 2)
+fit(teacher, data, epochs=20, lr=0.1, seed=0)
+fit(student, data, teacher=teacher, epochs=20, lr=0.1, seed=0)
+loss = kd_loss(student(images), teacher(images), labels)
+scores = evaluate(student, data)
+print(scores.accuracy > 0.9, loss.item() < 1)
+print({"matplotlib", "scipy", "sklearn", "torchvision", "transformers"} & {*sys.modules})
+"""
+    result = run_in(bare, script, tmp_path)
+    assert result.stdout == "True True\nset()\n", result.stderr
+
+
+def test_a_bare_installation_brings_little(bare, tmp_path):
+    script = "import importlib.metadata as m; print(*(d.name for d in m.distributions()))"
+    names = {canonicalize_name(name) for name in run_in(bare, script, tmp_path).stdout.split()}
+    assert names >= {"kdlib", "torch", "safetensors", "accelerate"}
+    absent = {"matplotlib", "jupyterlab", "openai", "pillow", "scikit-learn", "torchvision", "transformers"}
+    assert not names & absent
+
+
+@pytest.mark.parametrize(
+    ("statement", "extra"),
+    [
+        ("from kdlib import load_digits", "vision"),
+        ("import kdlib.vision.nets", "vision"),
+        ("import kdlib; kdlib.distill_language_model", "language"),
+        ("from kdlib.language.traces.collect import collect_traces", "language"),
+        ("import sys; from kdlib.__main__ import main; sys.exit(main(['course']))", "course"),
+        ("import sys; from kdlib.__main__ import main; sys.exit(main(['fetch', 'pets']))", "vision"),
+    ],
+)
+def test_a_missing_extra_is_asked_for_by_name(bare, tmp_path, statement, extra):
+    result = run_in(bare, statement, tmp_path)
+    assert result.returncode == 1
+    assert f'pip install "kdlib[{extra}]"' in result.stderr.splitlines()[-1]
+
+
+def test_importing_the_public_names_costs_little(tmp_path):
+    """A ratio against torch itself: kdlib's own imports are lazy, and its losses import nothing but torch."""
+    script = """
+import time
+begin = time.perf_counter(); import torch; torch_seconds = time.perf_counter() - begin
+begin = time.perf_counter(); import kdlib; face = time.perf_counter() - begin
+import sys; print(face / torch_seconds)
+from kdlib import kd_loss, linear_kd_loss
+print({"accelerate", "scipy", "transformers"} & {*sys.modules} - before)
+""".replace("import sys; print", "import sys; before = {*sys.modules}; print")
+    result = run_in(Path(sys.executable), script, tmp_path)
+    (first, second) = result.stdout.splitlines()
+    assert float(first) < 0.05, result.stderr
+    assert second == "set()"
+
+
 def test_package_imports_without_jupyter():
     script = """
 import sys

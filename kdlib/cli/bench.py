@@ -1,4 +1,4 @@
-"""`python -m kdlib bench`: the door to tests/benchmarks, which a checkout has and an installed package has not."""
+"""`python -m kdlib bench`: the door to tests/benchmarks, which only a checkout has."""
 
 import importlib
 import sys
@@ -11,7 +11,7 @@ TESTS = Path(__file__).resolve().parents[2] / "tests"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks; their own parser reads the arguments."""
     if not (TESTS / "benchmarks" / "__main__.py").is_file():
-        print("The benchmarks are in the repository, not in the installed package: run this in a checkout.", file=sys.stderr)
+        print("The benchmarks are not installed with the package: run this in a checkout.", file=sys.stderr)
         return 1
     sys.path.insert(0, str(TESTS))
     return importlib.import_module("benchmarks.__main__").main(argv)

@@ -273,7 +273,7 @@ def test_failing_cell_stops_readably_and_writes_nothing(failing):
 
 def test_failing_build_writes_nothing(failing, capsys):
     before = snapshot(failing)
-    assert course.main(["--root", str(failing)]) == 1
+    assert main(["course", "--root", str(failing)]) == 1
     assert "NameError: name 'teacher' is not defined" in capsys.readouterr().err
     assert snapshot(failing) == before
 
@@ -283,7 +283,7 @@ def test_formula_that_cannot_be_drawn_stops_before_anything_runs(tmp_path, capsy
     broken = new_markdown_cell(r"so $\foo_1$", id="prose")
     root = make_course(tmp_path, _00_a=[new_code_cell("open('ran', 'w')")], _01_b=[broken])
     before = snapshot(root)
-    assert course.main(["--root", str(root), *["--record"] * record]) == 1
+    assert main(["course", "--root", str(root), *["--record"] * record]) == 1
     error = capsys.readouterr().err
     assert r"notebooks/01_b.ipynb: cell 1 (id prose): the formula \foo_1 cannot be drawn" in error
     assert snapshot(root) == before
@@ -410,10 +410,12 @@ def test_root_is_found_above_and_missed_readably(tmp_path):
 
 
 def test_packages_of_the_course_missing_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "kdlib.cli.course")
     monkeypatch.delitem(sys.modules, "kdlib.course.build.execute")
     monkeypatch.setitem(sys.modules, "nbclient", None)
     assert main(["course"]) == 1
-    assert capsys.readouterr().err.startswith("kdlib course needs the package nbclient.")
+    error = capsys.readouterr().err
+    assert error.startswith("kdlib course needs the package nbclient: ") and '"kdlib[course]"' in error
 
 
 def test_record_keeps_the_picture_that_the_readme_shows(tmp_path):

@@ -8,13 +8,11 @@ Nothing is written until everything that was asked for has run.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import json
 import os
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -312,27 +310,3 @@ def _earlier(results: Path, environment: Mapping, *, refuse: bool) -> Mapping | 
             "minutes of one machine: record the whole course here."
         )
     return None
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m kdlib course``: exit status 1, and nothing written, if a cell fails."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kdlib course",
-        description="Execute the notebooks; copies and HTML pages land in build/course.",
-    )
-    parser.add_argument("names", nargs="*", help="only these, such as 02_temperature")
-    parser.add_argument(
-        "--record",
-        action="store_true",
-        help="for authors: store outputs in notebooks/ and minutes in data/results/course.json",
-    )
-    parser.add_argument("--root", type=Path, help="the course's folder (default: found from here)")
-    options = parser.parse_args(argv)
-    try:
-        root = options.root or find_root()
-        run_course(root, options.names, record=options.record)
-    except CourseError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    print(f"Recorded in {RESULTS.as_posix()}." if options.record else f"Pages: {root / BUILD}")
-    return 0
