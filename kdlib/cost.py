@@ -1,20 +1,26 @@
 """What a model costs to run: parameters, arithmetic, time, memory."""
 
+import gc
+import os
 import statistics
+import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdlib.runtime import eval_mode
 
-__all__ = ["Cost", "measure_cost"]
+__all__ = ["Cost", "measure_cost", "peak_memory", "process_peak", "reset_process_peak", "time_call"]
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,9 @@ def measure_cost(model: nn.Module, example: Tensor, *, repeats: int = 50) -> Cos
     with eval_mode(model), torch.inference_mode():
         with FlopCounterMode(display=False) as counter:
             model(example)
-        seconds = _timed(lambda: model(example), device, repeats)
-        working = _peak_extra_bytes(lambda: model(example), device)
+        seconds = time_call(lambda: model(example), device, repeats=repeats, warm_up=5)
+        # Scratch memory differs from one machine to another; this figure is the same on all of them.
+        working = peak_memory(lambda: model(example), device, scratch=False)
 
     deciles = statistics.quantiles(seconds, n=10, method="inclusive")
     stored = [*parameters, *model.buffers()]
@@ -95,41 +102,122 @@ def measure_cost(model: nn.Module, example: Tensor, *, repeats: int = 50) -> Cos
     )
 
 
-def _wait_for(device: torch.device) -> None:
+def time_call(
+    call: Callable[[], object], device: torch.device | str = "cpu", *, repeats: int, warm_up: int = 2
+) -> list[float]:
+    """Seconds of each of some calls, by the clock, until the device has finished the work.
+
+    Args:
+        call: what to time; its result is dropped.
+        device: where it computes.
+        repeats: timed calls, at least 1; warm_up: calls before those, not timed.
+
+    Raises:
+        ValueError: fewer than one repeat.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1; got {repeats}")
+    device = torch.device(device)
+    seconds = []
+    for _ in range(warm_up + repeats):
+        _synchronize(device)
+        start = time.perf_counter()
+        call()
+        _synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return seconds[warm_up:]
+
+
+def peak_memory(
+    call: Callable[[], object], device: torch.device | str = "cpu", *, scratch: bool = True
+) -> int:
+    """The most bytes allocated at one moment of a call, above what was allocated before it.
+
+    Args:
+        call: what to measure; its result counts.
+        device: where it computes. CUDA is read from its allocator's statistics, the CPU from its allocator's
+            events. Other devices keep no count: there the tensors that operators return are added up.
+        scratch: False adds up those tensors on the CPU too, leaving out the scratch memory inside operators.
+    """
+    device = torch.device(device)
+    gc.collect()  # what is freed in the call must have been allocated in it
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type == "cpu" and scratch:
+        return _peak_of_allocator(call)
+    with _LiveTensors() as live:
+        call()
+    return live.peak
+
+
+def reset_process_peak(device: torch.device) -> None:
+    """Let `process_peak` count anew, which only CUDA devices can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def process_peak(device: torch.device) -> int:
+    """Bytes at the fullest moment of this process.
+
+    On a CUDA device those of tensors, since `reset_process_peak`. Elsewhere the memory that the process had
+    resident, since it began: other devices keep no count.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        import psutil  # accelerate brings it
+
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not on Windows
+
+    # In kilobytes on Linux, in bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
-def _timed(run: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
-    for _ in range(5):
-        run()
-    seconds = []
-    for _ in range(repeats):
-        _wait_for(device)
-        start = time.perf_counter()
-        run()
-        _wait_for(device)
-        seconds.append(time.perf_counter() - start)
-    return seconds
+def _peak_of_allocator(call: Callable[[], object]) -> int:
+    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+    with _without_messages():
+        profiler.start()
+    try:
+        call()
+    finally:
+        with _without_messages():
+            profiler.stop()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(sizes, initial=0))
 
 
-def _peak_extra_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """Highest memory allocated during the call, above what was allocated before it."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        run()
-        return torch.cuda.max_memory_allocated(device) - before
-    with _LiveTensors() as live:
-        run()
-    return live.peak
+@contextmanager
+def _without_messages() -> Iterator[None]:
+    """The profiler's library writes of its start and its end straight to the error stream."""
+    sys.stderr.flush()
+    try:
+        stream = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(stream, 2)
+        os.close(stream)
+        os.close(nowhere)
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Adds up the storages that operators create and that are still alive.
-
-    Other devices keep no peak that can be reset. Scratch memory inside an operator is not seen.
-    """
+    """Adds up the storages that operators create and that are still alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,13 +228,10 @@ class _LiveTensors(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in known:
-                self._hold(tensor.untyped_storage())
+                self._add(tensor.untyped_storage().nbytes())
+                weakref.finalize(tensor.untyped_storage(), self._add, -tensor.untyped_storage().nbytes())
         return result
 
-    def _hold(self, storage: torch.UntypedStorage) -> None:
-        self._held += storage.nbytes()
+    def _add(self, size: int) -> None:
+        self._held += size
         self.peak = max(self.peak, self._held)
-        weakref.finalize(storage, self._release, storage.nbytes())
-
-    def _release(self, size: int) -> None:
-        self._held -= size

@@ -1,13 +1,13 @@
-"""What running a model needs, in training or out of it: a device, seeds, and eval mode for a while."""
+"""What running a model needs: a device, seeds, eval mode for a while, an accelerator; and where it ran."""
 
 import hashlib
 import os
-import sys
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Literal
 
-import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -52,27 +52,19 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` begin anew, where that can be."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes at the fullest moment of this process.
-
-    On a CUDA device those of tensors, since `reset_peak_memory`. Elsewhere the memory that the process had
-    resident, since it began: other devices keep no count.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource  # not on Windows
-
-    # In kilobytes on Linux, in bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def describe_environment() -> dict[str, object]:
+    """What measured figures depend on: versions and hardware, no names of machines, no paths."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        "cpu_count": usable,
+        "kdlib": version("kdlib"),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+    }
 
 
 @contextmanager

@@ -1,13 +1,15 @@
 """Costs against closed forms and against a count by hand."""
 
+import sys
 import time
 
+import psutil
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import flop_registry
 
-from kdlib.cost import Cost, measure_cost
+from kdlib.cost import Cost, measure_cost, peak_memory, process_peak, time_call
 from kdlib.vision.nets import digit_cnn, mlp
 
 FLOAT = 4  # bytes
@@ -191,3 +193,40 @@ def test_fewer_than_two_repeats_are_refused(repeats):
 def test_an_example_on_another_device_than_the_model_is_refused():
     with pytest.raises(ValueError, match="example is on meta but the model is on cpu"):
         measure_cost(mlp([]), torch.zeros(1, 64, device="meta"))
+
+
+# --- calls -----------------------------------------------------------------------------------------
+
+
+def test_peaks_count_what_is_held_at_once_and_not_what_was_there(capfd):
+    held = torch.ones(1000)
+
+    def run():
+        first = torch.ones(50_000)
+        del first
+        return torch.ones(20_000) + held.sum()
+
+    assert peak_memory(run) == pytest.approx(4 * 50_000, rel=0.02)
+    assert peak_memory(lambda: torch.ones(30_000)) == pytest.approx(120_000, rel=0.02)
+    # The profiler's library stays silent; what the call itself says is heard.
+    peak_memory(lambda: sys.stderr.write("heard\n"))
+    assert capfd.readouterr().err == "heard\n"
+
+
+def test_the_peak_of_a_process_is_its_fullest_moment():
+    before = process_peak(torch.device("cpu"))
+    assert 50e6 < before < 64e9  # an interpreter with PyTorch, in bytes
+    missing = before - psutil.Process().memory_info().rss  # freed since the fullest moment
+    held = torch.ones(missing // 4 + 50_000_000)  # written to, so resident
+    full = process_peak(torch.device("cpu"))
+    assert full >= before + 150e6
+    del held
+    assert process_peak(torch.device("cpu")) >= full
+
+
+def test_calls_are_timed_one_by_one_after_those_that_warm_up():
+    seconds = iter([0.0, 0.0, 0.02, 0.04])
+    taken = time_call(lambda: time.sleep(next(seconds)), repeats=2, warm_up=2)
+    assert 0.02 <= taken[0] < 0.04 <= taken[1]
+    with pytest.raises(ValueError, match="repeats must be at least 1; got 0"):
+        time_call(lambda: None, repeats=0)

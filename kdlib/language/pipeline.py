@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.cache.tokens import CachedTokens, cache_teacher_tokens
 from kdlib.course.studies.records import write_results
-from kdlib.environment import describe_environment
 from kdlib.language.answers.final_answer import Problem
 from kdlib.language.distill.distill import LanguageHistory, distill_language_model
 from kdlib.language.distill.fsdp import sharding
@@ -26,7 +25,7 @@ from kdlib.language.problems import load_problems
 from kdlib.language.traces.collect import Trace, collect_traces, load_traces
 from kdlib.language.traces.select import filter_traces, trace_report
 from kdlib.metrics import interval
-from kdlib.runtime import Precision, best_device
+from kdlib.runtime import Precision, best_device, describe_environment
 
 __all__ = ["Method", "PipelineOptions", "run_pipeline"]
 

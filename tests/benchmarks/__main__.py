@@ -15,16 +15,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
+
 from benchmarks.contenders import versions_of_peers
 from benchmarks.problems import Setting, Sizes
 from benchmarks.report import as_csv, figure, text_table
 from benchmarks.tasks import DEFAULT_TASKS, TASKS, Request, measure_rates
-from tqdm import tqdm
-
 from kdlib.course.canvas import png
 from kdlib.course.studies.records import write_results
-from kdlib.environment import describe_environment
-from kdlib.runtime import best_device
+from kdlib.runtime import best_device, describe_environment
 from kdlib.storage import replaced
 
 __all__ = ["default_sizes", "describe_run", "main", "title_of", "write_all"]

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+
 from benchmarks.__main__ import default_sizes, describe_run, title_of, write_all
 from benchmarks.contenders import contenders
 from benchmarks.measuring import memory_let_go
@@ -26,7 +27,6 @@ from benchmarks.race import Row, arms_in_turn
 from benchmarks.report import text_table
 from benchmarks.targets import judged_targets, targets_table
 from benchmarks.tasks import TASKS, Request, measure_rates
-
 from kdlib.runtime import best_device
 
 # In the order of their importance; "warps" has no figure to reach and says which setting is best.

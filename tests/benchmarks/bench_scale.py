@@ -20,8 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from benchmarks.measuring import peak_bytes
-from benchmarks.training import random_texts, word_level_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedConfig,
@@ -30,13 +28,14 @@ from transformers import (
     TrainingArguments,
 )
 
+from benchmarks.training import random_texts, word_level_tokenizer
+from kdlib.cost import peak_memory
 from kdlib.course.studies.records import write_results
-from kdlib.environment import describe_environment
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.models.r1_distill import R1_DISTILL
 from kdlib.language.plan.hardware import HARDWARE, Hardware, this_machine
 from kdlib.language.plan.plan import Plan, plan
-from kdlib.runtime import best_device, seeded
+from kdlib.runtime import best_device, describe_environment, seeded
 
 PROMPT = 16
 REAL_TOKENS = 151_665  # of the tokenizer of the Qwen checkpoints; the rest of the vocabularies is padding
@@ -121,7 +120,7 @@ def measure(
     history = trained(given.steps)
     peak = (
         torch.cuda.max_memory_allocated(device) if device.type == "cuda"
-        else weights + peak_bytes(lambda: trained(2))
+        else weights + peak_memory(lambda: trained(2))
     )  # fmt: skip
     return {
         "fits": True, "context": context, "steps": history.steps, "batch_size": given.batch_size,

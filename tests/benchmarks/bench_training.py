@@ -12,15 +12,14 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
 
+from kdlib.cost import time_call
 from kdlib.course.studies.cat_or_dog_arms import Training, photo_recipe
 from kdlib.data import Examples
-from kdlib.environment import describe_environment
-from kdlib.runtime import best_device
+from kdlib.runtime import best_device, describe_environment
 from kdlib.storage import replaced
 from kdlib.training import fit
 from kdlib.vision.loader import Loader
@@ -33,21 +32,15 @@ def seconds_of_an_epoch(
     training: Training, data: Examples, device: str, precision: str, rounds: int, batch_size: int
 ) -> list[float]:
     """Of `rounds` runs of one epoch, after one to warm up."""
-    seconds = []
-    for _ in range(rounds + 1):
+
+    def epoch() -> None:
         torch.manual_seed(0)
-        model = training.build()
-        if device != "cpu":
-            torch.accelerator.synchronize()
-        start = time.perf_counter()
         fit(
-            model, Loader(data, training.augmentation), epochs=1, lr=training.lr, batch_size=batch_size,
-            device=device, precision=precision, seed=0,
+            training.build(), Loader(data, training.augmentation), epochs=1, lr=training.lr,
+            batch_size=batch_size, device=device, precision=precision, seed=0,
         )  # fmt: skip
-        if device != "cpu":
-            torch.accelerator.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return seconds[1:]
+
+    return time_call(epoch, device, repeats=rounds, warm_up=1)
 
 
 def first_losses(training: Training, data: Examples, device: str, precision: str) -> list[float]:

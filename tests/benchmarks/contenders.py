@@ -18,9 +18,9 @@ from types import ModuleType
 
 import torch
 import torch.nn.functional as F
-from benchmarks.problems import IGNORED, Problem, Setting
 from torch import Tensor
 
+from benchmarks.problems import IGNORED, Problem, Setting
 from kdlib.losses.kd import kd_loss
 from kdlib.losses.linear import linear_kd_loss
 

@@ -1,21 +1,17 @@
-"""Seconds, peaks of memory and the rates of a machine, taken the same way for everybody."""
+"""Seconds of contenders in turn and the rates of a machine, taken the same way for everybody."""
 
 import gc
-import os
 import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
-from kdlib.cost import _peak_extra_bytes, _wait_for
+from kdlib.cost import time_call
 from kdlib.language.plan.hardware import copy_rate, matrix_rate
 
 __all__ = [
-    "copy_rate", "matrix_rate", "memory_let_go", "peak_bytes", "ratio", "seconds_in_turn", "seconds_of",
+    "copy_rate", "matrix_rate", "memory_let_go", "ratio", "seconds_in_turn", "seconds_of",
 ]  # fmt: skip
 
 _FLUSH = 256 << 20  # bytes: five times the L2 cache of an H200
@@ -54,23 +50,15 @@ def seconds_in_turn(
     for run in arms.values():
         for _ in range(warm_up):
             run()
-    clock = _by_events(device) if device.type == "cuda" else _by_the_clock(device)
+    clock = (
+        _by_events(device) if device.type == "cuda"
+        else lambda run: time_call(run, device, repeats=1, warm_up=0)[0]
+    )  # fmt: skip
     return _transposed(arms, [[clock(run) for run in arms.values()] for _ in range(rounds)])
 
 
 def _transposed(names: Mapping[str, Run], rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
     return {name: [row[place] for row in rows] for place, name in enumerate(names)}
-
-
-def _by_the_clock(device: torch.device) -> Callable[[Run], float]:
-    def clock(run: Run) -> float:
-        _wait_for(device)
-        start = time.perf_counter()
-        run()
-        _wait_for(device)
-        return time.perf_counter() - start
-
-    return clock
 
 
 def _by_events(device: torch.device) -> Callable[[Run], float]:
@@ -92,51 +80,6 @@ def _by_events(device: torch.device) -> Callable[[Run], float]:
 def ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
     """The median of the rounds' own ratios: a round in which the machine was slow was slow for both."""
     return statistics.median(a / b for a, b in zip(seconds, base, strict=True))
-
-
-def peak_bytes(run: Run, device: torch.device | str = "cpu") -> int:
-    """The most memory that was allocated during a call, and not yet freed, above what was before it.
-
-    CUDA: by its allocator's statistics. CPU: by its allocator's events, so that scratch memory of operators
-    counts too. Elsewhere: the tensors that operators make (`kdlib.cost`), as there is no peak to read.
-    """
-    device = torch.device(device)
-    gc.collect()  # what is freed in the call must have been allocated in it
-    if device.type != "cpu":
-        return _peak_extra_bytes(run, device)
-    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
-    with _without_messages():
-        profiler.start()
-    try:
-        run()
-    finally:
-        with _without_messages():
-            profiler.stop()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
-
-
-@contextmanager
-def _without_messages() -> Iterator[None]:
-    """The profiler's library writes of its start and its end straight to the error stream."""
-    sys.stderr.flush()
-    try:
-        stream = os.dup(2)
-    except OSError:  # there is none
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(stream, 2)
-        os.close(stream)
-        os.close(nowhere)
 
 
 @contextmanager

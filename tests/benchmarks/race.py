@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
+
 from benchmarks.contenders import Contender, NotComparable
-from benchmarks.measuring import memory_let_go, peak_bytes, ratio, seconds_in_turn
+from benchmarks.measuring import memory_let_go, ratio, seconds_in_turn
 from benchmarks.problems import Errors, Problem, Setting, errors
+from kdlib.cost import peak_memory
 
 __all__ = ["Rates", "Row", "arms_in_turn", "race"]
 
@@ -161,7 +163,7 @@ def _first_runs(
         result = entrant.run(loss, few)
         error = errors(few, setting, *result)
         del result
-        peak = peak_bytes(lambda: entrant.run(loss, problem), device)
+        peak = peak_memory(lambda: entrant.run(loss, problem), device)
     except Exception as failure:  # whatever a peer raises, the others go on
         return _said(failure)
     found[entrant.name], peaks[entrant.name] = error, peak

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
 
-from benchmarks.race import Row
 from matplotlib.figure import Figure
 
+from benchmarks.race import Row
 from kdlib.course.charts import time_and_memory
 
 __all__ = ["as_csv", "figure", "text_table"]

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
+
 from benchmarks.contenders import contenders
 from benchmarks.measuring import copy_rate, matrix_rate, memory_let_go
 from benchmarks.problems import Problem, Setting, Sizes, make_problem
 from benchmarks.race import Rates, Row, arms_in_turn, race
 from benchmarks.training import language_steps, loading, vision_steps, whole_notebooks
-
 from kdlib.losses.kd import Divergence
 
 __all__ = ["DEFAULT_TASKS", "TASKS", "Request", "measure_rates"]

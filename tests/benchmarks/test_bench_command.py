@@ -7,13 +7,13 @@ import sys
 
 import pytest
 import torch
+
 from benchmarks import __main__ as command
 from benchmarks import measuring, tasks, training
 from benchmarks.__main__ import main
 from benchmarks.problems import Setting, Sizes
 from benchmarks.race import Rates, Row
 from benchmarks.report import as_csv, figure, text_table
-
 from kdlib.course.canvas import alt_text
 
 TINY = ["--tokens", "64", "--vocabulary", "512", "--student-hidden", "16", "--teacher-hidden", "32",

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from benchmarks.race import Row
 from benchmarks.targets import judged_targets
 

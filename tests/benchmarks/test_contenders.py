@@ -8,10 +8,10 @@ import textwrap
 
 import pytest
 import torch
+
 from benchmarks import contenders as module
 from benchmarks.contenders import NotComparable, contenders, versions_of_peers
 from benchmarks.problems import IGNORED, Setting, Sizes, errors, make_problem
-
 from kdlib.losses.kd import kd_loss
 
 CPU = torch.device("cpu")

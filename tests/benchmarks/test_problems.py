@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from benchmarks.contenders import contenders
 from benchmarks.problems import IGNORED, Errors, Setting, Sizes, errors, make_problem
-from torch.utils.flop_counter import FlopCounterMode
 
 CPU = torch.device("cpu")
 ISSUE = Sizes(8192, 151_936, 1536, 3584, torch.bfloat16)

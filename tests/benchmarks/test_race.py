@@ -2,18 +2,17 @@
 
 import itertools
 import statistics
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks import measuring
+
 from benchmarks import race as module
 from benchmarks.contenders import Contender, NotComparable, contenders
-from benchmarks.measuring import copy_rate, matrix_rate, peak_bytes, ratio, seconds_in_turn, seconds_of
+from benchmarks.measuring import copy_rate, matrix_rate, ratio, seconds_in_turn, seconds_of
 from benchmarks.problems import IGNORED, Setting, Sizes, make_problem
 from benchmarks.race import Rates, Row, arms_in_turn, race
-
+from kdlib import cost
 from kdlib.language.plan.hardware import this_machine
 
 CPU = torch.device("cpu")
@@ -25,7 +24,7 @@ EAGER = contenders("linear")[0]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """A search for garbage takes a third of a second here."""
-    monkeypatch.setattr(measuring.gc, "collect", lambda *generation: 0)
+    monkeypatch.setattr(cost.gc, "collect", lambda *generation: 0)
 
 
 class Clock:
@@ -33,7 +32,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 100.0
-        monkeypatch.setattr(measuring.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(cost.time, "perf_counter", lambda: self.now)
 
     def taking(self, *seconds, log=None, name=""):
         left = itertools.cycle(seconds)
@@ -80,21 +79,6 @@ def test_a_ratio_is_the_median_of_the_rounds_own():
     assert ratio([1, 1, 10], [2, 1, 1]) == 1
 
 
-def test_peaks_count_what_is_held_at_once_and_not_what_was_there(capfd):
-    held = torch.ones(1000)
-
-    def run():
-        first = torch.ones(50_000)
-        del first
-        return torch.ones(20_000) + held.sum()
-
-    assert peak_bytes(run) == pytest.approx(4 * 50_000, rel=0.02)
-    assert peak_bytes(lambda: torch.ones(30_000)) == pytest.approx(120_000, rel=0.02)
-    # The profiler's library stays silent; what the call itself says is heard.
-    peak_bytes(lambda: sys.stderr.write("heard\n"))
-    assert capfd.readouterr().err == "heard\n"
-
-
 def test_rates_are_those_of_this_machine():
     """Three measurements of the same: within the swings of a shared machine."""
     matrix, copy = matrix_rate("cpu", torch.float32), copy_rate("cpu")
@@ -109,7 +93,7 @@ def test_rates_are_those_of_this_machine():
 def test_a_row_says_what_its_contender_took(monkeypatch):
     taken = {"eager PyTorch": [0.2, 0.4, 0.6], "kdlib": [0.1, 0.1, 0.3]}
     monkeypatch.setattr(module, "seconds_in_turn", lambda arms, *a, **k: {name: taken[name] for name in arms})
-    monkeypatch.setattr(module, "peak_bytes", lambda run, device: next(peaks))
+    monkeypatch.setattr(module, "peak_memory", lambda run, device: next(peaks))
     peaks = iter([4000, 1000])
     problem = make_problem("linear", SIZES, CPU)
     eager, ours = race(

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+
 from benchmarks.race import Row
 from benchmarks.targets import Target, judged_targets, targets_table
 

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from benchmarks.race import Row, arms_in_turn
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
 
+from benchmarks.race import Row, arms_in_turn
 from kdlib.cache.images import cache_teacher
 from kdlib.cache.tokens import cache_teacher_tokens
 from kdlib.data import Examples, as_float

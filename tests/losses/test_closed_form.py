@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from benchmarks.measuring import peak_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdlib.cost import peak_memory
 from kdlib.losses import closed_form
 from kdlib.losses import kd as losses
 from kdlib.losses.closed_form import kd_terms_and_gradient
@@ -228,6 +228,6 @@ def test_in_slices_less_memory_is_held():
             patch.setattr(losses, "_in_slices", lambda logits: sliced)
             patch.setattr(closed_form, "_SLICE", 16_384 * 16)
             student.grad = None
-            return peak_bytes(lambda: kd_loss(student, teacher, None).backward())
+            return peak_memory(lambda: kd_loss(student, teacher, None).backward())
 
     assert run(True) < 2.6 * size < run(False) / 3

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmarks.measuring import peak_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdlib.cost import peak_memory
 from kdlib.losses import kd as losses
 from kdlib.losses.kd import kd_loss, soft_target_loss
 from kdlib.losses.linear import linear_kd_loss
@@ -105,7 +105,7 @@ def test_without_gradients_none_is_computed():
     expected = run(True)
     assert not run(False).requires_grad and torch.equal(run(False), expected.detach())
     weight = student[1].numel() * 4
-    assert peak_bytes(lambda: run(False)) < peak_bytes(lambda: run(True)) - 0.9 * weight
+    assert peak_memory(lambda: run(False)) < peak_memory(lambda: run(True)) - 0.9 * weight
 
 
 def test_the_teacher_gets_no_gradient():
@@ -226,7 +226,7 @@ def test_memory_is_a_fifth_of_that_of_all_logits(alpha, monkeypatch):
     weight = student[1].numel() * 4
 
     def run(loss, **options):
-        return peak_bytes(lambda: loss(student, teacher, labels, alpha=alpha, **options).backward())
+        return peak_memory(lambda: loss(student, teacher, labels, alpha=alpha, **options).backward())
 
     run(fused, chunk_tokens=32)  # what is allocated once
     for tensor in student[:2]:

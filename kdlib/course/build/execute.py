@@ -235,7 +235,7 @@ def run_course(root: Path, wanted: Sequence[str] = (), *, record: bool = False) 
     """Execute the notebooks, then write what came of it: copies and pages, or the record."""
     root = root.resolve()
     names = find_notebooks(root, wanted)
-    from kdlib.environment import describe_environment  # imports torch, which arguments need not
+    from kdlib.runtime import describe_environment  # imports torch, which arguments need not
 
     environment = describe_environment()
     results = root / (RESULTS if record else BUILD / "course.json")

@@ -40,8 +40,8 @@ from kdlib.course.studies.cat_or_dog_arms import (
 from kdlib.course.studies.cat_or_dog_results import columns, report, verdicts
 from kdlib.course.studies.records import RunLog, pack, write_results
 from kdlib.data import Examples, Splits
-from kdlib.environment import describe_environment
 from kdlib.metrics import agreement, fit_temperature, kl_to_teacher, score
+from kdlib.runtime import describe_environment
 from kdlib.storage import fingerprint
 from kdlib.training import fit, predict
 from kdlib.vision.loader import Loader

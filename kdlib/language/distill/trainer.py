@@ -19,6 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from kdlib.cost import process_peak, reset_process_peak
 from kdlib.language.distill.batches import EpochOrder, Packing, TokenExample, collate, collate_prompts
 from kdlib.language.distill.fsdp import shard_on_cpus, sharding
 from kdlib.language.distill.output_layer import at_output_layer
@@ -26,7 +27,7 @@ from kdlib.language.distill.teachers import HiddenTeacher, can_narrow, predictio
 from kdlib.losses.kd import Divergence, soft_target_loss
 from kdlib.losses.linear import linear_kd_terms
 from kdlib.losses.top_k import TopK, top_k_loss
-from kdlib.runtime import eval_mode, peak_memory, reset_peak_memory, seeded, substream
+from kdlib.runtime import eval_mode, seeded, substream
 
 __all__ = ["DistillationTrainer", "Objective", "Sampling"]
 
@@ -337,7 +338,7 @@ class DistillationTrainer(Trainer):
         self.curve.peak_memory = max((record.get("peak_memory", 0) for record in spent), default=0)
 
     def peak_memory(self) -> int:
-        return max(self.curve.peak_memory, peak_memory(self.args.device))
+        return max(self.curve.peak_memory, process_peak(self.args.device))
 
     def elapsed(self) -> float:
         return time.perf_counter() - self._start
@@ -351,7 +352,7 @@ class _Steps(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_) -> None:
         self._trainer._start = time.perf_counter()
-        reset_peak_memory(args.device)
+        reset_process_peak(args.device)
         if self._progress:
             self._bar = tqdm(desc="steps", total=state.max_steps, initial=state.global_step, leave=False)
 

@@ -1,15 +1,15 @@
 """What a machine can do, as published, or as measured on this one."""
 
 import re
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import median
 from types import MappingProxyType
 
 import psutil
 import torch
 
+from kdlib.cost import time_call
 from kdlib.losses.kd import _on_kernels
 from kdlib.runtime import best_device
 
@@ -137,7 +137,7 @@ def matrix_rate(device: torch.device | str, dtype: torch.dtype) -> float:
     width = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(a)
-    return 2 * width**3 / _seconds(lambda: torch.mm(a, b, out=product), device)
+    return 2 * width**3 / median(time_call(lambda: torch.mm(a, b, out=product), device, repeats=5))
 
 
 def copy_rate(device: torch.device | str) -> float:
@@ -147,17 +147,4 @@ def copy_rate(device: torch.device | str) -> float:
     size = 2**30 if device.type == "cuda" else 2**26
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / _seconds(lambda: target.copy_(source), device)
-
-
-def _seconds(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
-    """The median of some runs, after two to warm up."""
-    seconds = []
-    for number in range(repeats + 2):
-        start = time.perf_counter()
-        run()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        if number > 1:
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return 2 * size / median(time_call(lambda: target.copy_(source), device, repeats=5))

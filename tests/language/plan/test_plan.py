@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmarks.measuring import peak_bytes
 from benchmarks.training import word_level_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from kdlib.cost import peak_memory
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.models.r1_distill import R1_DISTILL
 from kdlib.language.plan.hardware import HARDWARE, Hardware, find_hardware, this_machine
@@ -166,7 +166,7 @@ def test_memory_of_comparing_all_logits(divergence, dtype):
 
         loss().backward()
 
-    measured = peak_bytes(run) + opinion.untyped_storage().nbytes()
+    measured = peak_memory(run) + opinion.untyped_storage().nbytes()
     planned = loss_bytes("logits", divergence, None, n, student, teacher, opinion.element_size())
     assert planned == pytest.approx(measured, rel=0.02)
 
@@ -186,11 +186,11 @@ def test_memory_of_cross_entropy_and_of_the_largest_logits():
         loss().backward()
 
     assert loss_bytes("texts", "forward", None, n, vocabulary) == pytest.approx(
-        peak_bytes(lambda: run(False)), rel=0.02
+        peak_memory(lambda: run(False)), rel=0.02
     )
     held = sum(t.untyped_storage().nbytes() for t in teacher)
     assert loss_bytes("cached", "forward", k, n, vocabulary) == pytest.approx(
-        peak_bytes(lambda: run(True)) + held, rel=0.02
+        peak_memory(lambda: run(True)) + held, rel=0.02
     )
 
 
@@ -206,7 +206,7 @@ def test_memory_of_a_forward_pass_without_gradient(dtype, kept):
         logits.flatten(0, 1).index_select(0, torch.arange(2 * kept))
 
     planned = teacher_working(Architecture.of(CONFIGS["qwen2"]), dtype.itemsize, 128, 2 * kept, 2 * kept)
-    assert planned == pytest.approx(peak_bytes(run), rel=0.1)
+    assert planned == pytest.approx(peak_memory(run), rel=0.1)
 
 
 # --- real runs --------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ def test_planned_peak_is_within_3_per_cent_of_the_measured_one(name):
     both = [model for model in (student, teacher) if model is not None]
     held = sum(p.numel() * p.element_size() for model in both for p in model.parameters())
     tokenizer = word_level_tokenizer(student_config.vocab_size)
-    measured = held + peak_bytes(
+    measured = held + peak_memory(
         lambda: distill_language_model(
             student, tokenizer, texts(lengths, 8), teacher=teacher, steps=2, lr=1e-4, device="cpu", **run
         )
