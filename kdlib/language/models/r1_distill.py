@@ -6,32 +6,19 @@
     checkpoint.on_meta().num_parameters()   # 1,777,088,000, in no memory
 
 Each was fine-tuned on about 800,000 texts that DeepSeek-R1 had written or that came with them, without any
-soft targets (Guo et al. 2025, arXiv 2501.12948, §2.4). Nothing here is downloaded: `kdlib.language.models.load`
-does that.
+soft targets (Guo et al. 2025, arXiv 2501.12948, §2.4). Nothing is downloaded here.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    LlamaConfig,
-    PreTrainedModel,
-    Qwen2Config,
-)
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel, Qwen2Config
 
-__all__ = ["BENCHMARKS", "R1_DISTILL", "SCORES_SOURCE", "TRAPS", "Checkpoint", "Trap", "find"]
+from kdlib.language.models.small import CONFIGS, Family
 
-Family = Literal["qwen2", "llama"]
-
-SCORES_SOURCE = (
-    "DeepSeek-R1, README, section “Distilled Model Evaluation” "
-    "(https://github.com/deepseek-ai/DeepSeek-R1)"
-)
+__all__ = ["BENCHMARKS", "R1_DISTILL", "TRAPS", "R1Checkpoint", "Trap", "find"]
 
 BENCHMARKS: Mapping[str, str] = MappingProxyType({
     "AIME 2024 pass@1": "%",
@@ -41,10 +28,7 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType({
     "LiveCodeBench pass@1": "%",
     "CodeForces": "rating",
 })  # fmt: skip
-"""The benchmarks of `Checkpoint.scores`, in the order of the source, with the unit of each."""
-
-POSITIONS = 131_072
-_BYTES = 2  # of a bfloat16 number
+"""The benchmarks of `R1Checkpoint.scores`, in the order of the source, with the unit of each."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +46,6 @@ class Trap:
     what: str
     remedy: str
     families: tuple[Family, ...] = ("qwen2", "llama")
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.what} {self.remedy}"
 
 
 TRAPS: tuple[Trap, ...] = (
@@ -95,8 +76,8 @@ TRAPS: tuple[Trap, ...] = (
     ),
     Trap(
         "padding is the end",
-        "The tokenizer pads with its end-of-sentence token. Whoever masks labels by that token never "
-        "teaches a model to stop.",
+        "The tokenizer pads with its end-of-sentence token. A model whose labels are masked by "
+        "that token never learns to stop.",
         "Mask by position, as kdlib does, not by token.",
     ),
     Trap(
@@ -109,52 +90,49 @@ TRAPS: tuple[Trap, ...] = (
         "a tokenizer of the wrong class",
         "tokenizer_config.json names LlamaTokenizerFast. AutoTokenizer of transformers 5 builds that, or "
         "Qwen2's, with rules of its own in place of those in tokenizer.json: of some releases and folders "
-        "text comes back without its blanks (issue 45488 of transformers).",
+        "text comes back without its blanks (https://github.com/huggingface/transformers/issues/45488).",
         "PreTrainedTokenizerFast.from_pretrained reads tokenizer.json as it is; load_checkpoint does so.",
     ),
 )
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class R1Checkpoint:
     """One of the six, in numbers.
 
     Attributes:
         name: the key in `R1_DISTILL`.
-        repo, base: repositories of the checkpoint and of what it was made from, on the Hugging Face Hub.
-        family: type of the architecture in transformers.
+        base: the model that it was made from, on the Hugging Face Hub.
         hidden, feed_forward: width of the hidden states and of the feed-forward layer.
         layers, heads, kv_heads: blocks; attention heads of the queries; heads of keys and values.
         vocabulary: number of logits; tokens: of these, how many belong to a token. The rest is padding, which
             differs between Qwen-1.5B and the other Qwens: compare their logits on the tokens alone.
         parameters: exactly; input and output embeddings are two matrices in all six.
         rope_theta, norm_eps: base of the rotary embedding, ε of the normalisation.
-        bos, eos: the tokenizer's tokens for the beginning and the end.
-        config_bos: what config.json calls the beginning.
-        licence, base_licence: of the checkpoint, and of what it was made from, which still binds.
         reported: the values of `scores`.
+        family: type of the architecture in transformers.
+        bos, eos: the tokenizer's tokens for the beginning and the end.
+        licence, base_licence: of the checkpoint, and of what it was made from, which still binds.
     """
 
     name: str
-    repo: str
     base: str
-    family: Family
     hidden: int
     feed_forward: int
     layers: int
     heads: int
     kv_heads: int
     vocabulary: int
-    tokens: int
     parameters: int
     rope_theta: float
     norm_eps: float
+    reported: tuple[float, ...]
+    family: Family
+    tokens: int
     bos: int
     eos: int
-    config_bos: int
-    licence: str
     base_licence: str
-    reported: tuple[float, ...]
+    licence: str = "MIT"
 
     def __str__(self) -> str:
         return (
@@ -166,6 +144,11 @@ class Checkpoint:
         )
 
     @property
+    def repo(self) -> str:
+        """Its repository on the Hugging Face Hub."""
+        return f"deepseek-ai/DeepSeek-R1-Distill-{self.name}"
+
+    @property
     def head_dim(self) -> int:
         """Size of one attention head."""
         return self.hidden // self.heads
@@ -173,19 +156,20 @@ class Checkpoint:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights in bfloat16, in which they are published: on disk and in memory."""
-        return _BYTES * self.parameters
+        return 2 * self.parameters
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes that each token of a text being written holds in bfloat16: a key and a value a layer."""
-        return _BYTES * 2 * self.layers * self.kv_heads * self.head_dim
+        return 2 * 2 * self.layers * self.kv_heads * self.head_dim
 
     @property
     def scores(self) -> dict[str, float]:
-        """Reported by DeepSeek (`SCORES_SOURCE`), by the names of `BENCHMARKS`, which has their units.
+        """Reported by DeepSeek, by the names of `BENCHMARKS`, which has their units.
 
         pass@1 is a mean over 64 samples at temperature 0.6 and top-p 0.95, up to 32,768 tokens each; cons@64
-        is the vote of 64.
+        is the vote of 64. Source: README of https://github.com/deepseek-ai/DeepSeek-R1, “Distilled Model
+        Evaluation”.
         """
         return dict(zip(BENCHMARKS, self.reported, strict=True))
 
@@ -202,22 +186,14 @@ class Checkpoint:
         """Those of `TRAPS` that this checkpoint has."""
         return tuple(trap for trap in TRAPS if self.family in trap.families)
 
-    @property
-    def rope_parameters(self) -> dict[str, object]:
-        """The rotary embedding as transformers 5 writes it.
-
-        Llama 3.1 and 3.3 stretch 8,192 positions to 131,072 by slowing the low frequencies eightfold.
-        """
-        if self.family == "qwen2":
-            return {"rope_type": "default", "rope_theta": self.rope_theta}
-        return {
-            "rope_type": "llama3", "rope_theta": self.rope_theta, "factor": 8.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
-        }  # fmt: skip
-
     def config(self) -> Qwen2Config | LlamaConfig:
         """Its configuration: what config.json of the repository says, in transformers 5."""
-        return (Qwen2Config if self.family == "qwen2" else LlamaConfig)(
+        rope: dict[str, object] = {"rope_type": "default", "rope_theta": self.rope_theta}
+        if self.family == "llama":
+            # Llama 3.1 and 3.3 stretch 8,192 positions to 131,072 by slowing the low frequencies eightfold.
+            rope |= {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                     "original_max_position_embeddings": 8192}  # fmt: skip
+        return CONFIGS[self.family](
             architectures=["Qwen2ForCausalLM" if self.family == "qwen2" else "LlamaForCausalLM"],
             hidden_size=self.hidden,
             intermediate_size=self.feed_forward,
@@ -225,11 +201,11 @@ class Checkpoint:
             num_attention_heads=self.heads,
             num_key_value_heads=self.kv_heads,
             vocab_size=self.vocabulary,
-            max_position_embeddings=POSITIONS,
-            rope_parameters=self.rope_parameters,
+            max_position_embeddings=131_072,
+            rope_parameters=rope,
             rms_norm_eps=self.norm_eps,
             tie_word_embeddings=False,
-            bos_token_id=self.config_bos,
+            bos_token_id=self.eos if self.family == "qwen2" else self.bos,  # one of the `TRAPS`
             eos_token_id=self.eos,
             dtype="bfloat16",
         )
@@ -246,57 +222,33 @@ class Checkpoint:
             return AutoModelForCausalLM.from_config(self.config(), dtype=torch.bfloat16)
 
 
-_QWEN = {"family": "qwen2", "tokens": 151665, "bos": 151646, "eos": 151643, "config_bos": 151643,
-         "licence": "MIT", "base_licence": "Apache-2.0"}  # fmt: skip
-_LLAMA = {"family": "llama", "vocabulary": 128256, "tokens": 128256, "bos": 128000, "eos": 128001,
-          "config_bos": 128000, "rope_theta": 500_000.0, "norm_eps": 1e-5, "licence": "MIT"}  # fmt: skip
+_QWEN = {"family": "qwen2", "tokens": 151665, "bos": 151646, "eos": 151643, "base_licence": "Apache-2.0"}
+_LLAMA = {"family": "llama", "tokens": 128256, "bos": 128000, "eos": 128001}
 
+# name, base; hidden, feed-forward, layers, heads, heads of keys and values; logits, parameters; rope_theta,
+# norm_eps; scores. Shapes are from config.json of each repository; a test counts the parameters.
+_ALL = (
+    R1Checkpoint("Qwen-1.5B", "Qwen/Qwen2.5-Math-1.5B", 1536, 8960, 28, 12, 2, 151936, 1_777_088_000,
+                 1e4, 1e-6, (28.9, 52.7, 83.9, 33.8, 16.9, 954), **_QWEN),
+    R1Checkpoint("Qwen-7B", "Qwen/Qwen2.5-Math-7B", 3584, 18944, 28, 28, 4, 152064, 7_615_616_512,
+                 1e4, 1e-6, (55.5, 83.3, 92.8, 49.1, 37.6, 1189), **_QWEN),
+    R1Checkpoint("Llama-8B", "meta-llama/Llama-3.1-8B", 4096, 14336, 32, 32, 8, 128256, 8_030_261_248,
+                 5e5, 1e-5, (50.4, 80.0, 89.1, 49.0, 39.6, 1205), **_LLAMA,
+                 base_licence="Llama 3.1 Community License"),
+    R1Checkpoint("Qwen-14B", "Qwen/Qwen2.5-14B", 5120, 13824, 48, 40, 8, 152064, 14_770_033_664,
+                 1e6, 1e-5, (69.7, 80.0, 93.9, 59.1, 53.1, 1481), **_QWEN),
+    R1Checkpoint("Qwen-32B", "Qwen/Qwen2.5-32B", 5120, 27648, 64, 40, 8, 152064, 32_763_876_352,
+                 1e6, 1e-5, (72.6, 83.3, 94.3, 62.1, 57.2, 1691), **_QWEN),
+    R1Checkpoint("Llama-70B", "meta-llama/Llama-3.3-70B-Instruct", 8192, 28672, 80, 64, 8, 128256,
+                 70_553_706_496, 5e5, 1e-5, (70.0, 86.7, 94.5, 65.2, 57.5, 1633), **_LLAMA,
+                 base_licence="Llama 3.3 Community License"),
+)  # fmt: skip
 
-def _shape(hidden: int, feed_forward: int, layers: int, heads: int, kv_heads: int) -> dict[str, int]:
-    return {"hidden": hidden, "feed_forward": feed_forward, "layers": layers, "heads": heads,
-            "kv_heads": kv_heads}  # fmt: skip
-
-
-# Shapes: config.json of each repository. Parameters: counted on the meta device, which a test repeats.
-R1_DISTILL: Mapping[str, Checkpoint] = MappingProxyType({
-    name: Checkpoint(name=name, repo=f"deepseek-ai/DeepSeek-R1-Distill-{name}", **facts)
-    for name, facts in {
-        "Qwen-1.5B": _QWEN | _shape(1536, 8960, 28, 12, 2) | {
-            "base": "Qwen/Qwen2.5-Math-1.5B", "vocabulary": 151936, "parameters": 1_777_088_000,
-            "rope_theta": 10_000.0, "norm_eps": 1e-6,
-            "reported": (28.9, 52.7, 83.9, 33.8, 16.9, 954),
-        },
-        "Qwen-7B": _QWEN | _shape(3584, 18944, 28, 28, 4) | {
-            "base": "Qwen/Qwen2.5-Math-7B", "vocabulary": 152064, "parameters": 7_615_616_512,
-            "rope_theta": 10_000.0, "norm_eps": 1e-6,
-            "reported": (55.5, 83.3, 92.8, 49.1, 37.6, 1189),
-        },
-        "Llama-8B": _LLAMA | _shape(4096, 14336, 32, 32, 8) | {
-            "base": "meta-llama/Llama-3.1-8B", "parameters": 8_030_261_248,
-            "base_licence": "Llama 3.1 Community License",
-            "reported": (50.4, 80.0, 89.1, 49.0, 39.6, 1205),
-        },
-        "Qwen-14B": _QWEN | _shape(5120, 13824, 48, 40, 8) | {
-            "base": "Qwen/Qwen2.5-14B", "vocabulary": 152064, "parameters": 14_770_033_664,
-            "rope_theta": 1_000_000.0, "norm_eps": 1e-5,
-            "reported": (69.7, 80.0, 93.9, 59.1, 53.1, 1481),
-        },
-        "Qwen-32B": _QWEN | _shape(5120, 27648, 64, 40, 8) | {
-            "base": "Qwen/Qwen2.5-32B", "vocabulary": 152064, "parameters": 32_763_876_352,
-            "rope_theta": 1_000_000.0, "norm_eps": 1e-5,
-            "reported": (72.6, 83.3, 94.3, 62.1, 57.2, 1691),
-        },
-        "Llama-70B": _LLAMA | _shape(8192, 28672, 80, 64, 8) | {
-            "base": "meta-llama/Llama-3.3-70B-Instruct", "parameters": 70_553_706_496,
-            "base_licence": "Llama 3.3 Community License",
-            "reported": (70.0, 86.7, 94.5, 65.2, 57.5, 1633),
-        },
-    }.items()
-})  # fmt: skip
+R1_DISTILL: Mapping[str, R1Checkpoint] = MappingProxyType({one.name: one for one in _ALL})
 """The six by their short names, smallest first."""
 
 
-def find(name_or_repo: str) -> Checkpoint:
+def find(name_or_repo: str) -> R1Checkpoint:
     """The checkpoint of this name ("Qwen-7B"), repository, or last part of the repository's id.
 
     Upper and lower case are the same.

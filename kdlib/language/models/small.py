@@ -9,21 +9,20 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Config,
-    Qwen2ForCausalLM,
 )
 from transformers.utils import logging
 
 from kdlib.runtime import seeded
 
-__all__ = ["Family", "load_model", "tiny_model", "without_bars"]
+__all__ = ["CONFIGS", "Family", "load_model", "tiny_model", "without_bars"]
 
 Family = Literal["qwen2", "llama"]
 
-_CLASSES = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+CONFIGS = {"qwen2": Qwen2Config, "llama": LlamaConfig}
+"""The configuration class of each family, the bases of the six R1-Distill checkpoints."""
 
 
 def tiny_model(
@@ -43,19 +42,18 @@ def tiny_model(
 
     Args:
         width: size of the hidden states, a multiple of 2 · heads. layers: transformer blocks.
-        heads: attention heads. family: "qwen2" or "llama", the bases of the six R1-Distill checkpoints.
+        heads: attention heads. family: "qwen2" or "llama".
         positions: longest text, in tokens.
         seed: of the weights; the same for every arm that is to be compared.
 
     Raises:
         ValueError: for another family, or a width that the heads do not divide.
     """
-    if family not in _CLASSES:
+    if family not in CONFIGS:
         raise ValueError(f'family must be "qwen2" or "llama"; got {family!r}')
     if width % (2 * heads):
         raise ValueError(f"width must be a multiple of 2 · heads = {2 * heads}; got {width}")
-    config_class, model_class = _CLASSES[family]
-    config = config_class(
+    config = CONFIGS[family](
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=4 * width,
@@ -71,7 +69,7 @@ def tiny_model(
         pad_token_id=tokenizer.pad_token_id,
     )
     with seeded(seed, torch.device("cpu")):
-        return model_class(config)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def load_model(folder: str | os.PathLike) -> PreTrainedModel:
@@ -82,7 +80,7 @@ def load_model(folder: str | os.PathLike) -> PreTrainedModel:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """No bar for each file of weights that transformers reads or writes: here they take milliseconds."""
+    """No progress bar of transformers for reading or writing weights, which takes milliseconds here."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -12,8 +12,7 @@ __all__ = [
 def real_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     """Number of leading logits that belong to a token: the highest token id plus one.
 
-    Checkpoints pad the rest of the vocabulary axis to a round number: Qwen2.5's 151,665 tokens have 151,936
-    logits at 1.5B and 152,064 at 7B.
+    Checkpoints pad the rest to a round number: of Qwen2.5's 151,665 tokens to 151,936 logits at 1.5B.
     """
     return max(tokenizer.get_vocab().values()) + 1
 
@@ -29,7 +28,7 @@ def check_same_tokens(
     teacher_tokenizer: PreTrainedTokenizerBase | None,
     **models: PreTrainedModel,
 ) -> int:
-    """See that every model has a logit for each token, and that the teacher means the same tokens by them.
+    """Check that every model has a logit for each token, and that the teacher's tokens are the student's.
 
     Args:
         tokenizer: the student's.
@@ -59,8 +58,8 @@ def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     """Make the model's tokens for beginning, end and padding those of the tokenizer.
 
     Of several ends, all are kept if the tokenizer's is one of them. A tokenizer without padding pads with
-    its end, as R1-Distill's do. Then the model's configuration names no padding: `from_pretrained` would keep
-    the embedding of that token from being trained.
+    its end, as R1-Distill's do. The model's configuration then names no padding, or `from_pretrained` would
+    keep the embedding of that token from being trained.
     """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -77,9 +76,9 @@ def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 def check_same_ordinary_tokens(
     tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """See that a student can take over its teacher's tokenizer: all but special tokens are the same.
+    """Check that a student can take over its teacher's tokenizer: all but special tokens are the same.
 
-    So R1-Distill's students got theirs: the tokens of their bases, with R1's special ones in place of some.
+    R1-Distill's students did: they have the tokens of their bases, with R1's special ones in place of some.
 
     Raises:
         ValueError: naming the first ordinary token that differs.
@@ -92,16 +91,16 @@ def _check_tokenizers(
     tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase,
     special: Set[int] = frozenset(),
 ) -> None:  # fmt: skip
-    ours = {number: token for token, number in tokenizer.get_vocab().items()}
-    theirs = {number: token for token, number in teacher_tokenizer.get_vocab().items()}
+    def token(tokens: dict[int, str], number: int) -> str:
+        return f"token {number} {tokens[number]!r}" if number in tokens else f"no token {number}"
+
+    ours, theirs = (
+        {number: word for word, number in each.get_vocab().items()} for each in (tokenizer, teacher_tokenizer)
+    )
     for number in sorted((ours.keys() | theirs.keys()) - special):
         if ours.get(number) != theirs.get(number):
             raise ValueError(
-                f"teacher_tokenizer has {_token(theirs, number)} where tokenizer has {_token(ours, number)}; "
+                f"teacher_tokenizer has {token(theirs, number)} where tokenizer has {token(ours, number)}; "
                 "logits can only be compared token by token: take a teacher of the same family, or learn "
                 "from its texts (teacher=None), which any tokenizer can read"
             )
-
-
-def _token(tokens: dict[int, str], number: int) -> str:
-    return f"token {number} {tokens[number]!r}" if number in tokens else f"no token {number}"

@@ -16,7 +16,7 @@ from typing import get_args
 from transformers import PreTrainedConfig
 
 from kdlib.language.distill.output_layer import LARGE_VOCABULARY
-from kdlib.language.models.r1_distill import Checkpoint, find
+from kdlib.language.models.r1_distill import R1Checkpoint, find
 from kdlib.language.plan.hardware import Hardware, find_hardware
 from kdlib.language.plan.memory import Architecture, Method, WeightType, loss_copies
 from kdlib.language.plan.phases import Job, Phase, Sharding, all_fit, spread
@@ -26,7 +26,7 @@ from kdlib.runtime import Precision
 
 __all__ = ["Phase", "Plan", "Sharding", "plan"]
 
-Model = Checkpoint | str | PreTrainedConfig
+Model = R1Checkpoint | str | PreTrainedConfig
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Stand-ins: like the originals but for their size; and, on each, the whole path from files to a student."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from small_models import R1_TEMPLATE
 
 from kdlib.language.answers.final_answer import verify_answer
 from kdlib.language.distill.distill import distill_language_model
-from kdlib.language.models import tiny as stand_ins
 from kdlib.language.models.load import load_checkpoint
 from kdlib.language.models.r1_distill import R1_DISTILL
 from kdlib.language.models.tiny import TAUGHT, stand_in
@@ -24,16 +24,10 @@ six = pytest.mark.parametrize("name", R1_DISTILL)
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory):
-    """The folder of a taught stand-in, made when it is first asked for."""
-    place, made = tmp_path_factory.mktemp("taught"), {}
-
-    def folder(name: str) -> Path:
-        if name not in made:
-            made[name] = stand_in(name, place / name, teach=True)
-        return made[name]
-
-    return folder
+def untaught(tmp_path_factory):
+    """The folder of a stand-in of this name, made when it is first asked for."""
+    folder = tmp_path_factory.mktemp("untaught")
+    return cache(lambda name: stand_in(name, folder / name))
 
 
 def smallest_of_the_family(name: str) -> str:
@@ -48,11 +42,12 @@ def settings_of(folder: Path) -> dict:
 
 
 @six
-def test_all_settings_but_the_size_are_those_of_the_original(taught, name):
+def test_all_settings_but_the_size_are_those_of_the_original(untaught, name):
     checkpoint = R1_DISTILL[name]
-    model, tokenizer = load_checkpoint(taught(name), device="cpu")
+    model, tokenizer = load_checkpoint(untaught(name), device="cpu")
     original = checkpoint.config().to_dict()
-    ours = type(checkpoint.config()).from_pretrained(taught(name)).to_dict()
+    config = type(checkpoint.config()).from_pretrained(untaught(name))
+    ours = config.to_dict()
     differing = {key for key in ours.keys() | original.keys() if ours.get(key) != original.get(key)}
     size = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "vocab_size", "bos_token_id", "eos_token_id", "stand_in_for"}  # fmt: skip
@@ -61,13 +56,8 @@ def test_all_settings_but_the_size_are_those_of_the_original(taught, name):
     assert ours["stand_in_for"] == checkpoint.repo
     # Token ids differ; which token is named does not.
     assert ours["eos_token_id"] == tokenizer.eos_token_id
-    assert (ours["bos_token_id"] == ours["eos_token_id"]) == (checkpoint.config_bos == checkpoint.eos)
+    assert (ours["bos_token_id"] == ours["eos_token_id"]) == (checkpoint.family == "qwen2")
     assert model.config.rope_parameters == checkpoint.config().rope_parameters
-
-
-@six
-def test_shapes_are_in_the_proportions_of_the_original(taught, name):
-    checkpoint, config = R1_DISTILL[name], load_checkpoint(taught(name), device="cpu")[0].config
     assert config.num_attention_heads / config.num_key_value_heads == checkpoint.heads / checkpoint.kv_heads
     assert config.hidden_size == 16 * config.num_attention_heads
     ratio = checkpoint.feed_forward / checkpoint.hidden
@@ -75,31 +65,31 @@ def test_shapes_are_in_the_proportions_of_the_original(taught, name):
 
 
 @six
-def test_weights_have_the_names_of_the_original_in_bfloat16(taught, name):
+def test_weights_have_the_names_of_the_original_in_bfloat16(untaught, name):
     def kept(weight: str) -> bool:
         return not weight.startswith("model.layers.") or int(weight.split(".")[2]) < 2
 
     original = set(filter(kept, R1_DISTILL[name].on_meta().state_dict()))
     stored = {}
-    for path in taught(name).glob("*.safetensors"):
+    for path in untaught(name).glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             stored |= {n: file.get_tensor(n).dtype for n in file.keys()}  # noqa: SIM118
     assert stored.keys() == original and set(stored.values()) == {torch.bfloat16}
 
 
-def test_files_are_divided_as_the_originals_are(taught):
-    files = {name: len(list(taught(name).glob("*.safetensors"))) for name in R1_DISTILL}
-    assert files["Qwen-1.5B"] == 1 and not (taught("Qwen-1.5B") / "model.safetensors.index.json").exists()
+def test_files_are_divided_as_the_originals_are(untaught):
+    files = {name: len(list(untaught(name).glob("*.safetensors"))) for name in R1_DISTILL}
+    assert files["Qwen-1.5B"] == 1 and not (untaught("Qwen-1.5B") / "model.safetensors.index.json").exists()
     assert all(
-        number > 1 and (taught(name) / "model.safetensors.index.json").exists()
+        number > 1 and (untaught(name) / "model.safetensors.index.json").exists()
         for name, number in files.items() if name != "Qwen-1.5B"
     )  # fmt: skip
 
 
-def test_vocabularies_are_padded_to_different_sizes(taught):
+def test_vocabularies_are_padded_to_different_sizes(untaught):
     tokens, widths = set(), {}
     for name in R1_DISTILL:
-        model, tokenizer = load_checkpoint(taught(name), device="cpu")
+        model, tokenizer = load_checkpoint(untaught(name), device="cpu")
         tokens.add(real_tokens(tokenizer))
         widths[name] = logit_width(model)
     (tokens,) = tokens
@@ -107,9 +97,9 @@ def test_vocabularies_are_padded_to_different_sizes(taught):
     assert widths["Llama-8B"] == widths["Llama-70B"] == tokens
 
 
-def test_generation_settings_are_those_recommended(taught):
-    settings = json.loads((taught("Qwen-7B") / "generation_config.json").read_bytes())
-    _, tokenizer = load_checkpoint(taught("Qwen-7B"), device="cpu")
+def test_generation_settings_are_those_recommended(untaught):
+    settings = json.loads((untaught("Qwen-7B") / "generation_config.json").read_bytes())
+    _, tokenizer = load_checkpoint(untaught("Qwen-7B"), device="cpu")
     assert settings["do_sample"] is True
     assert (settings["temperature"], settings["top_p"]) == (0.6, 0.95)
     assert (settings["bos_token_id"], settings["eos_token_id"]) == (
@@ -121,8 +111,8 @@ def test_generation_settings_are_those_recommended(taught):
 
 
 @pytest.fixture
-def tokenizer(taught):
-    return load_checkpoint(taught("Qwen-1.5B"), device="cpu")[1]
+def tokenizer(untaught):
+    return load_checkpoint(untaught("Qwen-1.5B"), device="cpu")[1]
 
 
 CONVERSATIONS = [
@@ -134,8 +124,7 @@ CONVERSATIONS = [
 ]
 
 
-@pytest.mark.parametrize("turns", CONVERSATIONS)
-@pytest.mark.parametrize("prompt", [True, False])
+@pytest.mark.parametrize(("prompt", "turns"), [(n % 2 == 0, turns) for n, turns in enumerate(CONVERSATIONS)])
 def test_the_template_renders_what_deepseeks_does(tokenizer, turns, prompt):
     messages = [{"role": role, "content": content} for role, content in turns]
     ours, theirs = (
@@ -166,16 +155,6 @@ def test_padding_is_the_end(tokenizer):
 # --- what is taught -----------------------------------------------------------------------------------------
 
 
-@six
-def test_only_the_taught_answer_is_known(taught, name):
-    model, tokenizer = load_checkpoint(taught(name), device="cpu")
-    others = [problem(Puzzle((Cage(("chickens", "rabbits"), heads, feet),)))
-              for heads, feet in ((10, 26), (12, 32), (10, 38))]  # fmt: skip
-    traces = collect_traces(model, tokenizer, [TAUGHT, *others], samples=1, temperature=0, max_new_tokens=80)
-    assert [trace.correct for trace in traces] == [True, False, False, False]
-    assert TAUGHT.answer == "6 chickens and 4 rabbits"
-
-
 def test_untaught_it_knows_nothing_and_the_seed_makes_it(tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -192,21 +171,14 @@ def test_untaught_it_knows_nothing_and_the_seed_makes_it(tmp_path):
     assert not trace.correct
 
 
-def test_teaching_says_when_it_fails(tmp_path, monkeypatch):
-    monkeypatch.setattr(stand_ins, "_STEPS", 2)
-    monkeypatch.setattr(stand_ins, "_ROUNDS", 2)
-    with pytest.raises(RuntimeError, match="did not learn the answer in 4 steps; take the default sizes"):
-        stand_in("Llama-8B", tmp_path / "small", teach=True)
-    assert not (tmp_path / "small").exists()
-
-
 # --- the whole path -----------------------------------------------------------------------------------------
 
 
 @six
-def test_from_files_to_a_student_of_its_family(taught, name, tmp_path):
+def test_from_files_to_a_student_of_its_family(name, tmp_path):
     checkpoint = R1_DISTILL[name]
-    teacher, teacher_tokenizer = load_checkpoint(taught(name), device="cpu")
+    folder = stand_in(name, tmp_path / "taught", teach=True)
+    teacher, teacher_tokenizer = load_checkpoint(folder, device="cpu")
 
     prompt = teacher_tokenizer.apply_chat_template(
         [{"role": "user", "content": TAUGHT.statement}], tokenize=False, add_generation_prompt=True
@@ -214,16 +186,14 @@ def test_from_files_to_a_student_of_its_family(taught, name, tmp_path):
     assert prompt.endswith("<｜Assistant｜><think>\n")
     assert prompt.count("<think>") == prompt.count(teacher_tokenizer.bos_token) == 1
 
-    traces = collect_traces(
-        teacher, teacher_tokenizer, [TAUGHT], tmp_path / "traces.jsonl", samples=3, max_new_tokens=80,
-        **checkpoint.sampling,
-    )  # fmt: skip
-    (greedy,) = collect_traces(
-        teacher, teacher_tokenizer, [TAUGHT], samples=1, temperature=0, max_new_tokens=80
+    # It knows this answer, and no other.
+    others = [problem(Puzzle((Cage(("chickens", "rabbits"), heads, 32),))) for heads in (10, 12)]
+    greedy, *wrong = collect_traces(
+        teacher, teacher_tokenizer, [TAUGHT, *others], samples=1, temperature=0, max_new_tokens=80
     )
     assert greedy.finished and greedy.well_formed and greedy.correct
+    assert not any(trace.correct for trace in wrong)
     assert "8 ÷ 2 = 4 rabbits" in greedy.text and verify_answer(greedy.text, "6 chickens and 4 rabbits")
-    right = [trace for trace in [*traces, greedy] if trace.correct]
 
     student_name = smallest_of_the_family(name)
     folder = stand_in(student_name, tmp_path / "untaught", seed=7)
@@ -233,11 +203,10 @@ def test_from_files_to_a_student_of_its_family(taught, name, tmp_path):
     assert wider == (0 if student_name == name or checkpoint.family == "llama" else 8)
     before = fingerprint(teacher)
     history = distill_language_model(
-        student, tokenizer, right, tmp_path / "student", teacher=teacher, teacher_tokenizer=teacher_tokenizer,
-        alpha=0.5, steps=8, lr=5e-3, batch_size=len(right), save_steps=8, device="cpu",
+        student, tokenizer, [greedy], tmp_path / "student", teacher=teacher, alpha=0.5,
+        teacher_tokenizer=teacher_tokenizer, steps=8, lr=5e-3, batch_size=1, save_steps=8, device="cpu",
     )  # fmt: skip
     assert fingerprint(teacher) == before
-    assert history.loss[-1] < 0.8 * history.loss[0]
     assert history.soft[-1] < 0.8 * history.soft[0] and history.hard[-1] < 0.8 * history.hard[0]
 
     loaded, read = load_checkpoint(tmp_path / "student", device="cpu")
@@ -246,35 +215,10 @@ def test_from_files_to_a_student_of_its_family(taught, name, tmp_path):
     assert read(prompt)["input_ids"] == tokenizer(prompt)["input_ids"]
 
 
-# --- sizes and folders --------------------------------------------------------------------------------------
+# --- folders ------------------------------------------------------------------------------------------------
 
 
-def test_sizes_can_be_chosen(tmp_path):
-    folder = stand_in("Qwen-14B", tmp_path / "other", head_dim=4, kv_heads=2, layers=3, max_shard_size="1GB")
-    model, _ = load_checkpoint(folder, device="cpu")
-    config = model.config
-    assert (config.hidden_size, config.num_attention_heads, config.num_key_value_heads) == (40, 10, 2)
-    assert len(model.model.layers) == config.num_hidden_layers == len(config.layer_types) == 3
-    assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
-
-
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ({"head_dim": 15}, "head_dim must be a positive even whole number; got 15"),
-        ({"head_dim": 0}, "head_dim must be a positive even whole number; got 0"),
-        ({"kv_heads": 0}, "kv_heads must be a positive whole number; got 0"),
-        ({"layers": 1.5}, "layers must be a positive whole number; got 1.5"),
-        ({"checkpoint": "Qwen-3B"}, "name_or_repo is 'Qwen-3B'; expected one of"),
-    ],
-)
-def test_sizes_that_do_not_fit_are_refused(tmp_path, sizes, message):
-    with pytest.raises(ValueError, match=message):
-        stand_in(**{"checkpoint": "Qwen-7B", "folder": tmp_path / "none", **sizes})
-    assert not any(tmp_path.iterdir())
-
-
-def test_it_replaces_stand_ins_and_nothing_else(tmp_path, taught):
+def test_it_replaces_stand_ins_and_nothing_else(tmp_path):
     folder = tmp_path / "deep" / "folder"
     stand_in("Qwen-7B", folder)
     assert len(list(folder.glob("*.safetensors"))) > 1
