@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from kdlib.language.answers.final_answer import verify_answer
     from kdlib.language.distill.distill import distill_language_model
     from kdlib.language.models.r1_distill import R1_DISTILL
-    from kdlib.language.puzzles.make import make_puzzle, solve
+    from kdlib.language.puzzles.make import make_puzzle
+    from kdlib.language.puzzles.solve import solve
     from kdlib.language.traces.collect import collect_traces
     from kdlib.language.traces.select import filter_traces
     from kdlib.losses.kd import kd_loss, soft_target_loss, soften
@@ -31,7 +32,8 @@ _HOMES = {
     "kdlib.language.answers.final_answer": ("verify_answer",),
     "kdlib.language.models.r1_distill": ("R1_DISTILL",),
     "kdlib.language.distill.distill": ("distill_language_model",),
-    "kdlib.language.puzzles.make": ("make_puzzle", "solve"),
+    "kdlib.language.puzzles.make": ("make_puzzle",),
+    "kdlib.language.puzzles.solve": ("solve",),
     "kdlib.language.traces.select": ("filter_traces",),
     "kdlib.language.traces.collect": ("collect_traces",),
     "kdlib.training": ("History", "evaluate", "fit"),

@@ -9,9 +9,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from kdlib.language.answers.final_answer import Problem
 from kdlib.language.models.load import load_checkpoint
-from kdlib.language.problems import load_problems
+from kdlib.language.problems import Problem, load_problems
 from kdlib.language.traces.collect import Trace, collect_traces
 from kdlib.language.traces.remote import BudgetReached, TracesMissing, collect_remote_traces
 from kdlib.language.traces.select import trace_report

@@ -16,12 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.cache.tokens import CachedTokens, cache_teacher_tokens
 from kdlib.course.studies.records import write_results
-from kdlib.language.answers.final_answer import Problem
 from kdlib.language.distill.distill import LanguageHistory, distill_language_model
 from kdlib.language.distill.fsdp import sharding
 from kdlib.language.models.load import load_checkpoint
 from kdlib.language.models.vocabulary import check_same_ordinary_tokens
-from kdlib.language.problems import load_problems
+from kdlib.language.problems import Problem, load_problems
 from kdlib.language.traces.collect import Trace, collect_traces, load_traces
 from kdlib.language.traces.select import filter_traces, trace_report
 from kdlib.metrics import interval

@@ -1,15 +1,30 @@
-"""Problems from a file of JSON lines: the project's own, or GSM8K as it is published."""
+"""What a model is asked: problems, and how a file of them is read (JSON lines, as GSM8K is published)."""
 
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
-from kdlib.language.answers.final_answer import Problem, verify_answer
+from kdlib.language.answers.final_answer import verify_answer
 
-__all__ = ["load_problems"]
+__all__ = ["Problem", "load_problems"]
 
-_STATEMENTS, _OTHERS = ("statement", "question"), ("key", "answer")
+
+@dataclass(frozen=True)
+class Problem:
+    """What a model is asked, and the reference answer.
+
+    Attributes:
+        key: identity, so that no problem is both trained on and tested.
+        statement: the user's turn.
+        answer: anything that `verify_answer` takes as a reference: "6 chickens and 4 rabbits", "1,234",
+            "\\frac{1}{2}", or a whole GSM8K solution with its "#### 1,234".
+    """
+
+    key: str
+    statement: str
+    answer: str
 
 
 def load_problems(path: str | os.PathLike) -> list[Problem]:
@@ -23,9 +38,8 @@ def load_problems(path: str | os.PathLike) -> list[Problem]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line that is no such object, with a column that is none of these, an answer that is no
-            reference for `verify_answer`, or a key that occurred before; it names the line. Also for a file
-            without any problem.
+        ValueError: a line that is no such object, an answer that is no reference for `verify_answer`, or a
+            key that occurred before; it names the line. Also for a file without any problem.
     """
     path = Path(path)
     if not path.is_file():
@@ -53,23 +67,17 @@ def load_problems(path: str | os.PathLike) -> list[Problem]:
 def _problem(row: object) -> Problem:
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, got {row!r:.60}")
-    if unknown := sorted(row.keys() - {*_STATEMENTS, *_OTHERS}):
+    if row.keys() - {"key"} not in ({"statement", "answer"}, {"question", "answer"}):
         raise ValueError(
-            f"unknown columns {', '.join(unknown)}; expected statement (or question), answer and, if there "
-            "is one, key: rename or remove the others"
+            "expected the columns statement (or question), answer and, if there is one, key; got "
+            + (", ".join(row) or "none")
         )
-    statements = [name for name in _STATEMENTS if name in row]
-    if len(statements) != 1 or "answer" not in row:
-        raise ValueError(f"expected statement (or question) and answer; got {', '.join(row) or 'nothing'}")
-    statement, answer, key = (_text(row, name) for name in (statements[0], "answer", "key"))
+    for name, value in row.items():
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError(f"{name} is {value!r:.60}; expected a text")
+    statement, answer = str(row.get("statement", row.get("question"))), str(row["answer"])
     if not statement.strip():
-        raise ValueError(f"{statements[0]} is empty")
+        raise ValueError("the statement is empty")
     verify_answer("", answer)  # raises for what is no reference, now rather than after the model has written
-    return Problem(key or hashlib.sha256(statement.encode()).hexdigest()[:16], statement, answer)
-
-
-def _text(row: dict[str, object], name: str) -> str:
-    value = row.get(name, "")
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{name} is {value!r:.60}; expected a text")
-    return str(value)
+    key = str(row.get("key", "")) or hashlib.sha256(statement.encode()).hexdigest()[:16]
+    return Problem(key, statement, answer)

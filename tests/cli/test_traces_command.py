@@ -9,9 +9,7 @@ from loopback import Server, as_json, completion
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kdlib.cli import traces as collecting
-from kdlib.language.answers.final_answer import Problem
 from kdlib.language.models.small import without_bars
-from kdlib.language.problems import load_problems
 from kdlib.language.traces import asking
 from kdlib.language.traces.file import load_traces
 from kdlib.language.traces.select import trace_report
@@ -36,77 +34,6 @@ def run(files, *options):
 
 async def right(request):
     return as_json(completion(request.statement.split()[0], thought="so many"))
-
-
-# --- problems --------------------------------------------------------------------------------------
-
-
-def test_problems_are_read_as_they_are_written(tmp_path):
-    path = written(
-        tmp_path / "problems.jsonl",
-        {"key": "p1", "statement": "鸡兔同笼\u2028?", "answer": "6 chickens and 4 rabbits"},
-        {"statement": "how many?", "answer": 72, "key": 5},
-    )
-    assert load_problems(path) == [
-        Problem("p1", "鸡兔同笼\u2028?", "6 chickens and 4 rabbits"), Problem("5", "how many?", "72")
-    ]  # fmt: skip
-
-
-def test_gsm8k_is_read_as_it_is_published(tmp_path):
-    row = {"question": "Natalia sold clips", "answer": "48/2 = <<48/2=24>>24\n#### 72"}
-    (problem,) = load_problems(written(tmp_path / "test.jsonl", row))
-    assert (problem.statement, problem.answer) == (row["question"], row["answer"])
-
-
-def test_a_key_is_made_from_the_statement_wherever_it_stands(tmp_path):
-    rows = [{"statement": f"{n} heads", "answer": "1"} for n in range(3)]
-    first = load_problems(written(tmp_path / "a.jsonl", *rows))
-    assert len({problem.key for problem in first}) == 3
-    assert load_problems(written(tmp_path / "b.jsonl", *rows[::-1])) == first[::-1]
-
-
-def test_empty_lines_a_mark_at_the_beginning_and_other_line_ends_do_not_matter(tmp_path):
-    path = tmp_path / "problems.jsonl"
-    path.write_bytes(
-        b'\xef\xbb\xbf{"statement": "a", "answer": "1"}\r\n\r\n \n{"statement": "b", "answer": "2"}'
-    )
-    assert [problem.statement for problem in load_problems(path)] == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("{", "line 2 of .*: "),
-        ("\xff", "line 2 of .*: "),
-        ("[1]", r"line 2 of .*: expected a JSON object, got \[1\]"),
-        ('{"problem": "a", "answer": "1", "level": 3}', "unknown columns level, problem; expected statement"),
-        ('{"statement": "a"}', "expected statement .* and answer; got statement"),
-        ('{"answer": "1"}', "expected statement .* and answer; got answer"),
-        ('{"statement": "a", "question": "b", "answer": "1"}', "got statement, question, answer"),
-        ('{"statement": " ", "answer": "1"}', "statement is empty"),
-        ('{"statement": "a", "answer": " "}', "expected an answer of 1 to"),
-        ('{"statement": "a", "answer": null}', "answer is None; expected a text"),
-        ('{"statement": "a", "answer": true}', "answer is True; expected a text"),
-        ('{"statement": ["a"], "answer": "1"}', r"statement is \['a'\]; expected a text"),
-        ('{"key": "k", "statement": "b", "answer": "1"}', "line 2 of .* has the key 'k', as line 1 has"),
-    ],
-)
-def test_a_line_that_is_no_problem_is_named(tmp_path, row, message):
-    path = tmp_path / "problems.jsonl"
-    path.write_bytes(b'{"key": "k", "statement": "a", "answer": "1"}\n' + row.encode("latin-1"))
-    with pytest.raises(ValueError, match=message):
-        load_problems(path)
-
-
-def test_a_file_that_is_missing_or_empty_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no file .*none.jsonl"):
-        load_problems(tmp_path / "none.jsonl")
-    (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="empty.jsonl holds no problem"):
-        load_problems(tmp_path / "empty.jsonl")
-
-
-# --- the command -----------------------------------------------------------------------------------
 
 
 def test_traces_of_a_server_are_collected_and_reported(files, capsys):

@@ -1,7 +1,7 @@
 """The smallest recipe whose teacher solves anything: it knows its eight chains by heart."""
 
 from kdlib.course.studies.reasoning_arms import Recipe, Stage
-from kdlib.language.puzzles.make import Puzzle
+from kdlib.language.puzzles.puzzle import Puzzle
 from kdlib.language.puzzles.text import problem, written_solution
 from kdlib.language.traces.collect import Trace
 

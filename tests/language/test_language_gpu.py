@@ -4,8 +4,8 @@ import pytest
 import torch
 from small_models import llama, pairs, qwen, word_tokenizer
 
-from kdlib.language.answers.final_answer import Problem
 from kdlib.language.distill.distill import distill_language_model
+from kdlib.language.problems import Problem
 from kdlib.language.traces.collect import collect_traces
 
 pytestmark = [

@@ -20,7 +20,7 @@ from forks import telling, told_to_the_end, told_until
 from traces import in_halves, odd
 
 from kdlib import storage
-from kdlib.language.answers.final_answer import Problem
+from kdlib.language.problems import Problem
 from kdlib.language.traces import asking
 from kdlib.language.traces import file as trace_file
 from kdlib.language.traces.remote import TracesMissing, collect_remote_traces

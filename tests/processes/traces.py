@@ -20,7 +20,7 @@ from forks import telling, told_to_the_end, told_until
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from kdlib import storage
-from kdlib.language.answers.final_answer import Problem
+from kdlib.language.problems import Problem
 from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
 from kdlib.language.traces import file as trace_file
 from kdlib.language.traces.collect import collect_traces

@@ -7,7 +7,8 @@ step. Here a base model knows the numbers and how one cage is solved. What it ha
 import random
 from collections.abc import Sequence
 
-from kdlib.language.puzzles.make import ANIMALS, Puzzle, make_puzzle
+from kdlib.language.puzzles.make import make_puzzle
+from kdlib.language.puzzles.puzzle import ANIMALS, Puzzle
 from kdlib.language.puzzles.text import statement, written_solution
 
 __all__ = ["sums", "texts"]

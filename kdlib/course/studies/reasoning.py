@@ -44,7 +44,8 @@ from kdlib.course.studies.reasoning_arms import (
 from kdlib.course.studies.reasoning_results import PAIRS, columns, report, verdicts
 from kdlib.course.studies.records import RunLog, pack, write_results
 from kdlib.language.models.small import load_model, tiny_model, without_bars
-from kdlib.language.puzzles.make import Puzzle, PuzzleSplits, puzzle_splits
+from kdlib.language.puzzles.make import PuzzleSplits, puzzle_splits
+from kdlib.language.puzzles.puzzle import Puzzle
 from kdlib.language.puzzles.text import problem, statement, written_solution
 from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
 from kdlib.language.traces.collect import Trace, collect_traces

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdlib.course.studies.pretraining_data import Text, texts
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.models.small import Family, load_model, tiny_model
-from kdlib.language.puzzles.make import Puzzle, PuzzleSplits, puzzle_splits
+from kdlib.language.puzzles.make import PuzzleSplits, puzzle_splits
+from kdlib.language.puzzles.puzzle import Puzzle
 from kdlib.language.puzzles.text import Style, statement, written_solution
 from kdlib.language.traces.collect import Trace
 from kdlib.language.traces.select import filter_traces
@@ -89,7 +90,7 @@ class Recipe:
         """Disjoint chains of two cages: `train` is the pool that each seed draws its problems from."""
         return puzzle_splits(
             "chain", train=self.pool, validation=self.validation, test=self.test, beyond=self.beyond,
-            heads=self.heads, beyond_heads=self.beyond_heads, animals=self.animals, more=True, seed=0,
+            heads=self.heads, beyond_heads=self.beyond_heads, animals=self.animals, seed=0,
         )  # fmt: skip
 
     def cages(self) -> tuple[Puzzle, ...]:

@@ -27,36 +27,19 @@ characters are searched, and an answer has at most `LONGEST` characters.
 import re
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 
 from kdlib.language.answers.arithmetic import Step, arithmetic_steps, first_wrong_step
 from kdlib.language.answers.compare import is_answer, same_answer
 
 __all__ = [
-    "LONGEST", "SEARCHED", "Problem", "Step",
+    "LONGEST", "SEARCHED", "Step",
     "arithmetic_steps", "final_answer", "first_wrong_step", "has_format", "verify_answer",
 ]  # fmt: skip
 
 SEARCHED, LONGEST = 100_000, 1_000
 _TRIES = 50  # answers looked at, from the last one backwards, before a text counts as one without
 _OPEN, _CLOSE = "<think>", "</think>"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What a model is asked, and the reference answer.
-
-    Attributes:
-        key: identity, so that no problem is both trained on and tested.
-        statement: the user's turn.
-        answer: anything that `verify_answer` takes as a reference: "6 chickens and 4 rabbits", "1,234",
-            "\\frac{1}{2}", or a whole GSM8K solution with its "#### 1,234".
-    """
-
-    key: str
-    statement: str
-    answer: str
 
 
 def final_answer(text: str) -> str | None:

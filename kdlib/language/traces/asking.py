@@ -12,7 +12,7 @@ from typing import Literal
 
 import openai
 
-from kdlib.language.answers.final_answer import Problem
+from kdlib.language.problems import Problem
 from kdlib.language.traces.replies import BadReply, Reply, Usage, read_reply
 
 __all__ = ["Asker", "Budget", "Job", "Teacher", "pause_before"]

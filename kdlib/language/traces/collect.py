@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.checkpoint import describe
-from kdlib.language.answers.final_answer import Problem, has_format, verify_answer
+from kdlib.language.answers.final_answer import has_format, verify_answer
+from kdlib.language.problems import Problem
 from kdlib.language.traces.file import Trace, TraceFile, load_traces
 from kdlib.language.traces.generate import Completion, Writer
 from kdlib.runtime import eval_mode, substream

@@ -22,7 +22,8 @@ from anyio.from_thread import start_blocking_portal
 from tqdm.auto import tqdm
 
 from kdlib.checkpoint import describe
-from kdlib.language.answers.final_answer import Problem, verify_answer
+from kdlib.language.answers.final_answer import verify_answer
+from kdlib.language.problems import Problem
 from kdlib.language.traces.asking import Asker, Budget, Job, Teacher
 from kdlib.language.traces.collect import Verifier, check_request, check_same_problems, judged_trace
 from kdlib.language.traces.file import Trace, TraceFile

@@ -11,7 +11,9 @@ from kdlib.language.answers import compare as quantities
 from kdlib.language.answers import final_answer as answers
 from kdlib.language.answers import mathematics as latex
 from kdlib.language.answers.final_answer import final_answer, first_wrong_step, has_format, verify_answer
-from kdlib.language.puzzles.make import ANIMALS, make_puzzle, solve
+from kdlib.language.puzzles.make import make_puzzle
+from kdlib.language.puzzles.puzzle import ANIMALS
+from kdlib.language.puzzles.solve import solve
 from kdlib.language.puzzles.text import answer_text, written_solution
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -243,7 +245,7 @@ def test_numbers_are_compared_exactly(one, other):
         assert verify_answer(form, str(other)) is (one == other)
 
 
-@pytest.mark.parametrize("kind", ["pair", "three", "chain"])
+@pytest.mark.parametrize("kind", ["pair", "chain"])
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_written_solutions_of_puzzles(kind, language):
     for seed in range(60):

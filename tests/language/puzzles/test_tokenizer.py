@@ -1,13 +1,16 @@
 """The puzzles' tokenizer: nothing is lost, prompts are DeepSeek-R1's, it is saved like any other."""
 
+import hashlib
 import random
+from itertools import pairwise
 
 import pytest
 from small_models import R1_TEMPLATE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kdlib.language.puzzles.make import make_puzzle
-from kdlib.language.puzzles.puzzle import ANIMALS, Cage, Fact, Puzzle
+from kdlib.language.puzzles.puzzle import ANIMALS, Cage, Puzzle
+from kdlib.language.puzzles.solve import solve
 from kdlib.language.puzzles.text import answer_text, statement, written_solution
 from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
 
@@ -28,58 +31,45 @@ def assistant(content):
 
 
 def texts():
-    """Statements, answers and completions: all animals and facts, and random puzzles."""
+    """Statements, answers and completions: all animals, and random puzzles."""
     rng = random.Random(0)
     puzzles = [
-        make_puzzle(kind, rng=rng, heads=(2, 10 ** rng.randint(1, 6)), shuffle=True, cages=rng.randint(2, 4))
-        for kind in ("pair", "three", "chain") * 25
+        make_puzzle(kind, rng=rng, heads=(5, 10 ** rng.randint(1, 6)), cages=rng.randint(2, 4))
+        for kind in ("pair", "chain") * 30
     ]
-    puzzles += [
-        make_puzzle("chain", rng=rng, heads=(2, high), shuffle=True, cages=rng.randint(2, 4), more=True)
-        for high in (9, 60, 10**6) * 8
-    ]
-    names = list(ANIMALS)
-    for name, other in zip(names, names[1:] + names[:1], strict=True):
-        third = next(n for n in names if n not in (name, other))
-        for counts in ((1, 0, 1), (2, 3, 0), (1, 1, 1), (4, 2, 5), (6, 2, 1)):
-            held = dict(zip((name, other, third), counts, strict=True))
-            feet = sum(ANIMALS[n].legs * count for n, count in held.items())
-            facts = [Fact(name, other, more=counts[0] - counts[1])] if counts[0] > counts[1] else []
-            facts += [Fact(name, other, k) for k in (1, 2, 3, 4) if counts[0] == k * counts[1]]
-            puzzles += [Puzzle((Cage((name, other, third), sum(counts), feet, fact),)) for fact in facts]
-            if ANIMALS[name].legs != ANIMALS[other].legs:
-                feet = ANIMALS[name].legs * counts[0] + ANIMALS[other].legs * counts[1]
-                puzzles.append(Puzzle((Cage((name, other), counts[0] + counts[1], feet),)))
-    puzzles += [Puzzle((Cage(("chickens", "ants"), 1, feet),)) for feet in (1, 2)]  # 1 head, 1 foot
-    yield from (statement(Puzzle((Cage(("chickens", "ants"), number, 0),))) for number in range(1, 150))
+    for name, other in pairwise([*ANIMALS, *ANIMALS]):
+        for first, second in ((1, 0), (2, 3), (1, 1)):
+            feet = ANIMALS[name].legs * first + ANIMALS[other].legs * second
+            puzzles.append(Puzzle((Cage((name, other), first + second, feet),)))
+    first = Cage(("chickens", "rabbits"), 3, 10)
+    puzzles += [Puzzle((first, Cage(("ants", "crabs"), None, 12 + 6 * more, more=more))) for more in (0, 1)]
+    yield from (statement(Puzzle((Cage(("chickens", "ants"), number, feet),)))
+                for number in range(1, 150) for feet in (1, 2))  # fmt: skip
     for puzzle in puzzles:
         for language in ("en", "zh"):
             yield statement(puzzle, language)
-            try:
+            if solve(puzzle).status == "unique":
                 yield answer_text(puzzle, language)
                 for style in ("suppose", "equations"):
                     for think in (True, False):
                         yield written_solution(puzzle, style, language, think)
-            except ValueError as refused:
-                assert "one answer" in str(refused)
 
 
 def test_nothing_is_lost(tokenizer):
-    used, number = set(), 0
+    number = 0
     for text in texts():
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.unk_token_id not in ids, text
         assert tokenizer.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True) == text
-        used.update(ids)
         number += 1
-    assert number > 1500
-    # And little is carried along in vain, beside the tokens of the template.
-    unused = set(range(len(tokenizer))) - used
-    assert {tokenizer.convert_ids_to_tokens(i) for i in unused} == {
-        "<｜▁pad▁｜>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<unk>",
-        "<｜User｜>", "<｜Assistant｜>", "<think>", " An", " Let",
-    }  # fmt: skip
-    assert len(tokenizer) <= 330
+    assert number > 1000
+
+
+def test_the_numbers_of_tokens_are_those_of_the_committed_results(tokenizer):
+    """Another vocabulary gives tiny models other weights, and every result of the course another value."""
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    assert len(tokens) == 313
+    assert hashlib.sha256("|".join(tokens).encode()).hexdigest()[:16] == "f20ce34bdc98cda7"
 
 
 def test_one_token_a_word_a_number_a_character(tokenizer):

@@ -13,7 +13,8 @@ import torch
 from characters_tokenizer import characters_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from kdlib.language.answers.final_answer import Problem, has_format
+from kdlib.language.answers.final_answer import has_format
+from kdlib.language.problems import Problem
 from kdlib.language.traces import collect as module
 from kdlib.language.traces.collect import collect_traces, load_traces
 from kdlib.language.traces.file import Trace, TraceFile

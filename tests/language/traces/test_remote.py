@@ -15,7 +15,7 @@ from email.utils import formatdate
 import pytest
 from loopback import Response, Server, always, as_json, completion
 
-from kdlib.language.answers.final_answer import Problem
+from kdlib.language.problems import Problem
 from kdlib.language.traces import asking
 from kdlib.language.traces.asking import pause_before
 from kdlib.language.traces.file import TraceFile, load_traces

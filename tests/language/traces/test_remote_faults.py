@@ -16,8 +16,8 @@ from characters_tokenizer import characters_tokenizer
 from loopback import FAULTS, Server, between
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from kdlib.language.answers.final_answer import Problem
 from kdlib.language.models.small import without_bars
+from kdlib.language.problems import Problem
 from kdlib.language.traces import asking
 from kdlib.language.traces.file import TraceFile, load_traces
 from kdlib.language.traces.remote import collect_remote_traces
