@@ -1,7 +1,7 @@
 """Labelled images, and their train, validation and test parts: what every data set here returns."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, Protocol, Self
 
 import torch
@@ -79,18 +79,16 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> "Examples":
+    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Self:
         """The chosen rows: a slice, positions, or a bool mask."""
-        return Examples(self.images[rows], self.labels[rows], self.index[rows])
+        return self._each(lambda column: column[rows])
 
-    def to(self, device: torch.device | str) -> "Examples":
+    def to(self, device: torch.device | str) -> Self:
         """The same examples on another device."""
-        return replace(
-            self,
-            images=self.images.to(device),
-            labels=self.labels.to(device),
-            index=self.index.to(device),
-        )
+        return self._each(lambda column: column.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return replace(self, **{column.name: change(getattr(self, column.name)) for column in fields(self)})
 
     def batches(self, chunks: Iterable[Tensor], *, epoch: int = 0, seed: int = 0) -> Iterator[Batch]:
         """See `TrainingData`: the images as they are, whatever the epoch."""

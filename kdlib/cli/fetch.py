@@ -5,11 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdlib.vision.downloads import DownloadFailed
 from kdlib.vision.photos import load_photos
-
-# What torchvision calls the folder of each set.
-FOLDERS = {"pets": "oxford-iiit-pet", "cifar10": "cifar-10-batches-py"}
 
 DESCRIPTION = """\
 Download photographs of cats and dogs, and decode them once, so that load_photos
@@ -24,13 +20,13 @@ download goes on where it stopped.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fetch, decode, and say where it landed; 1 where that failed, with the mend on stderr."""
+    """Fetch, decode, and say where it landed; 1 where that failed, with the reason on stderr."""
     parser = argparse.ArgumentParser(
         prog="python -m kdlib fetch",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=FOLDERS, help="which photographs")
+    parser.add_argument("name", choices=("pets", "cifar10"), help="which photographs")
     parser.add_argument(
         "--root", type=Path, default="data/downloads", help="folder for downloads (%(default)s)"
     )
@@ -46,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return 130
-    except (DownloadFailed, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"{chosen.name}: {splits}")
-    print(f"in {(chosen.root / FOLDERS[chosen.name]).resolve()}")
+    print(f"in {chosen.root.resolve()}")
     return 0

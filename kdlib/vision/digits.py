@@ -7,8 +7,6 @@ from sklearn.model_selection import train_test_split
 
 from kdlib.data import Examples, Splits
 
-SIZES = {"train": 800, "validation": 297, "test": 700}
-
 
 def load_digits() -> Splits:
     """1,797 images of handwritten digits, 8×8, split 800 / 297 / 700, always the same way.
@@ -29,12 +27,8 @@ def load_digits() -> Splits:
     pixels, labels = datasets.load_digits(return_X_y=True)
     order = np.arange(len(labels))
     # train_test_split draws from numpy's frozen RandomState: the same split on every version.
-    rest, test = train_test_split(
-        order, test_size=SIZES["test"], random_state=0, stratify=labels
-    )
-    train, validation = train_test_split(
-        rest, test_size=SIZES["validation"], random_state=0, stratify=labels[rest]
-    )
+    rest, test = train_test_split(order, test_size=700, random_state=0, stratify=labels)
+    train, validation = train_test_split(rest, test_size=297, random_state=0, stratify=labels[rest])
 
     def part(index: np.ndarray) -> Examples:
         images = torch.tensor(pixels[index] / 16, dtype=torch.float32).view(-1, 1, 8, 8)

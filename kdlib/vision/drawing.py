@@ -1,13 +1,10 @@
 """A cat's or dog's face drawn from numbers: signed distances turned into anti-aliased paint.
 
-Every shape is a signed distance d(u, v), in units of the picture: negative inside, positive outside. A
-pixel of width w is covered by 1/2 − d/w of its area, clipped to [0, 1]: exact for a straight edge along the
-grid, and close for others as long as a shape is larger than a pixel. Thinner strokes are drawn one pixel
-wide and proportionally fainter, so that a whisker has the same weight of ink at every size. Layers are
-painted one over another, back to front.
-
-Faces are symmetric but for their markings, so pairs of ears, eyes and whiskers are drawn once, in the
-coordinate |u|.
+Every shape is a signed distance d(u, v), in units of the picture: negative inside, positive outside. A pixel
+of width w is covered by 1/2 − d/w of its area, clipped to [0, 1]: exact for a straight edge along the grid,
+and close for others as long as a shape is larger than a pixel. Thinner strokes are drawn one pixel wide and
+proportionally fainter, so that a whisker has the same weight of ink at every size. Layers are painted one
+over another, back to front. Ears, eyes and whiskers come in pairs, drawn once in the coordinate |u|.
 
 Source of the distances: I. Quilez, "2D distance functions", https://iquilezles.org/articles/distfunctions2d.
 """
@@ -18,8 +15,6 @@ from math import pi
 import torch
 from torch import Tensor
 
-__all__ = ["coverage", "ellipse", "paint_faces", "tapered_capsule"]
-
 # Colours, as rows of (red, green, blue) in [0, 1].
 FUR = ((0.88, 0.58, 0.30), (0.62, 0.62, 0.66), (0.55, 0.39, 0.27), (0.93, 0.84, 0.68),
        (0.36, 0.34, 0.36), (0.95, 0.94, 0.92), (0.78, 0.66, 0.50), (0.72, 0.46, 0.28))  # fmt: skip
@@ -29,8 +24,8 @@ GROUND = ((0.62, 0.79, 0.89), (0.71, 0.85, 0.66), (0.95, 0.80, 0.66), (0.83, 0.7
 OCCLUDER = ((0.36, 0.55, 0.27), (0.68, 0.30, 0.26), (0.28, 0.38, 0.60), (0.80, 0.72, 0.40))
 WHITE, PINK, TONGUE, DARK = (1.0, 1.0, 1.0), (0.93, 0.66, 0.66), (0.93, 0.45, 0.50), (0.10, 0.08, 0.08)
 
-
 Colour = Tensor | tuple[float, float, float]
+Columns = Mapping[str, Tensor]
 
 
 def coverage(distance: Tensor, pixel: Tensor | float) -> Tensor:
@@ -62,16 +57,13 @@ def tapered_capsule(
     return (torch.sqrt(x * x + y * y) - (start + (end - start) * along)) * cosine
 
 
-def paint_faces(attribute: Mapping[str, Tensor], nuisance: Mapping[str, Tensor], size: int) -> Tensor:
-    """Paint one face for each row.
+def paint_faces(attribute: Columns, nuisance: Columns, size: int) -> Tensor:
+    """Paint one face for each row: (B, 3, size, size) float32 in [0, 1].
 
     Args:
         attribute: the columns named in `kdlib.vision.sketches.ATTRIBUTES`, each (B) in [−1, 1].
         nuisance: the columns named in `kdlib.vision.sketches.NUISANCES`, each (B) in [0, 1].
         size: height and width in pixels.
-
-    Returns:
-        (B, 3, size, size) float32 in [0, 1].
     """
     # Parameters become columns (B, 1), against pixels (1, size²).
     look = {name: (value[:, None] + 1) / 2 for name, value in attribute.items()}
@@ -90,17 +82,8 @@ def paint_faces(attribute: Mapping[str, Tensor], nuisance: Mapping[str, Tensor],
 class _Face:
     """The layers of a face, in the coordinates (u, v) of an upright one: v downwards, height about 1.5."""
 
-    def __init__(
-        self,
-        canvas: Tensor,
-        u: Tensor,
-        v: Tensor,
-        pixel: Tensor,
-        look: dict[str, Tensor],
-        free: dict[str, Tensor],
-    ) -> None:
-        self.canvas, self.pixel, self.look, self.free = canvas, pixel, look, free
-        self.u, self.v, self.side = u, v, u.abs()
+    def __init__(self, canvas: Tensor, u: Tensor, v: Tensor, pixel: Tensor, look: Columns, free: Columns):
+        self.canvas, self.u, self.v, self.pixel, self.look, self.free = canvas, u, v, pixel, look, free
         # What lies in front of the head shifts against it when the head turns or nods.
         self.front_u = u - 0.14 * (free["turn"] - 0.5)
         self.front_v = v - 0.10 * (free["nod"] - 0.5)
@@ -115,8 +98,8 @@ class _Face:
     def paint(self) -> None:
         self.head_and_ears()
         self.markings()
-        self.ears()
-        self.muzzle()
+        self.front_of_ears()
+        self.layer(self.snout + 0.01, 0.45 * self.fur + 0.53)
         self.eyes()
         self.nose_and_mouth()
         self.whiskers()
@@ -131,19 +114,17 @@ class _Face:
 
     def head_and_ears(self) -> None:
         a, b = self.between("head", 0.60, 0.47), self.between("head", 0.50, 0.60)
-        self.head_a, self.head_b, self.head_v = a, b, 0.08
-        self.head = ellipse(self.u, self.v - self.head_v, a, b)
+        head_v = 0.08
+        self.head = ellipse(self.u, self.v - head_v, a, b)
 
         # One stroke that swings from upright to hanging, and from a point to a round lobe. Half-way it is
         # short, as an ear that points at the viewer looks.
         angle, way = self.between("ears", 0.30, 2.85), self.look["ears"]
         length = self.between("ears", 0.46, 0.56) - 0.88 * way * (1 - way)
-        self.ear_u = self.side - self.between("ears", 0.60, 0.80) * a
-        self.ear_v = self.v - self.head_v + self.between("ears", 0.66, 0.62) * b
+        ear_u = self.u.abs() - self.between("ears", 0.60, 0.80) * a
+        ear_v = self.v - head_v + self.between("ears", 0.66, 0.62) * b
         root, end = self.between("ears", 0.21, 0.12), self.between("ears", 0.015, 0.19)
-        self.ear = tapered_capsule(
-            self.ear_u, self.ear_v, length * angle.sin(), -length * angle.cos(), root, end
-        )
+        self.ear = tapered_capsule(ear_u, ear_v, length * angle.sin(), -length * angle.cos(), root, end)
         # The muzzle may reach below the chin.
         half_width, height = self.between("muzzle", 0.13, 0.22), self.between("muzzle", 0.12, 0.27)
         self.muzzle_height = height
@@ -156,7 +137,7 @@ class _Face:
         self.layer(outline, self.fur)
 
     def markings(self) -> None:
-        """Stripes on the forehead, a patch over one eye, or a blaze; a third of the faces have none."""
+        """Stripes on the forehead, a patch over one eye, or a blaze; a fifth of the faces have none."""
         kind, u, v = self.free["marking"], self.front_u, self.front_v
         u = torch.where(self.free["marking side"] > 0.5, u, -u)
         stripes = (self.front_side - 0.13).abs().minimum(self.front_side) - 0.025
@@ -167,7 +148,7 @@ class _Face:
         shape = torch.maximum(shape, self.head + 0.02)
         self.layer(shape, self.marking, (kind > 0.22).float() * 0.85)
 
-    def ears(self) -> None:
+    def front_of_ears(self) -> None:
         # Upright: a pink hollow. Hanging: the whole ear lies in front of the head, darker and outlined.
         hanging = self.look["ears"]
         shade = ((hanging - 0.25) * 2).clamp(0, 1)
@@ -175,9 +156,6 @@ class _Face:
         self.layer(self.ear, self.fur * 0.72, shade)
         hollow = torch.maximum(self.ear + 0.065, -self.head + 0.01)
         self.layer(hollow, PINK, (1 - 1.4 * hanging).clamp(0, 1))
-
-    def muzzle(self) -> None:
-        self.layer(self.snout + 0.01, 0.45 * self.fur + 0.53)
 
     def eyes(self) -> None:
         apart = 0.24
@@ -225,7 +203,7 @@ class _Face:
         self.stroke(nearest, 0.020, torch.where(bright < 0.5, 0.95, 0.12).expand_as(self.fur), 0.9)
 
 
-def _posed(x: Tensor, y: Tensor, free: dict[str, Tensor], width: float) -> tuple[Tensor, Tensor, Tensor]:
+def _posed(x: Tensor, y: Tensor, free: Columns, width: float) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels in the coordinates of the upright face, and the width of a pixel there."""
     angle = (free["rotation"] - 0.5) * (80 / 180 * pi)
     scale = 0.92 + 0.28 * (free["scale"] - 0.5)
@@ -234,7 +212,7 @@ def _posed(x: Tensor, y: Tensor, free: dict[str, Tensor], width: float) -> tuple
     return cosine * x + sine * y, cosine * y - sine * x, width / scale
 
 
-def _background(x: Tensor, y: Tensor, free: dict[str, Tensor]) -> Tensor:
+def _background(x: Tensor, y: Tensor, free: Columns) -> Tensor:
     """Two colours that run into one another in waves: (B, 3, pixels)."""
     first, second = _colour(GROUND, free["ground"]), _colour(GROUND, free["second ground"])
     angle, wave = free["ground angle"] * (2 * pi), 0.5 + 9 * free["ground wave"]
@@ -245,7 +223,7 @@ def _background(x: Tensor, y: Tensor, free: dict[str, Tensor]) -> Tensor:
     return torch.lerp(first.transpose(1, 2), second.transpose(1, 2), mix[:, None])
 
 
-def _occlude(canvas: Tensor, x: Tensor, y: Tensor, pixel: float, free: dict[str, Tensor]) -> None:
+def _occlude(canvas: Tensor, x: Tensor, y: Tensor, pixel: float, free: Columns) -> None:
     """A bar, a leaf or a ball before the face, of a size that may be 0."""
     big, kind = free["occluder"], free["occluder kind"]
     angle = free["occluder angle"] * pi
@@ -262,7 +240,7 @@ def _occlude(canvas: Tensor, x: Tensor, y: Tensor, pixel: float, free: dict[str,
     _over(canvas, coverage(shape, pixel) * present, colour)
 
 
-def _light_and_noise(canvas: Tensor, x: Tensor, y: Tensor, size: int, free: dict[str, Tensor]) -> None:
+def _light_and_noise(canvas: Tensor, x: Tensor, y: Tensor, size: int, free: Columns) -> None:
     angle = free["light angle"] * (2 * pi)
     slope = angle.cos() * x + angle.sin() * y
     light = (1 + 0.7 * (free["brightness"] - 0.5)) * (1 + 0.35 * free["shadow"] * (slope - 0.5))

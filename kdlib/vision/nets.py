@@ -34,14 +34,9 @@ def digit_cnn(width: int = 16, *, classes: int = 10, dropout: float = 0.3) -> nn
 
 
 def convnet(
-    widths: Sequence[int],
-    *,
-    depth: int = 1,
-    stride: int = 1,
-    channels: int = 3,
-    classes: int = 2,
+    widths: Sequence[int], *, depth: int = 1, stride: int = 1, channels: int = 3, classes: int = 2,
     dropout: float = 0.0,
-) -> nn.Sequential:
+) -> nn.Sequential:  # fmt: skip
     """Plain convolutional network: (N, channels, H, W) in [0, 1] -> logits (N, classes), any H and W.
 
     Each stage is `depth` times convolution, batch normalisation and ReLU, then halves height and width;

@@ -1,32 +1,57 @@
 """Photographs of cats and dogs, or of whatever a folder holds: found, decoded once, and cut into parts."""
 
+import hashlib
 import os
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
+from glob import iglob
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image
-from torchvision.datasets import OxfordIIITPet
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.datasets import CIFAR10, OxfordIIITPet
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.functional import pil_to_tensor
+from tqdm.contrib.concurrent import thread_map
 
 from kdlib.data import Examples, Splits
-from kdlib.storage import fingerprint
-from kdlib.vision.decoding import check_size, digest_of, read_photo, square
-from kdlib.vision.downloads import fetch_cifar10, fetch_pets
-from kdlib.vision.folders import (
-    LabelledPaths,
-    PhotoFile,
-    PhotoPaths,
-    check_share,
-    find_photos,
-    part_of_each,
-    photo_paths,
-)
-from kdlib.vision.photo_cache import Decoded, decode_files
+from kdlib.storage import DamagedFile, fingerprint, load_tensors, save_tensors
+from kdlib.vision.downloads import fetch
 
-__all__ = ["LabelledPaths", "PhotoPaths", "load_photos", "photo_paths", "read_photo"]
+__all__ = ["UnreadablePhoto", "load_photos", "read_photo"]
+
+# Of the pixels of `read_photo`: raise it when they change, so that caches of the old ones are made again.
+DECODER = f"2, Pillow {Image.__version__}"
+
+# HEIC too, although plain Pillow cannot read it: better named as unreadable than passed over in silence.
+EXTENSIONS = {*IMG_EXTENSIONS, ".avif", ".gif", ".heic", ".heif", ".jfif"}
+
+FOLDERS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val"), "validation")
+LAYOUT = "it should hold train/cat/*.jpg, train/dog/*.jpg, test/cat/*.jpg, and so on"
+TEST_BY_HAND = "move about a fifth of each class there once, by hand, to test every student on the same ones"
+
+
+class UnreadablePhoto(ValueError):
+    """A file that is no picture, or only part of one; `reason` says why, without the file's name."""
+
+    def __init__(self, path: str | os.PathLike, reason: object) -> None:
+        super().__init__(f"{path} cannot be read: {reason}")
+        self.reason = str(reason)
+
+
+class Photo(NamedTuple):
+    """A labelled photograph; `name` is the same on every system: train/cat/1.jpg."""
+
+    name: str
+    path: Path
+    part: str
+    label: int
+
 
 def load_photos(
     folder_or_name: str | os.PathLike,
@@ -36,20 +61,25 @@ def load_photos(
     cache: str | os.PathLike | None = "data/cache",
     validation: float = 0.15,
     breeds: bool = False,
-    duplicates: Literal["refuse", "drop"] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Splits:
     """Labelled photographs as squares: a folder of your own, or a set that is downloaded at its first use.
 
-    Each photograph is decoded as `read_photo` does it, once; later calls read one compact file. Files that
-    cannot be read are left out with a warning that counts and names them.
+    A folder holds ``train`` and ``test``, and perhaps ``validation`` (or ``valid``, ``val``), and each of
+    these a folder for each class, whose name is the class's name; photographs may lie in folders below that.
+    Hidden files, and files without the extension of a picture, are passed over. A folder without ``test`` is
+    refused: a test part cut here would change with the seed, and so end up in somebody's training.
 
-    A picture that lies in two parts would let the student train on what it is tested on. Pictures are the
-    same when all their pixels are, at full size, whatever the format of the file.
+    Each photograph is decoded once, as `read_photo` does it; later calls read one compact file. What cannot
+    be read is left out with a warning. So is a picture that lies in two parts as well, since a student would
+    be tested on what it was trained on: the one in test stays, or else the one in validation.
+
+    For a set larger than memory, give `fit` a torch ``DataLoader`` of
+    ``ImageFolder("photos/train", loader=partial(read_photo, size=64))`` from torchvision.
 
     Args:
-        folder_or_name: a folder in the layout of `photo_paths`, or
+        folder_or_name: a folder, or
 
             - ``"pets"``: Oxford-IIIT Pet (Parkhi et al. 2012, "Cats and dogs", CVPR), 3,680 photographs for
               training and validation and 3,669 for testing, cats and dogs, CC BY-SA 4.0, download 0.8 GB;
@@ -58,11 +88,9 @@ def load_photos(
         size: side of the square in pixels; 64 by default, and 32 for CIFAR-10.
         root: where downloads land.
         cache: folder for decoded photographs; None to decode every time.
-        validation: share of each class to take from train where there is no folder ``validation``.
+        validation: share of each class to take from train where no folder is for validation. Which files
+            these are depends on their names and the seed alone: a file added later moves no other.
         breeds: for pets, the 37 breeds instead of cat and dog.
-        duplicates: of a picture in two parts: ``"refuse"``, the default for a folder, stops and names them;
-            ``"drop"``, the default for downloaded sets, which nobody can mend, keeps the one in test, else
-            the one in validation. Where validation is cut from train the latter is always done.
         seed: chooses the validation part.
         progress: show progress on stderr.
 
@@ -73,142 +101,197 @@ def load_photos(
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the folder is in another layout, more than half of a part cannot be read, or (with
-            ``duplicates="refuse"``) pictures lie in two parts; the message says how to mend it.
-        kdlib.vision.downloads.DownloadFailed: says what to fetch by hand, and where to put it.
+        ValueError: an argument or the folder's layout is wrong, or most of a part cannot be used.
+        OSError: a download failed; the message says what to fetch by hand, and where to put it.
     """
-    if duplicates not in ("refuse", "drop", None):
-        raise ValueError(f'duplicates is "refuse" or "drop"; got {duplicates!r}')
-    check_share(validation)
-    if size is not None:
-        check_size(size)
+    if not 0 < validation < 1:
+        raise ValueError(f"validation is a share of train, above 0 and below 1; got {validation}")
+    if size is not None and size < 1:
+        raise ValueError(f"size is the side of the square in pixels, at least 1; got {size}")
     if breeds and folder_or_name != "pets":
         raise ValueError(f'breeds=True is for "pets"; the classes of {folder_or_name} are what they are')
     if folder_or_name == "cifar10":
-        files, classes, decoded = _cifar10(root, size or 32, progress)
+        photos, images = _cifar10(Path(root), size or 32, progress)
+        broken, classes = {}, ("cat", "dog")
     else:
         if folder_or_name == "pets":
-            folder = fetch_pets(root, progress=progress)
-            files, classes = _pets(folder, breeds)
+            folder = Path(root) / "oxford-iiit-pet"
+            photos, classes = _pets(folder, breeds, progress)
         else:
             folder = Path(folder_or_name)
-            try:
-                files, classes = find_photos(folder)
-            except FileNotFoundError as error:
-                raise FileNotFoundError(f'{error}. Or did you mean "pets" or "cifar10"?') from None
-        decoded = _decode(files, folder, size or 64, cache, progress)
-    if duplicates is None:
-        duplicates = "drop" if folder_or_name in ("cifar10", "pets") else "refuse"
-    return _splits(files, classes, decoded, validation, duplicates, seed)
+            photos, classes = _find(folder)
+        images, broken = _decoded(photos, folder, size or 64, cache, progress)
+    return _splits(_cut_validation(photos, validation, seed), images, broken, classes)
 
 
-def _pets(folder: Path, breeds: bool) -> tuple[list[PhotoFile], tuple[str, ...]]:
-    files = []
+def read_photo(path: str | os.PathLike, size: int) -> Tensor:
+    """The centre square of a photograph, uint8 (3, size, size), red, green and blue in 0 … 255.
+
+    The camera's EXIF orientation is applied; whatever is transparent lies on white; grey, palette, CMYK and
+    16-bit pictures become RGB; of an animation the first frame counts. The short side is resized to `size`
+    (bilinear with antialiasing, as torchvision's Resize).
+
+    Raises:
+        UnreadablePhoto: the file is empty, truncated, no picture, or of more pixels than Pillow accepts.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        with Image.open(path) as picture:
+            return _square(_as_rgb(ImageOps.exif_transpose(picture)), size)
+    except Exception as error:  # Pillow's readers of damaged files raise nearly everything
+        reason = "no picture that Pillow can read" if isinstance(error, UnidentifiedImageError) else error
+        if os.path.getsize(path) == 0:  # or FileNotFoundError
+            reason = "the file is empty"
+        raise UnreadablePhoto(path, reason) from error
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range; save it as 8 or 16 bit")
+    if picture.mode.startswith("I"):
+        # The upper byte, as for 16-bit colour: Pillow's own conversion turns everything above 255 to white.
+        pixels = np.asarray(picture).astype(np.int64).clip(0, 65535) >> 8
+        return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def _square(picture: Image.Image, size: int) -> Tensor:
+    """The largest centred square of an RGB picture as uint8 (3, size, size)."""
+    return pil_to_tensor(ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)).contiguous()
+
+
+def _find(folder: Path) -> tuple[list[Photo], tuple[str, ...]]:
+    """The photographs of a folder in the order of their names, and the classes."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f'there is no folder {folder}; {LAYOUT}. Did you mean "pets" or "cifar10"?')
+    found = []
+    classes_of = defaultdict(set)
+    for name, part in FOLDERS.items():
+        for file in iglob(f"{name}/*/**/*", root_dir=folder, recursive=True):
+            path = folder / file
+            if path.suffix.lower() in EXTENSIONS and path.is_file():
+                shown = Path(file).parts[1]
+                found.append((Path(file).as_posix(), path, part, shown))
+                classes_of[part].add(shown)
+    for part, advice in (("train", LAYOUT), ("test", TEST_BY_HAND)):
+        if part not in classes_of:
+            raise ValueError(f"{folder} holds no photographs in folders {part}/CLASS; {advice}")
+    classes = tuple(sorted(classes_of["train"]))
+    if len(classes) < 2 or any(shown != set(classes) for shown in classes_of.values()):
+        shown = "; ".join(f"{part} of {', '.join(sorted(names))}" for part, names in classes_of.items())
+        raise ValueError(f"{folder} should hold the same classes in all parts, two or more; it has {shown}")
+    photos = [Photo(name, path, part, classes.index(shown)) for name, path, part, shown in sorted(found)]
+    return photos, classes
+
+
+def _pets(folder: Path, breeds: bool, progress: bool) -> tuple[list[Photo], tuple[str, ...]]:
+    for url, md5 in OxfordIIITPet._RESOURCES:
+        fetch(url, md5, folder, Path(url).name.removesuffix(".tar.gz"), progress=progress)
+    photos = []
     for part, split in (("train", "trainval"), ("test", "test")):
         pets = OxfordIIITPet(folder.parent, split=split)
-        labels = pets._labels if breeds else pets._bin_labels
-        files += [
-            PhotoFile(f"{part}/{path.name}", path, part, label)
-            for path, label in zip(pets._images, labels, strict=True)
-        ]
-    return files, tuple(pets.classes) if breeds else ("cat", "dog")
+        labelled = zip(pets._images, pets._labels if breeds else pets._bin_labels, strict=True)
+        photos += [Photo(f"{part}/{path.name}", path, part, label) for path, label in labelled]
+    return photos, tuple(pets.classes) if breeds else ("cat", "dog")
 
 
-def _cifar10(
-    root: str | os.PathLike, size: int, progress: bool
-) -> tuple[list[PhotoFile], tuple[str, ...], Decoded]:
-    classes, files, pictures = ("cat", "dog"), [], []
-    for part, cifar in zip(("train", "test"), fetch_cifar10(root, progress=progress), strict=True):
-        label_of = {cifar.class_to_idx[name]: label for label, name in enumerate(classes)}
+def _cifar10(root: Path, size: int, progress: bool) -> tuple[list[Photo], Tensor]:
+    fetch(CIFAR10.url, CIFAR10.tgz_md5, root, CIFAR10.base_folder, progress=progress)
+    photos, images = [], []
+    for part in ("train", "test"):
+        # With download=True a file that has been damaged since is unpacked again.
+        cifar = CIFAR10(root, train=part == "train", download=True)
+        label_of = {cifar.class_to_idx["cat"]: 0, cifar.class_to_idx["dog"]: 1}
         for row, (pixels, target) in enumerate(zip(cifar.data, cifar.targets, strict=True)):
             if target in label_of:
-                # No file of its own: the name is for messages, and for the cut of the validation part.
-                files.append(PhotoFile(f"{part}/{row:05}", Path(), part, label_of[target]))
-                pictures.append(Image.fromarray(pixels))
-    images = torch.stack([square(picture, size) for picture in pictures])
-    digests = torch.tensor([list(digest_of(picture)) for picture in pictures], dtype=torch.uint8)
-    return files, classes, Decoded(images, torch.arange(len(files)), digests, {})
+                # It has no file: the name is for messages, and for the cut of the validation part.
+                photos.append(Photo(f"{part}/{row:05}", Path(), part, label_of[target]))
+                images.append(_square(Image.fromarray(pixels), size))
+    return photos, torch.stack(images)
 
 
-def _decode(
-    files: Sequence[PhotoFile], folder: Path, size: int, cache: str | os.PathLike | None, progress: bool
-) -> Decoded:
+def _decoded(
+    photos: Sequence[Photo], folder: Path, size: int, cache: str | os.PathLike | None, progress: bool
+) -> tuple[Tensor, dict[int, str]]:
+    """Images (N, 3, size, size), and by row why some cannot be read; from the cache if it is up to date."""
+    files = [(photo.name, (stat := photo.path.stat()).st_size, stat.st_mtime_ns) for photo in photos]
+    belongs = fingerprint(DECODER, size, files)
     if cache is not None:
-        # The folder's own path, so that two folders named photos do not take turns in one cache.
+        # By the folder's whole path, so that two folders named photos do not take turns in one cache.
         folder = folder.resolve()
-        name = f"photos-{folder.name}-{size}-{fingerprint(str(folder))[:8]}.safetensors"
-        cache = Path(cache) / name
-    paths, names = [file.path for file in files], [file.name for file in files]
-    return decode_files(paths, names, size, cache=cache, progress=progress)
+        cache = Path(cache) / f"photos-{folder.name}-{size}-{fingerprint(str(folder))[:8]}.safetensors"
+        with suppress(FileNotFoundError, DamagedFile):
+            tensors, metadata = load_tensors(cache)
+            if metadata.get("belongs") == belongs:
+                return tensors["images"], dict(metadata["broken"])
+    images = torch.zeros(len(photos), 3, size, size, dtype=torch.uint8)
+    broken = {}
+
+    def decode(row: int) -> None:
+        try:
+            images[row] = read_photo(photos[row].path, size)
+        except UnreadablePhoto as error:
+            broken[row] = error.reason
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # on odd metadata
+        # Threads, not processes: Pillow lets go of the interpreter's lock while it works.
+        thread_map(decode, range(len(photos)), desc="decoding", unit="photo", disable=not progress)
+    if cache is not None:
+        save_tensors(cache, {"images": images}, {"belongs": belongs, "broken": list(broken.items())})
+    return images, broken
+
+
+def _cut_validation(photos: Sequence[Photo], validation: float, seed: int) -> list[Photo]:
+    """The same photographs, a share of each class of train being for validation unless some are already.
+
+    These are the first in the order of a hash of seed and name: no version of any library changes that, and
+    no other file does.
+    """
+    if any(photo.part == "validation" for photo in photos):
+        return list(photos)
+    of_class = defaultdict(list)
+    for photo in photos:
+        if photo.part == "train":
+            draw = hashlib.sha256(f"{seed}/{photo.name}".encode("utf-8", "surrogateescape")).digest()
+            of_class[photo.label].append((draw, photo.name))
+    cut = {
+        name
+        for drawn in of_class.values()
+        for _, name in sorted(drawn)[: max(1, round(validation * len(drawn)))]
+    }
+    return [photo._replace(part="validation") if photo.name in cut else photo for photo in photos]
 
 
 def _splits(
-    files: Sequence[PhotoFile],
-    classes: tuple[str, ...],
-    decoded: Decoded,
-    validation: float,
-    duplicates: str,
-    seed: int,
+    photos: Sequence[Photo], images: Tensor, broken: dict[int, str], classes: tuple[str, ...]
 ) -> Splits:
-    _report_broken(files, decoded.broken)
-    parts = part_of_each(files, validation=validation, seed=seed)
-    rows, pictures = decoded.rows.tolist(), [bytes(digest) for digest in decoded.digests.numpy()]
-    copies = _copies(rows, pictures, [file.part for file in files])
-    if copies and duplicates == "refuse":
-        pairs = [f"{files[row].name} = {files[kept].name}" for row, kept in copies.items()]
-        raise ValueError(
-            f"the same picture lies in two parts, {len(copies)} time{'s' * (len(copies) > 1)}, so that the "
-            f"student would train on what it is tested on: {_first(pairs)}. Delete one of each pair, or pass "
-            'duplicates="drop", which keeps the one in test, else the one in validation'
-        )
-    # Once more with the validation part cut from train, where copies lie in one folder.
-    copies = _copies(rows, pictures, parts)
-    skipped = [f"{files[row].name}: {reason}" for row, reason in decoded.broken.items()]
-    skipped += [f"{files[row].name}: the same picture as {files[kept].name}" for row, kept in copies.items()]
+    left_out, first = dict(broken), {}
+    for part in ("test", "validation", "train"):
+        for row, photo in enumerate(photos):
+            if photo.part == part and row not in broken:
+                original = photos[first.setdefault(hashlib.sha256(images[row].numpy()).digest(), row)]
+                if original.part != part:
+                    left_out[row] = f"the same picture as {original.name}"
+    skipped = tuple(f"{photos[row].name}: {reason}" for row, reason in sorted(left_out.items()))
+    summary = ", ".join(skipped[:5]) + (f" and {len(skipped) - 5} more" if len(skipped) > 5 else "")
 
-    def part(name: str) -> Examples:
-        chosen = [at for at, row in enumerate(rows) if parts[row] == name and row not in copies]
-        index = decoded.rows[chosen]
-        labels = torch.tensor([files[row].label for row in index.tolist()], dtype=torch.int64)
-        if missing := set(range(len(classes))) - set(labels.tolist()):
-            names = ", ".join(classes[label] for label in sorted(missing))
+    def examples(part: str) -> Examples:
+        members = [row for row, photo in enumerate(photos) if photo.part == part]
+        rows = torch.tensor([row for row in members if row not in left_out], dtype=torch.int64)
+        labels = torch.tensor([photos[row].label for row in rows.tolist()], dtype=torch.int64)
+        missing = [name for label, name in enumerate(classes) if label not in labels]
+        if missing or 2 * len(rows) < len(members):
             raise ValueError(
-                f"no photograph of {names} is left in {name}; left out were {_first(skipped)}"
+                f"of {len(members)} photographs in {part} only {len(rows)} are left; classes without any: "
+                f"{', '.join(missing) or 'none'}; left out: {summary or 'none'}"
             )
-        return Examples(decoded.images[chosen], labels, index)
+        return Examples(images[rows], labels, rows)
 
-    return Splits(part("train"), part("validation"), part("test"), classes, tuple(skipped))
-
-
-def _report_broken(files: Sequence[PhotoFile], broken: dict[int, str]) -> None:
-    if not broken:
-        return
-    named = _first([f"{files[row].name} ({reason})" for row, reason in broken.items()])
-    total = Counter(file.part for file in files)
-    for part, count in Counter(files[row].part for row in broken).items():
-        if 2 * count > total[part]:
-            raise ValueError(
-                f"{count} of the {total[part]} files in {part} cannot be read: {named}. That is more than "
-                "half: is this the folder you mean, and did its copying or unpacking finish?"
-            )
-    warnings.warn(
-        f"{len(broken)} of {len(files)} files cannot be read and are left out: {named}", stacklevel=4
-    )
-
-
-def _copies(rows: Sequence[int], pictures: Sequence[bytes], parts: Sequence[str]) -> dict[int, int]:
-    """Rows to leave out because a part that comes first has the picture, each with the row that is kept."""
-    order = ("test", "validation", "train")
-    of_picture = defaultdict(list)
-    for row, picture in zip(rows, pictures, strict=True):
-        of_picture[picture].append(row)
-    copies = {}
-    for same in of_picture.values():
-        kept = min(same, key=lambda row: order.index(parts[row]))
-        copies |= {row: kept for row in same if parts[row] != parts[kept]}
-    return copies
-
-
-def _first(names: Sequence[str], count: int = 5) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    splits = Splits(examples("train"), examples("validation"), examples("test"), classes, skipped)
+    if skipped:
+        warnings.warn(f"{len(skipped)} of {len(photos)} photographs are left out: {summary}", stacklevel=3)
+    return splits

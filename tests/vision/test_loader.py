@@ -1,14 +1,13 @@
-"""Loaders: crops against torchvision one image at a time, what depends on what, and memory against files."""
+"""The loader: crops against torchvision one image at a time, and what depends on what."""
 
 import math
 
 import pytest
 import torch
-from PIL import Image
 from torchvision.transforms.v2 import functional as v2
 
 from kdlib.data import Examples
-from kdlib.vision.loader import Augmentation, Loader, StreamingLoader
+from kdlib.vision.loader import Augmentation, Loader
 
 STRONG = Augmentation(flip=True, crop=4, cutout=5)
 SIZE = 12
@@ -114,7 +113,7 @@ def test_a_crop_is_the_same_whatever_batch_it_is_in():
     for size in (1, 2, 9):
         for batch in loader.batches(order.split(size), epoch=2, seed=7):
             assert torch.equal(batch.images, whole[batch.rows])
-            assert torch.equal(batch.labels, loader.labels[batch.rows])
+            assert torch.equal(batch.labels, loader.examples.labels[batch.rows])
     assert torch.equal(one_batch(loader, [3, 3], epoch=2, seed=7).images, whole[[3, 3]])
 
 
@@ -183,76 +182,18 @@ def test_negative_pixels_are_refused(changed, message):
         Augmentation(**changed)
 
 
-def test_a_crop_that_could_not_be_reflected_is_refused(tmp_path):
+def test_a_crop_that_could_not_be_reflected_is_refused():
     with pytest.raises(ValueError, match="crop=8 must be smaller than the images, 8×9 pixels"):
         Loader(pictures(2, 8, 9), Augmentation(crop=8))
-    with pytest.raises(ValueError, match="crop=8 must be smaller than the images, 8×8 pixels"):
-        StreamingLoader([tmp_path / "a.png"], [0], 8, Augmentation(crop=8))
-
-
-# --- from files ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def files(tmp_path):
-    """The pictures as PNG, which keeps every pixel."""
-    examples, paths = pictures(), []
-    for number, image in enumerate(examples.images):
-        paths.append(tmp_path / f"{number}.png")
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(paths[-1])
-    return paths, examples
-
-
-# From Python 3.12 on a fork of a process with threads gives a warning; DataLoader forks, and only decodes.
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("augmentation", [None, STRONG, Augmentation(crop=1)], ids=["none", "strong", "crop"])
-def test_files_give_the_very_batches_of_the_set_in_memory(files, workers, augmentation):
-    paths, examples = files
-    streamed = StreamingLoader(paths, examples.labels, SIZE, augmentation, workers=workers)
-    chunks = torch.tensor([4, 1, 8, 0, 2, 7, 3]).split(3)
-    found = list(streamed.batches(chunks, epoch=2, seed=9))
-    expected = list(Loader(examples, augmentation).batches(chunks, epoch=2, seed=9))
-    assert len(found) == len(expected) == 3
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.labels, other.labels)
-        assert torch.equal(one.rows, other.rows)
-        assert one.images.dtype == torch.float32
-        assert one.images.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_a_streaming_loader_takes_labels_as_numbers_and_files_as_names(files):
-    paths, examples = files
-    loader = StreamingLoader([str(p) for p in paths], examples.labels.tolist(), SIZE)
-    assert len(loader) == 9
-    assert loader.labels.dtype == torch.int64
-    assert one_batch(loader, [2]).labels.tolist() == [0]
-
-
-def test_a_file_without_its_label_is_refused(files):
-    with pytest.raises(ValueError, match="one label for each file; got 9 paths and 8 labels"):
-        StreamingLoader(files[0], [0] * 8, SIZE)
-
-
-def test_a_file_that_cannot_be_read_is_named(files):
-    paths, examples = files
-    paths[3].write_bytes(b"no picture")
-    loader = StreamingLoader(paths, examples.labels, SIZE)
-    with pytest.raises(ValueError, match=r"3\.png"):
-        one_batch(loader)
 
 
 # --- devices and fingerprints ----------------------------------------------------------------------
 
 
-def test_moving_a_loader_moves_what_it_gives(files):
+def test_moving_a_loader_moves_what_it_gives():
     loader = Loader(pictures(), STRONG).to("meta")
     assert loader.augmentation == STRONG
-    assert {loader.labels.device.type, loader.examples.images.device.type} == {"meta"}
-    moved = StreamingLoader(files[0], files[1].labels, SIZE, STRONG, workers=1).to("meta")
-    assert (moved.device.type, moved.labels.device.type) == ("meta", "meta")
-    assert (moved.size, moved.augmentation, moved.workers, moved.paths) == (SIZE, STRONG, 1, files[0])
+    assert {loader.examples.labels.device.type, loader.examples.images.device.type} == {"meta"}
 
 
 def changed_examples(examples):
@@ -292,31 +233,8 @@ def test_a_fingerprint_does_not_change_with_memory_order_or_a_move():
 
 
 @pytest.mark.parametrize("which", ["fingerprint", "inputs_fingerprint"])
-def test_a_fingerprint_changes_with_every_part_of_the_augmentation(files, which):
-    paths, examples = files
+def test_a_fingerprint_changes_with_every_part_of_the_augmentation(which):
+    examples = pictures()
     kinds = [None, STRONG, Augmentation(False, 4, 5), Augmentation(True, 3, 5), Augmentation(True, 4, 4)]
     held = {getattr(Loader(examples, kind), which)() for kind in kinds}
-    streamed = {getattr(StreamingLoader(paths, examples.labels, SIZE, kind), which)() for kind in kinds}
-    assert len(held) == len(streamed) == len(kinds)
-
-
-def test_a_streaming_fingerprint_changes_with_files_size_order_and_labels(files):
-    paths, examples = files
-
-    def both(paths=paths, labels=examples.labels, size=SIZE):
-        loader = StreamingLoader(paths, labels, size)
-        return loader.fingerprint(), loader.inputs_fingerprint()
-
-    original = both()
-    assert both() == original
-    assert StreamingLoader(paths, examples.labels, SIZE, workers=2).fingerprint() == original[0]
-    labels, inputs = both(labels=1 - examples.labels)
-    assert labels != original[0]
-    assert inputs == original[1]
-    swapped = [paths[1], paths[0], *paths[2:]]
-    others = [both(size=SIZE + 1), both(paths=swapped), both(paths[:8], examples.labels[:8])]
-    with open(paths[0], "ab") as file:
-        file.write(b"\0")
-    others.append(both())
-    for position in (0, 1):
-        assert len({original[position], *(other[position] for other in others)}) == 5
+    assert len(held) == len(kinds)

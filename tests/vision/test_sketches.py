@@ -23,6 +23,8 @@ from kdlib.vision.sketches import (
 )
 
 SLOPES = dict(ATTRIBUTES)
+# Looking straight ahead: ginger, green-eyed, before light blue.
+PLAIN = torch.tensor([0.5 if name in sketches.CENTRED else 0.0 for name in NUISANCES])
 
 
 def generator(seed):
@@ -65,24 +67,22 @@ def test_faces_of_each_log_odds_are_dogs_as_often_as_the_posterior_says(many):
 
 
 @pytest.mark.parametrize("separation", [1.0, 0.6])
-@pytest.mark.parametrize("name", ATTRIBUTES)
-def test_each_attribute_alone_has_the_likelihood_ratio_claimed(name, separation):
-    count = 60_000
-    labels = torch.arange(count) % 2
+def test_each_attribute_alone_has_the_likelihood_ratio_claimed(separation):
+    labels = torch.arange(60_000) % 2
     drawn = sample_attributes(labels, generator(3), separation=separation)
-    value = columns(drawn, ATTRIBUTES)[name]
     edges = torch.linspace(-1, 1, 9)
-    dogs = torch.histogram(value[labels == 1], edges).hist.double()
-    cats = torch.histogram(value[labels == 0], edges).hist.double()
-    # The integrals of exp(±λa/2) over a bin of centre m have the ratio exp(λm), whatever the bin's width.
     middle = (edges[:-1] + edges[1:]).double() / 2
-    expected = separation * SLOPES[name] * middle
-    error = (1 / dogs + 1 / cats).sqrt()
-    assert ((dogs / cats).log() - expected).abs().lt(4 * error).all()
-    # And that is what log_odds adds for this attribute.
-    only = torch.zeros(len(middle), len(ATTRIBUTES), dtype=torch.float64)
-    only[:, list(ATTRIBUTES).index(name)] = middle
-    assert torch.allclose(log_odds(only, separation=separation), expected)
+    for column, (name, value) in enumerate(columns(drawn, ATTRIBUTES).items()):
+        dogs = torch.histogram(value[labels == 1], edges).hist.double()
+        cats = torch.histogram(value[labels == 0], edges).hist.double()
+        # The integrals of exp(±λa/2) over a bin of centre m have the ratio exp(λm), whatever the bin's width.
+        expected = separation * SLOPES[name] * middle
+        error = (1 / dogs + 1 / cats).sqrt()
+        assert ((dogs / cats).log() - expected).abs().lt(4 * error).all(), name
+        # And that is what log_odds adds for this attribute.
+        only = torch.zeros(len(middle), len(ATTRIBUTES), dtype=torch.float64)
+        only[:, column] = middle
+        assert torch.allclose(log_odds(only, separation=separation), expected), name
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -149,11 +149,9 @@ def test_separation_scales_the_log_odds():
 # What carries no class information
 
 
-@pytest.mark.parametrize("name", NUISANCES)
-def test_nuisances_have_the_same_distribution_in_both_classes(many, name):
-    value = columns(many.nuisances, NUISANCES)[name]
-    dogs, cats = value[many.labels == 1].numpy(), value[many.labels == 0].numpy()
-    assert stats.ks_2samp(dogs, cats).pvalue > 1e-3
+def test_nuisances_have_the_same_distribution_in_both_classes(many):
+    dogs, cats = many.nuisances[many.labels == 1].numpy(), many.nuisances[many.labels == 0].numpy()
+    assert stats.ks_2samp(dogs, cats).pvalue.min() > 1e-3
 
 
 def test_nuisances_are_unrelated_to_attributes_and_to_one_another(many):
@@ -227,8 +225,7 @@ def test_an_attribute_changes_its_part_of_the_face(name, left, top, right, botto
     low, high = torch.zeros(1, 7), torch.zeros(1, 7)
     column = list(ATTRIBUTES).index(name)
     low[:, column], high[:, column] = -1, 1
-    plain = sketches._plain()[None]
-    changed = (draw_sketches(low, plain, size) != draw_sketches(high, plain, size)).any(1)[0]
+    changed = (draw_sketches(low, PLAIN[None], size) != draw_sketches(high, PLAIN[None], size)).any(1)[0]
     at = ((torch.arange(size) + 0.5) * 2 / size - 1) / scale
     box = ((at > top) & (at < bottom))[:, None] & ((at > left) & (at < right))[None]
     assert changed.sum() > 20
@@ -240,23 +237,22 @@ def test_a_clean_picture_shows_every_value_of_an_attribute(name, clean):
     """No two of 21 values give the same picture: with `nuisance=0` the truth can be read off."""
     attributes = torch.zeros(21, 7)
     attributes[:, list(ATTRIBUTES).index(name)] = torch.linspace(-1, 1, 21)
-    for nuisances in clean[:3]:
-        images = draw_sketches(attributes, nuisances.expand(21, -1), 64).flatten(1).float()
-        apart = torch.cdist(images, images)
-        apart.fill_diagonal_(math.inf)
-        assert apart.min() > 5
+    images = draw_sketches(attributes, clean[:1].expand(21, -1), 64).flatten(1).float()
+    apart = torch.cdist(images, images)
+    apart.fill_diagonal_(math.inf)
+    assert apart.min() > 5
 
 
 def test_the_same_face_at_every_size(clean):
     """Anti-aliasing: a large picture, averaged down, is the small one."""
     attributes = sample_attributes(torch.arange(12) % 2, generator(7))
     small = draw_sketches(attributes, clean, 32).float()
-    large = F.avg_pool2d(draw_sketches(attributes, clean, 256).float(), 8)
+    large = F.avg_pool2d(draw_sketches(attributes, clean, 128).float(), 4)
     assert (small - large).abs().mean() < 2.5
     assert (small.mean((2, 3)) - large.mean((2, 3))).abs().max() < 3
 
 
-@pytest.mark.parametrize("size", [8, 17, 33, 100])
+@pytest.mark.parametrize("size", [8, 33])
 def test_any_size_from_eight(size, clean):
     images = draw_sketches(torch.zeros(3, 7), clean[:3], size)
     assert images.shape == (3, 3, size, size)
@@ -303,7 +299,7 @@ def shapes(x, y):
 
 
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["ellipse", "capsule", "taper"])
-@pytest.mark.parametrize("size", [16, 32, 64, 128])
+@pytest.mark.parametrize("size", [16, 128])
 def test_shapes_cover_their_area_at_every_resolution(which, size):
     x, y, width = pixels(size)
     distance, _, area = list(shapes(x, y))[which]
@@ -353,13 +349,12 @@ def test_morph_goes_from_certain_cat_to_certain_dog():
 
 
 def test_morph_draws_what_draw_sketches_draws():
-    nuisances = sample_nuisances(1, generator(3))[0]
-    images, probability = morph(5, size=20, nuisances=nuisances)
+    images, probability = morph(5, size=20)
     # t = (s + s³) / 2 at s = −1, −1/2, 0, 1/2, 1.
     attributes = torch.tensor([-1, -0.3125, 0, 0.3125, 1])[:, None].repeat(1, 7)
-    assert torch.equal(images, draw_sketches(attributes, nuisances.expand(5, -1), 20))
+    assert torch.equal(images, draw_sketches(attributes, PLAIN.expand(5, -1), 20))
     assert torch.allclose(probability, torch.sigmoid(log_odds(attributes)))
-    assert not torch.equal(images, morph(5, size=20)[0])
+    assert torch.allclose(morph(5, size=8, separation=0.5)[1], torch.sigmoid(log_odds(attributes) / 2))
 
 
 # Parts, seeds and devices
@@ -386,9 +381,9 @@ def test_the_seed_decides_and_parts_have_streams_of_their_own():
     assert len(values.unique()) == len(values)
 
 
-@pytest.mark.parametrize("count", [1, 7, 33, 200])
+@pytest.mark.parametrize("count", [1, 33])
 def test_more_pictures_leave_the_first_and_the_other_parts_unchanged(count):
-    small, large = load_sketches(count, 0, 12, size=8), load_sketches(300, 5, 12, size=8)
+    small, large = load_sketches(count, 0, 12, size=8), load_sketches(100, 5, 12, size=8)
     for name in ("labels", "attributes", "nuisances", "images", "log_odds"):
         assert torch.equal(getattr(small.train, name), getattr(large.train, name)[:count])
         assert torch.equal(getattr(small.test, name), getattr(large.test, name))
@@ -440,26 +435,15 @@ def test_pictures_are_the_same_on_every_machine():
     ("call", "message"),
     [
         (lambda: load_sketches(-1), "train must be a whole number, at least 0; got -1"),
-        (lambda: load_sketches(test=2.5), "test must be a whole number, at least 0; got 2.5"),
+        (lambda: load_sketches(1, 1, 2.5), "test must be a whole number, at least 0; got 2.5"),
         (lambda: load_sketches(1, 1, 1, size=4), "size must be a whole number, at least 8; got 4"),
         (lambda: load_sketches(1, 1, 1, separation=0), "separation must be positive and finite; got 0"),
         (lambda: load_sketches(1, 1, 1, separation=math.nan), "separation must be positive"),
         (lambda: load_sketches(1, 1, 1, nuisance=-0.1), "nuisance must be between 0 and 2; got -0.1"),
         (lambda: load_sketches(1, 1, 1, nuisance=3), "nuisance must be between 0 and 2; got 3"),
-        (lambda: sample_nuisances(1, generator(0), strength=3), "strength must be between 0 and 2; got 3"),
-        (lambda: morph(1), "steps must be a whole number, at least 2; got 1"),
-        (
-            lambda: sample_attributes(torch.tensor([0, -100]), generator(0)),
-            r"labels must be 0 for cat and 1 for dog; got \[-100, 0\]",
-        ),
-        (lambda: log_odds(torch.zeros(2, 6)), r"attributes must have 7 columns \(ears.*got shape \(2, 6\)"),
-        (
-            lambda: draw_sketches(torch.zeros(2, 7), torch.zeros(2, 3)),
-            r"nuisances must have 29 columns \(rotation.*got shape \(2, 3\)",
-        ),
         (
             lambda: draw_sketches(torch.zeros(2, 7), torch.zeros(3, 29)),
-            "one row for each face; got 2 and 3",
+            r"attributes must be \(N, 7\) and nuisances \(N, 29\); got \(\(2, 7\), \(3, 29\)\)",
         ),
     ],
 )
