@@ -9,8 +9,8 @@ from collections.abc import Sequence
 COMMANDS = {
     "check": ("kdlib.cli.check", "course", "is this machine ready for the course?"),
     "course": ("kdlib.cli.course", "course", "execute every notebook, without a browser"),
-    "experiment": ("kdlib.course.studies.cat_or_dog", "course", "cat or dog in full"),
-    "reasoning": ("kdlib.course.studies.reasoning", "course", "reasoning distillation in full, on puzzles"),
+    "experiment": ("kdlib.cli.experiment", "course", "cat or dog in full"),
+    "reasoning": ("kdlib.cli.reasoning", "course", "reasoning distillation in full, on puzzles"),
     "fetch": ("kdlib.cli.fetch", "vision", "download photographs of cats and dogs"),
     "traces": ("kdlib.cli.traces", "language", "let a teacher answer problems, here or behind an address"),
     "distill": ("kdlib.cli.distill", "language", "distil a language model: write, verify, train, test"),

@@ -1,38 +1,33 @@
 """The cat-or-dog experiment: from a folder by one command, resumable, the test part touched once."""
 
 import json
-import shutil
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
+from kdlib.cli.experiment import main
 from kdlib.course.studies import cat_or_dog as experiment
-from kdlib.course.studies.cat_or_dog import ALPHAS, TEMPERATURES, Study, main, prepare
-from kdlib.course.studies.cat_or_dog_arms import Recipe, Training
-from kdlib.course.studies.cat_or_dog_results import columns, report, scores_of
-from kdlib.course.studies.records import pack
+from kdlib.course.studies.cat_or_dog import ALPHAS, TEMPERATURES, CatOrDogStudy, prepare
+from kdlib.course.studies.cat_or_dog_arms import PictureRecipe, Training
+from kdlib.course.studies.cat_or_dog_results import report
+from kdlib.course.studies.records import scores_of
 from kdlib.metrics import compare
 from kdlib.vision.nets import convnet
 from kdlib.vision.sketches import load_sketches
 
-PHOTOS = Path(__file__).resolve().parents[3] / "shared" / "data" / "photos128"
-TINY = Recipe(
+TINY = PictureRecipe(
     teacher=Training(partial(convnet, (8, 8), stride=2), epochs=2, lr=3e-3, batch_size=32),
     student=Training(partial(convnet, (4,), stride=2), epochs=2, lr=1e-2, batch_size=32),
-    size=16,
 )
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     data = load_sketches(60, 30, 40, size=16)
-    return Study(data, TINY, tmp_path_factory.mktemp("study"), seeds=2, labels=10, progress=False)
+    return CatOrDogStudy(data, TINY, tmp_path_factory.mktemp("study"), seeds=2, labels=10, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +85,7 @@ def test_a_second_call_trains_nothing_and_comes_to_the_same(study, results, monk
     def refuse(*arguments, **settings):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(Study, "train_student", refuse)
+    monkeypatch.setattr(CatOrDogStudy, "train_student", refuse)
     again = replace(study).results()
     assert again["arms"] == results["arms"]
     assert again["verdicts"] == results["verdicts"]
@@ -123,16 +118,6 @@ def test_the_report_names_every_arm_and_verdict(results):
 def test_nothing_in_results_depends_on_where_or_when_they_were_made(results):
     text = json.dumps(results["recipe"])
     assert " at 0x" not in text and "/" not in text
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=70))
-def test_right_answers_survive_the_file(answers):
-    column = {"accuracy": [0.5], "nll": [1.0], "ece": [0.1], "correct": [pack(torch.tensor(answers))]}
-    assert scores_of(json.loads(json.dumps(column)))[0].correct.tolist() == answers
-
-
-def test_columns_keep_the_order_of_the_seeds():
-    assert columns([{"test": {"nll": 2.0}}, {"test": {"nll": 1.0}}]) == {"nll": [2.0, 1.0]}
 
 
 def test_the_work_of_another_recipe_or_other_pictures_lies_elsewhere(tmp_path, monkeypatch):
@@ -185,17 +170,3 @@ def test_one_command_runs_it_on_a_folder_with_broken_files(tmp_path, capsys):
     assert results["data"]["left_out"] == 2
     assert results["data"]["train"] + results["data"]["validation"] == 32
     assert results["data"]["test"] == 12
-
-
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="needs ../shared/data/photos128")
-def test_one_command_runs_it_on_real_photographs_with_broken_files_among_them(tmp_path, capsys):
-    for part, count in (("train", 20), ("test", 10)):
-        for name in ("cat", "dog"):
-            target = tmp_path / "photos" / part / name
-            target.mkdir(parents=True)
-            for path in sorted((PHOTOS / part / name).iterdir())[:count]:
-                shutil.copy(path, target)
-    spoil(tmp_path / "photos")
-    results = run_on(tmp_path / "photos", tmp_path, capsys)
-    assert results["data"]["left_out"] == 2
-    assert results["data"]["test"] == 20

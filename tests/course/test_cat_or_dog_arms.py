@@ -148,14 +148,14 @@ def test_arms_start_from_the_same_weights_and_take_the_same_steps():
     assert torch.equal(starts[0], starts[half])  # the first batch, before any step
 
 
-RECIPES = {"sketches": SKETCHES, "photographs": photo_recipe(64), "small photographs": photo_recipe(32)}
-
-
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_the_student_is_at_least_fifteen_times_smaller(recipe):
+@pytest.mark.parametrize(
+    ("recipe", "size"), [(SKETCHES, 32), (photo_recipe(64), 64), (photo_recipe(32), 32)],
+    ids=["sketches", "photographs", "small photographs"],
+)  # fmt: skip
+def test_the_student_is_at_least_fifteen_times_smaller(recipe, size):
     teacher, student = (
         sum(p.numel() for p in t.build().parameters()) for t in (recipe.teacher, recipe.student)
     )
     assert teacher >= 15 * student
-    pictures = torch.rand(2, 3, recipe.size, recipe.size)
+    pictures = torch.rand(2, 3, size, size)
     assert recipe.student.build()(pictures).shape == recipe.teacher.build()(pictures).shape == (2, 2)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from kdlib.course.studies.reasoning import PAIRS
 from kdlib.course.studies.reasoning_arms import ARMS, CHAINS
-from kdlib.course.studies.reasoning_results import PAIRS, load, report, scores_of
+from kdlib.course.studies.reasoning_results import report
+from kdlib.course.studies.records import load_results, scores_of
 from kdlib.metrics import compare
 
 FILE = Path(__file__).resolve().parents[2] / "data" / "results" / "reasoning.json"
@@ -16,7 +18,7 @@ SEEDS = 5
 
 @pytest.fixture(scope="module")
 def results():
-    return load(FILE)
+    return load_results("reasoning.json")
 
 
 def situations(results):

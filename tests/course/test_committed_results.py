@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kdlib.course.studies.cat_or_dog_results import report, scores_of
+from kdlib.course.studies.cat_or_dog_results import report
+from kdlib.course.studies.records import load_results, scores_of
 from kdlib.metrics import compare, gap_closed
 
 RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
@@ -28,7 +29,7 @@ def results(text):
 
 
 def load(name):
-    return json.loads((RESULTS / f"cat_or_dog_{name}.json").read_text(encoding="utf-8"))
+    return load_results(f"cat_or_dog_{name}.json")
 
 
 def test_versions_and_hardware_are_named_and_no_place_on_a_machine(results, text):

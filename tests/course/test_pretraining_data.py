@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdlib.course.studies.pretraining_data import sums, texts
+from kdlib.course.studies.pretraining_data import pretraining_data, sums
 from kdlib.course.studies.reasoning_arms import CHAINS, LIVE, style_of
 from kdlib.language.answers.arithmetic import arithmetic_steps, first_wrong_step
 from kdlib.language.answers.final_answer import has_format, verify_answer
@@ -35,9 +35,9 @@ def value(left, operator, right):
     animals=st.sampled_from([ANIMALS, ("snakes", "crabs"), ("snakes", "chickens", "cranes")]),
 )
 def test_every_sum_is_true_and_asked_as_it_is_answered(seed, heads, animals):
-    for asked, done in sums(8, heads=heads, animals=animals, seed=seed, length=4):
+    for asked, done in sums(8, heads=heads, animals=animals, seed=seed):
         found = SUM.findall(done)
-        assert len(found) == 4
+        assert len(found) == 6
         for *left, result in found:
             assert value(*left) == int(result) >= 0
         assert asked == " " + ", ".join(" ".join(left) for *left, _ in found) + "?"
@@ -77,9 +77,9 @@ def cages():
 
 
 def test_each_cage_comes_in_both_styles_and_without_steps_and_as_many_rows_of_sums(cages):
-    lessons = texts(cages, heads=(2, 8), animals=ANIMALS, seed=0)
+    lessons = pretraining_data(cages, heads=(2, 8), animals=ANIMALS, seed=0)
     assert len(lessons) == 6 * len(cages)
-    assert lessons == texts(cages, heads=(2, 8), animals=ANIMALS, seed=0)
+    assert lessons == pretraining_data(cages, heads=(2, 8), animals=ANIMALS, seed=0)
     by = Counter()
     for puzzle in cages:
         read = [text for asked, text in lessons if asked == statement(puzzle)]
@@ -95,7 +95,7 @@ def test_each_cage_comes_in_both_styles_and_without_steps_and_as_many_rows_of_su
 
 
 @pytest.mark.parametrize("recipe", [CHAINS, LIVE], ids=["committed", "live"])
-def test_the_school_of_the_recipes_holds_single_cages_only(recipe):
+def test_the_pretraining_of_the_recipes_holds_single_cages_only(recipe):
     cages = recipe.cages()
     assert {puzzle.kind for puzzle in cages} == {"pair"}
     assert len({puzzle.key for puzzle in cages}) == len(cages) >= 100
@@ -103,13 +103,13 @@ def test_the_school_of_the_recipes_holds_single_cages_only(recipe):
         assert len(puzzle.cages) == 1
         assert recipe.heads[0] <= puzzle.cages[0].heads <= recipe.heads[1]
         assert set(puzzle.cages[0].animals) <= set(recipe.animals)
-    for asked, text in texts(cages, heads=recipe.heads, animals=recipe.animals, seed=0):
+    for asked, text in pretraining_data(cages, heads=recipe.heads, animals=recipe.animals, seed=0):
         assert "Another" not in asked + text and " more" not in asked
 
 
 def test_every_text_is_written_in_known_tokens_and_can_be_learnt_from(cages):
     tokenizer = puzzle_tokenizer()
-    lessons = texts(cages[:4], heads=(2, 8), animals=ANIMALS, seed=0)
+    lessons = pretraining_data(cages[:4], heads=(2, 8), animals=ANIMALS, seed=0)
     for asked, text in lessons:
         for part in (asked, text):
             ids = tokenizer(part)["input_ids"]

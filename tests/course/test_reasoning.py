@@ -6,14 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_study import TINY, answered
+from tiny_study import answered, same, weights
 from transformers import PreTrainedTokenizerFast
 
 from kdlib.course.studies import reasoning as experiment
-from kdlib.course.studies import reasoning_arms as arms
-from kdlib.course.studies.reasoning import Study
-from kdlib.course.studies.reasoning_arms import CHAINS, LIVE, reading, tokens_a_step
-from kdlib.course.studies.records import unpack
+from kdlib.course.studies.reasoning import ReasoningStudy
+from kdlib.course.studies.reasoning_arms import CHAINS, LIVE, TINY, reading, tokens_a_step
+from kdlib.course.studies.records import unpack_bits
 from kdlib.language.puzzles.make import PuzzleSplits
 from kdlib.language.puzzles.text import statement, written_solution
 from kdlib.language.traces.collect import load_traces
@@ -33,20 +32,12 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    return Study(tmp_path_factory.mktemp("study"), TINY, problems=4)
+    return ReasoningStudy(tmp_path_factory.mktemp("study"), TINY, problems=4)
 
 
 @pytest.fixture(scope="module")
 def runs(study):
     return study.runs(ARMS, SEEDS, workers=1)
-
-
-def weights(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def same(one, two):
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def without_time(run):
@@ -94,7 +85,7 @@ def test_fewer_problems_are_the_first_of_more_and_none_is_a_test_problem(study):
 
 
 def test_the_bigger_pool_is_drawn_from_in_full():
-    study = Study(None, LIVE, problems=300)
+    study = ReasoningStudy(None, LIVE, problems=300)
     drawn = [set(study.drawn(seed)) for seed in range(3)]
     assert [len(problems) for problems in drawn] == [300] * 3
     assert drawn[0] <= set(study.chains.train)
@@ -121,7 +112,7 @@ def test_runs_are_by_arm_in_the_order_of_the_seeds(study, runs):
 
 def test_a_run_is_taught_once_and_then_read(study, runs, monkeypatch):
     monkeypatch.setattr(experiment, "teach_student", refuse)
-    monkeypatch.setattr(Study, "examine", refuse)
+    monkeypatch.setattr(ReasoningStudy, "examine", refuse)
     lines = logged(study)
     again = replace(study)
     assert again.run("answers", 1) == runs["answers"][1]
@@ -177,7 +168,7 @@ def test_traces_are_read_from_their_file_and_fewer_are_the_first(study, runs, mo
 
 
 def test_a_worse_teacher_lies_in_a_folder_of_its_own_and_shares_the_base(study, runs, monkeypatch):
-    monkeypatch.setattr(arms, "tiny_model", refuse)  # both bases are there
+    monkeypatch.setattr(experiment, "tiny_model", refuse)  # both bases are there
     before = weights(study.teacher())
     worse = study.teacher(0.05)
     assert json.loads((study.folder / "teacher-0.05" / "run.json").read_text())["steps"] == 6
@@ -187,17 +178,6 @@ def test_a_worse_teacher_lies_in_a_folder_of_its_own_and_shares_the_base(study, 
     monkeypatch.setattr(Writer, "write", refuse)
     with pytest.raises(AssertionError, match="made again"):
         study.traces(0, share=0.05)  # not those of the better one
-
-
-def test_while_any_teacher_is_made_nobody_else_makes_their_base(study, runs, monkeypatch):
-    held = []
-    monkeypatch.setattr(experiment, "train_teacher", lambda *given, **options: held.append(names[-1]))
-    names, alone = [], Study._alone
-    monkeypatch.setattr(Study, "_alone", lambda self, name: names.append(name) or alone(self, name))
-    for share in (1.0, 0.3):
-        with pytest.raises(AttributeError):  # there is no model
-            study.teacher(share)
-    assert held == ["teacher", "teacher"]
 
 
 def test_nothing_is_shown_unless_it_is_asked_for(study, runs, capfd):
@@ -240,14 +220,14 @@ def test_every_arm_gets_the_base_of_its_seed_its_texts_and_the_budget_of_verifie
         given = told(arm, lr=1e-4)
         assert same(weights(given["student"]), start)
         assert given["texts"] == reading(arm, drawn, traces)
-        assert (given["arm"], given["budget_tokens"], given["budget"]) == (arm, tokens, "compute")
+        assert (given["arm"], given["tokens"]) == (arm, tokens)
         assert given["recipe"] == TINY and given["lr"] == 1e-4 and given["seed"] == 0
         assert (given["teacher"] is not None) == (arm in ("logits", "on-policy"))
     assert same(weights(told("logits", lr=1e-4)["teacher"]), weights(study.teacher()))
 
 
 def test_options_reach_the_student(study, told):
-    assert told("answers", budget="steps")["budget"] == "steps"
+    assert told("answers", budget="steps")["tokens"] is None
     few = told("verified", count=2)
     assert few["texts"] == reading("verified", study.drawn(0, 2), study.traces(0, 2))
     for given in ({"temperature": 3.0, "alpha": 0.1}, {"temperature": 3.0}, {"alpha": 0.1}):
@@ -258,9 +238,10 @@ def test_a_choice_looks_at_validation_only(study, runs, monkeypatch):
     monkeypatch.setattr(
         experiment, "teach_student", lambda recipe, student, *given, **options: {"steps": 0, "seconds": 0.0}
     )
-    looked, answers = [], Study.answers
+    looked, answers = [], ReasoningStudy.answers
     monkeypatch.setattr(
-        Study, "answers", lambda self, model, puzzles: looked.append(puzzles) or answers(self, model, puzzles)
+        ReasoningStudy, "answers",
+        lambda self, model, puzzles: looked.append(puzzles) or answers(self, model, puzzles),
     )
     chosen = study.run("answers", 0, test=False, lr=2e-3)
     assert looked == [study.chains.validation]
@@ -298,7 +279,7 @@ def test_figures_are_those_counted_by_hand(study, monkeypatch):
     monkeypatch.setattr(experiment, "collect_traces", answering({trace.key: trace for trace in answers}))
     figures = study.examine(None)
     correct = figures.pop("correct")
-    assert unpack(*correct).tolist() == [True, True, False, False, False]
+    assert unpack_bits(*correct).tolist() == [True, True, False, False, False]
     assert figures == {
         "accuracy": 2 / 5, "beyond": 1 / 4, "answer_tokens": (80 + 90 + 70 + 5 + 96) / 5,
         "malformed": 2 / 5, "truncated": 1 / 5, "suppose": 3 / 5, "equations": 1 / 5,
@@ -350,3 +331,8 @@ def test_a_teacher_is_examined_by_its_most_probable_answers(study, runs):
 def test_no_jobs_are_done_at_once(study, runs):
     assert study.runs([], [0], workers=2) == {}
     study.prepare([], workers=2)
+
+
+def test_another_budget_is_refused(study, runs):
+    with pytest.raises(ValueError, match="budget must be \"steps\" or \"compute\"; got 'tokens'"):
+        study.run("answers", 0, budget="tokens")

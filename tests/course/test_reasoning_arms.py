@@ -1,27 +1,23 @@
-"""The arms: what each reads, that they start alike and spend alike, and models that a kill does not lose."""
+"""The arms: what each reads, and that they spend alike."""
 
 from dataclasses import replace
 
 import pytest
-import torch
-from tiny_study import TINY, answered
-from transformers import LlamaForCausalLM, Qwen2ForCausalLM
+from tiny_study import answered, same, weights
 
 from kdlib.course.studies import reasoning_arms as arms
 from kdlib.course.studies.reasoning_arms import (
     ARMS,
     CHAINS,
     LIVE,
+    TINY,
     Stage,
-    mean_tokens,
     reading,
     style_of,
     teach_student,
-    train_base,
-    train_teacher,
+    tokens_a_step,
 )
 from kdlib.language.distill.batches import tokenize
-from kdlib.language.distill.trainer import DistillationTrainer
 from kdlib.language.models.small import tiny_model
 from kdlib.language.puzzles.make import puzzle_splits
 from kdlib.language.puzzles.text import statement, written_solution
@@ -36,14 +32,6 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def chains():
     return TINY.chains().train
-
-
-def weights(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def same(one, two):
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.fixture
@@ -110,7 +98,7 @@ def test_an_unknown_arm_is_refused(chains, kinds):
 
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "answers"])
-def test_nothing_to_read_is_refused_with_the_mend(arm, kinds, chains):
+def test_nothing_to_read_is_refused_with_what_helps(arm, kinds, chains):
     useless = [trace for (kind, _), trace in kinds.items() if kind == "cut off"]
     message = f"no trace passes the filter of arm '{arm}'; collect more, or train the teacher longer"
     for traces in ([], useless):
@@ -143,7 +131,7 @@ def test_a_text_that_was_cut_off_has_the_style_it_began_with():
 def test_the_mean_length_is_that_of_the_examples_that_are_trained_on(tokenizer, chains):
     for arm_texts in (reading("answers", chains, []), [(statement(p), written_solution(p)) for p in chains]):
         lengths = [len(example) for example in tokenize(tokenizer, arm_texts)]
-        assert mean_tokens(tokenizer, arm_texts) == sum(lengths) / len(lengths)
+        assert tokens_a_step(tokenizer, arm_texts, 1) == pytest.approx(sum(lengths) / len(lengths))
 
 
 # --- what they spend ----------------------------------------------------------------------------------------
@@ -165,13 +153,13 @@ def taught(tokenizer, arm, texts, recipe=TINY, **given):
 def test_equal_compute_is_equally_many_tokens_read(tokenizer, chains):
     solved = [(statement(p), written_solution(p)) for p in chains]
     answers = reading("answers", chains, [])
-    budget = round(6 * 4 * mean_tokens(tokenizer, solved))
+    budget = round(6 * 4 * tokens_a_step(tokenizer, solved, 1))
     steps = {}
     # Of six texts an epoch's second step holds two.
     read_by = {"answers": answers, "verified": solved, "suppose": solved[:4], "equations": solved[:6]}
     for arm, texts in read_by.items():
-        figures, read = taught(tokenizer, arm, texts, budget_tokens=budget)
-        step = 4 * mean_tokens(tokenizer, texts)
+        figures, read = taught(tokenizer, arm, texts, tokens=budget)
+        step = 4 * tokens_a_step(tokenizer, texts, 1)
         assert abs(read - budget) <= step
         assert abs(figures["tokens"] - read) <= step
         assert figures["written"] == 0 and figures["seconds"] > 0
@@ -181,25 +169,25 @@ def test_equal_compute_is_equally_many_tokens_read(tokenizer, chains):
 
 def test_equal_steps_are_the_recipes_whatever_the_texts(tokenizer, chains, calls):
     for arm, texts in (("answers", reading("answers", chains, [])), ("verified", [("A cage", "4")])):
-        figures, _ = taught(tokenizer, arm, texts, budget="steps", budget_tokens=10**6)
+        figures, _ = taught(tokenizer, arm, texts)
         assert figures["steps"] == TINY.student.steps
     assert [call["steps"] for call in calls] == [6, 6]
     assert [call["lr"] for call in calls] == [7e-3, 5e-3]
     assert [call["batch_size"] for call in calls] == [4, 4]
-    assert all(call["output_dir"] is None and call["seed"] == 0 for call in calls)
+    assert all(call["output_dir"] is None for call in calls)
 
 
 def test_a_learning_rate_and_a_seed_that_are_given_count(tokenizer, calls):
     quick = replace(TINY, student=Stage(1, 5e-3, 2))
     for arm in ("answers", "verified"):
-        taught(tokenizer, arm, [("A", "4")], quick, budget="steps", budget_tokens=1, lr=2e-4, seed=8)
+        taught(tokenizer, arm, [("A", "4")], quick, lr=2e-4, seed=8)
     assert {(call["lr"], call["seed"]) for call in calls} == {(2e-4, 8)}
 
 
 def test_a_budget_smaller_than_a_step_is_a_step(tokenizer):
     teacher = tiny_model(tokenizer, width=8, layers=1)
     for arm, given in (("verified", {}), ("on-policy", {"teacher": teacher})):
-        figures, _ = taught(tokenizer, arm, [("A cage", "4")] * 4, budget_tokens=1, **given)
+        figures, _ = taught(tokenizer, arm, [("A cage", "4")] * 4, tokens=1, **given)
         assert figures["steps"] == 1
 
 
@@ -207,8 +195,8 @@ def test_logits_are_the_teachers_at_the_recipes_temperature_and_weight(tokenizer
     teacher = tiny_model(tokenizer, width=24, layers=1, family="llama", seed=2)
     before, recipe = weights(teacher), replace(TINY, temperature=2.0, alpha=0.25)
     texts = reading("answers", chains, [])
-    taught(tokenizer, "logits", texts, recipe, teacher=teacher, budget="steps", budget_tokens=1)
-    taught(tokenizer, "verified", texts, recipe, teacher=teacher, budget="steps", budget_tokens=1)
+    taught(tokenizer, "logits", texts, recipe, teacher=teacher)
+    taught(tokenizer, "verified", texts, recipe, teacher=teacher)
     logits, verified = calls
     assert (logits["teacher"], logits["temperature"], logits["alpha"]) == (teacher, 2.0, 0.25)
     assert not logits.keys() & {"on_policy"} and not verified.keys() & {"teacher", "alpha", "temperature"}
@@ -219,11 +207,10 @@ def test_logits_are_the_teachers_at_the_recipes_temperature_and_weight(tokenizer
 def test_on_policy_follows_a_share_of_the_budget_spent_on_texts(tokenizer, chains, calls, budget):
     teacher = tiny_model(tokenizer, width=24, layers=1, seed=2)
     texts = [(statement(p), written_solution(p)) for p in chains]
-    tokens = round(9 * 4 * mean_tokens(tokenizer, texts))
+    tokens = round(9 * 4 * tokens_a_step(tokenizer, texts, 1))
     recipe = replace(TINY, max_new_tokens=7, student=Stage(9, 5e-3, 4))
-    figures, _ = taught(
-        tokenizer, "on-policy", texts, recipe, teacher=teacher, budget=budget, budget_tokens=tokens, seed=3
-    )
+    given = {"tokens": tokens} if budget == "compute" else {}
+    figures, _ = taught(tokenizer, "on-policy", texts, recipe, teacher=teacher, seed=3, **given)
     first, second = calls
     assert first["examples"] == texts and "teacher" not in first and "on_policy" not in first
     assert first["steps"] == figures["steps"] == 6  # two thirds of nine
@@ -235,51 +222,11 @@ def test_on_policy_follows_a_share_of_the_budget_spent_on_texts(tokenizer, chain
 
 
 def test_what_cannot_be_taught_is_refused_before_anything_is_learnt(tokenizer, calls):
-    given = {"texts": [("A", "4")], "budget_tokens": 10}
+    given = {"texts": [("A", "4")], "tokens": 10}
     for arm in ("logits", "on-policy"):
         with pytest.raises(ValueError, match=f"arm '{arm}' needs a teacher; got None"):
             taught(tokenizer, arm, **given)
-    with pytest.raises(ValueError, match="budget must be \"steps\" or \"compute\"; got 'tokens'"):
-        taught(tokenizer, "verified", budget="tokens", **given)
     assert not calls
-
-
-# --- where they start ---------------------------------------------------------------------------------------
-
-
-def test_the_base_of_a_seed_is_the_same_for_every_arm(tokenizer, tmp_path, calls):
-    first = train_base(TINY, tokenizer, tmp_path / "base-4", seed=4)
-    start = weights(first)
-    teach_student(TINY, first, tokenizer, "verified", [("A", "4")], budget="steps", budget_tokens=1)
-    assert not same(weights(first), start)  # taught in place
-    count = len(calls)
-    again = train_base(TINY, tokenizer, tmp_path / "base-4", seed=4)
-    assert len(calls) == count  # read, not trained
-    assert again is not first and same(weights(again), start)
-    elsewhere = train_base(TINY, tokenizer, tmp_path / "elsewhere", seed=4)
-    assert same(weights(elsewhere), start)
-    other = train_base(TINY, tokenizer, tmp_path / "base-5", seed=5)
-    assert not same(weights(other), start)
-    assert {call["seed"] for call in calls[-2:]} == {4, 5}
-    assert calls[-1]["examples"] == calls[-2]["examples"]  # all seeds have been to the same school
-
-
-def test_seeds_begin_with_weights_of_their_own(tokenizer, tmp_path):
-    hardly = replace(TINY, school_student=Stage(1, 1e-12, 1))
-    for seed in (1, 2):
-        learnt = weights(train_base(hardly, tokenizer, tmp_path / f"{seed}", seed=seed))
-        for name, start in tiny_model(tokenizer, width=16, layers=1, seed=seed).state_dict().items():
-            torch.testing.assert_close(learnt[name], start, rtol=0, atol=1e-6)
-
-
-def test_bases_have_the_recipes_sizes_classes_and_stages(tokenizer, tmp_path, calls):
-    student = train_base(TINY, tokenizer, tmp_path / "student")
-    teacher = train_base(TINY, tokenizer, tmp_path / "teacher", teacher=True)
-    assert (type(student), type(teacher)) == (Qwen2ForCausalLM, LlamaForCausalLM)
-    assert (student.config.hidden_size, teacher.config.hidden_size) == (16, 48)
-    stages = [Stage(call["steps"], call["lr"], call["batch_size"]) for call in calls]
-    assert stages == [TINY.school_student, TINY.school_teacher]
-    assert not any("Another" in asked for call in calls for asked, _ in call["examples"])
 
 
 @pytest.mark.parametrize("recipe", [CHAINS, LIVE], ids=["committed", "live"])
@@ -291,74 +238,3 @@ def test_the_student_is_at_least_five_times_smaller(tokenizer, recipe):
         )
     )  # fmt: skip
     assert teacher >= 5 * student
-
-
-class Killed(BaseException):
-    pass
-
-
-def kill_after(monkeypatch, steps):
-    """Make the process die after so many steps; returns the list of the steps that were taken."""
-    taken, close = [], DistillationTrainer.close_step
-
-    def closing(trainer):
-        close(trainer)
-        taken.append(trainer.state.global_step)
-        if len(taken) == steps:
-            raise Killed
-
-    monkeypatch.setattr(DistillationTrainer, "close_step", closing)
-    return taken
-
-
-QUICK = replace(TINY, school_student=Stage(6, 1e-2, 4), school_teacher=Stage(3, 1e-2, 4),
-                teacher=Stage(4, 1e-2, 4), teacher_width=16)  # fmt: skip
-
-
-def test_a_base_that_was_killed_goes_on_and_comes_to_the_same(tokenizer, tmp_path, monkeypatch):
-    whole = weights(train_base(QUICK, tokenizer, tmp_path / "whole", seed=1))
-    with monkeypatch.context() as patched:
-        kill_after(patched, 4)
-        with pytest.raises(Killed):
-            train_base(QUICK, tokenizer, tmp_path / "killed", seed=1)
-    assert not (tmp_path / "killed" / "finished").exists()
-    taken = kill_after(monkeypatch, None)
-    assert same(weights(train_base(QUICK, tokenizer, tmp_path / "killed", seed=1)), whole)
-    assert taken == [4, 5, 6]  # from the checkpoint of the third step
-    # Killed again, between the last step and the mark.
-    (tmp_path / "killed" / "finished").unlink()
-    (tmp_path / "killed" / "model.safetensors").write_bytes(b"half")
-    assert same(weights(train_base(QUICK, tokenizer, tmp_path / "killed", seed=1)), whole)
-    assert len(taken) == 3
-    assert (tmp_path / "killed" / "finished").exists()
-
-
-def test_a_teacher_that_was_killed_in_school_or_after_goes_on(tokenizer, tmp_path, monkeypatch, chains):
-    whole = weights(train_teacher(QUICK, tokenizer, tmp_path / "one" / "teacher", chains))
-    folder = tmp_path / "two" / "teacher"
-    for steps in (2, 4):  # in school; after two more there and two of the four on chains
-        with monkeypatch.context() as patched:
-            kill_after(patched, steps)
-            with pytest.raises(Killed):
-                train_teacher(QUICK, tokenizer, folder, chains)
-    assert (folder.parent / "teacher-base" / "finished").exists()
-    taken = kill_after(monkeypatch, None)
-    assert same(weights(train_teacher(QUICK, tokenizer, folder, chains)), whole)
-    assert taken == [2, 3, 4]
-    assert same(weights(train_teacher(QUICK, tokenizer, folder, [])), whole)  # finished: nothing is read
-
-
-def test_the_teacher_reads_both_styles_and_a_worse_one_fewer_steps_of_the_same(
-    tokenizer, tmp_path, chains, calls
-):
-    teacher = train_teacher(QUICK, tokenizer, tmp_path / "teacher", chains)
-    worse = train_teacher(QUICK, tokenizer, tmp_path / "teacher-0.5", chains, share=0.5)
-    none = train_teacher(QUICK, tokenizer, tmp_path / "teacher-0", chains, share=0.01)
-    school, *after = calls
-    assert school["output_dir"] == tmp_path / "teacher-base"  # one for all of them
-    assert [call["steps"] for call in after] == [4, 2, 1]
-    assert after[0]["examples"] == after[1]["examples"] == [
-        (statement(p), written_solution(p, "equations" if number % 2 else "suppose"))
-        for number, p in enumerate(chains)
-    ]
-    assert not same(weights(teacher), weights(worse)) and not same(weights(worse), weights(none))

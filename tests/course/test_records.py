@@ -1,61 +1,91 @@
-"""Finished runs: found by whoever shares the file."""
+"""Finished runs, found by whoever shares the file; columns of figures; what is packed comes back."""
 
 import json
+import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdlib.course.studies.records import RunLog, pack, unpack
+from kdlib.course.studies.records import (
+    columns,
+    load_results,
+    once,
+    pack_bits,
+    scores_of,
+    unpack_bits,
+    verdicts,
+)  # fmt: skip
+
+FIGURES = {"accuracy": 0.1 + 0.2, "correct": ["3f", 6]}
 
 
-def run(number, **figures):
-    return {"key": ["arm", number, True], "accuracy": number / 7, **figures}
+def refuse():
+    raise AssertionError("run again")
 
 
-def test_a_run_is_found_by_its_key_alone_and_is_what_was_written(tmp_path):
-    log = RunLog(tmp_path / "deep" / "runs.jsonl")
-    assert log.find(["arm", 1, True]) is None
-    log.append(run(1, loss=0.1 + 0.2, correct=["3f", 6]))
-    assert log.find(["arm", 1, True]) == run(1, loss=0.1 + 0.2, correct=["3f", 6])
-    assert log.find(("arm", 1, True)) is not None  # JSON knows lists only
+def test_a_run_is_made_once_and_found_by_its_key_alone(tmp_path):
+    path = tmp_path / "deep" / "runs.jsonl"
+    key = ["arm", 1, True]
+    made = once(path, key, lambda: FIGURES)
+    assert made == {"key": key, **FIGURES} == once(path, key, refuse)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [made]
     for other in (["arm", 1, False], ["arm", "1", True], ["arm", 1], ["arm", 2, True]):
-        assert log.find(other) is None
+        with pytest.raises(AssertionError, match="run again"):
+            once(path, other, refuse)
+        assert once(path, other, lambda: {"nll": 1.0}) == {"key": other, "nll": 1.0}
+    assert once(path, key, refuse) == made
 
 
-def test_each_run_is_a_line_on_disk_before_the_next_begins(tmp_path):
+def test_a_run_that_was_not_written_whole_is_run_again(tmp_path):
     path = tmp_path / "runs.jsonl"
-    log = RunLog(path)
-    for number in range(3):
-        log.append(run(number))
-        assert [json.loads(line) for line in path.read_text().splitlines()] == [*map(run, range(number + 1))]
+    once(path, [1], lambda: FIGURES)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:20])
+    assert once(path, [2], lambda: FIGURES) == {"key": [2], **FIGURES}
+    assert once(path, [1], refuse) == {"key": [1], **FIGURES}
 
 
-def test_what_another_process_appends_is_found(tmp_path):
-    path = tmp_path / "runs.jsonl"
-    ours, theirs = RunLog(path), RunLog(path)
-    ours.append(run(0))
-    assert theirs.find(run(0)["key"]) == run(0)
-    theirs.append(run(1))
-    assert ours.find(run(1)["key"]) == run(1)
-    assert ours.find(run(0)["key"]) == run(0)
+def test_columns_keep_the_order_of_the_runs():
+    runs = [{"seed": 0, "nll": 2.0}, {"seed": 1, "nll": 1.0}]
+    assert columns(runs, leave_out=("seed",)) == {"nll": [2.0, 1.0]}
 
 
-def test_of_a_run_done_twice_the_last_counts(tmp_path):
-    log = RunLog(tmp_path / "runs.jsonl")
-    log.append(run(1, seconds=5))
-    log.append(run(1, seconds=9))
-    assert log.find(run(1)["key"])["seconds"] == 9
+def test_scores_are_those_of_runs_and_of_columns_and_unknown_ones_are_nan():
+    runs = [{"accuracy": 0.5, "correct": pack_bits(torch.tensor([True, False]))}] * 2
+    for arm in (runs, columns(runs)):
+        for scores in scores_of(arm):
+            assert scores.accuracy == 0.5 and scores.correct.tolist() == [True, False]
+            assert math.isnan(scores.nll) and math.isnan(scores.ece)
+
+
+def test_verdicts_are_on_the_arms_there_are_and_say_how_much_of_the_gap_was_closed():
+    arms = {
+        name: {"accuracy": accuracy, "correct": [["3", 2]] * 2}
+        for name, accuracy in (("alone", [0.5, 0.6]), ("distilled", [0.7, 0.8]))
+    }
+    pairs = [("distilled", "alone"), ("alone", "distilled"), ("distilled", "nobody")]
+    found = verdicts(arms, pairs, teacher_accuracy=0.95)
+    assert list(found) == ["distilled against alone", "alone against distilled"]
+    assert found["distilled against alone"]["gap_closed"] == pytest.approx(0.5)
+    assert "gap_closed" not in found["alone against distilled"]
+    assert "gap_closed" not in verdicts(arms, pairs)["distilled against alone"]
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=130))
 def test_right_answers_are_the_same_after_packing(answers):
-    packed = json.loads(json.dumps(pack(torch.tensor(answers))))
-    assert unpack(*packed).tolist() == answers
-    assert unpack(*packed).dtype == torch.bool
+    packed = json.loads(json.dumps(pack_bits(torch.tensor(answers))))
+    assert unpack_bits(*packed).tolist() == answers
+    assert unpack_bits(*packed).dtype == torch.bool
     assert len(packed[0]) <= -(-len(answers) // 4)  # a digit holds four
 
 
 def test_the_first_example_is_the_highest_digit():
-    assert pack(torch.tensor([True, False, False, False, False, True])) == ["21", 6]
-    assert unpack("0", 3).tolist() == [False] * 3
+    assert pack_bits(torch.tensor([True, False, False, False, False, True])) == ["21", 6]
+    assert unpack_bits("0", 3).tolist() == [False] * 3
+
+
+def test_a_results_file_that_is_not_there_is_refused_with_what_helps():
+    with pytest.raises(FileNotFoundError, match=r"nothing\.json: clone the course's repository"):
+        load_results("nothing.json")

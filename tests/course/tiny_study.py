@@ -1,16 +1,10 @@
-"""The smallest recipe whose teacher solves anything: it knows its eight chains by heart."""
+"""Traces as a teacher would write them, and whether models are equal, for the tests."""
 
-from kdlib.course.studies.reasoning_arms import Recipe, Stage
+import torch
+
 from kdlib.language.puzzles.puzzle import Puzzle
 from kdlib.language.puzzles.text import problem, written_solution
 from kdlib.language.traces.collect import Trace
-
-TINY = Recipe(
-    animals=("chickens", "rabbits", "ants"), heads=(2, 5), beyond_heads=(6, 7), pool=8, validation=3, test=5,
-    beyond=4, teacher_width=48, student_width=16, layers=1, teacher_family="llama",
-    school_teacher=Stage(2, 1e-3, 4), school_student=Stage(4, 1e-2, 4), teacher=Stage(120, 1e-2, 8),
-    student=Stage(6, 5e-3, 4), answers_lr=7e-3, on_policy=Stage(2, 1e-3, 3), samples=2, max_new_tokens=96,
-)  # fmt: skip
 
 
 def answered(puzzle: Puzzle, sample: int = 0, text: str | None = None, **changed) -> Trace:
@@ -18,3 +12,11 @@ def answered(puzzle: Puzzle, sample: int = 0, text: str | None = None, **changed
     asked, text = problem(puzzle), written_solution(puzzle) if text is None else text
     figures = {"tokens": len(text.split()), "finished": True, "correct": True, "well_formed": True, **changed}
     return Trace(asked.key, asked.statement, asked.answer, sample, text, **figures)
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)

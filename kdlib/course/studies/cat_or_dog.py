@@ -1,22 +1,17 @@
 """Cat or dog, in full: what is a teacher worth, with error bars, on sketches or on photographs?
 
-    python -m kdlib experiment sketches
-    python -m kdlib experiment path/to/photographs --labels 300 --seeds 10
-
 Three situations. `all`: teacher and student have the same labels. `few`: the student has a few labels, and
 the teacher scores all the other images, unlabelled for the student, as a transfer set. `teachers`: the
 student of the first situation with teachers trained for a quarter, once and twice as long (half the seeds).
 
 T and α are chosen on the validation part, in each situation anew; the test part is scored once, with the
 chosen pair. Arms with the same seed share initialisation, order, crops and number of steps. Every finished
-run is on disk: whoever is interrupted starts the command again.
+run is on disk: an interrupted study goes on when it is started again.
 """
 
-import argparse
 import os
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -29,16 +24,14 @@ from kdlib.checkpoint import describe
 from kdlib.cost import measure_cost
 from kdlib.course.studies.cat_or_dog_arms import (
     SKETCHES,
-    Recipe,
-    Training,
+    PictureRecipe,
     arms,
     hard_labels,
     hide_labels,
     photo_recipe,
     train,
 )
-from kdlib.course.studies.cat_or_dog_results import columns, report, verdicts
-from kdlib.course.studies.records import RunLog, pack, write_results
+from kdlib.course.studies.records import columns, once, pack_bits, verdicts
 from kdlib.data import Examples, Splits
 from kdlib.metrics import agreement, fit_temperature, kl_to_teacher, score
 from kdlib.runtime import describe_environment
@@ -48,16 +41,25 @@ from kdlib.vision.loader import Loader
 from kdlib.vision.photos import load_photos
 from kdlib.vision.sketches import SketchExamples, load_sketches
 
-__all__ = ["Study", "main", "prepare"]
+__all__ = ["SITUATIONS", "CatOrDogStudy", "prepare"]
 
 TEMPERATURES, ALPHAS, CHOICE_SEEDS = (1.0, 2.0, 4.0, 8.0), (0.1, 0.5), 2
 SITUATIONS = ("all", "few", "teachers")
 TEACHER_SEED, TEACHERS = 1000, {"quarter": 0.25, "standard": 1.0, "double": 2.0}
+ARMS = (*arms(1.0, 0.0), "distilled, fine-tuned")
+
+# Each arm against its baseline, and against the other arms that ask the same question.
+_PAIRS = (
+    *((arm, "alone") for arm in (*ARMS, "distilled from the truth") if arm != "alone"),
+    *(("distilled", other) for other in ("smoothed", "pseudo-labels", "distilled, no labels")),
+    ("distilled, fine-tuned", "distilled"),
+)
+PAIRS = {"all": _PAIRS, "few": _PAIRS, "teachers": (("quarter", "standard"), ("double", "standard"))}
 
 
 @dataclass(frozen=True)
-class Study:
-    """One experiment, resumable from its folder.
+class CatOrDogStudy:
+    """The study on one set of pictures, resumable from its folder.
 
     Attributes:
         data: the three parts; the teacher learns from the labels of the whole training part.
@@ -69,7 +71,7 @@ class Study:
     """
 
     data: Splits
-    recipe: Recipe
+    recipe: PictureRecipe
     folder: Path
     seeds: int = 10
     labels: int = 300
@@ -78,29 +80,34 @@ class Study:
     def run_situation(self, situation: str) -> dict[str, list[dict]]:
         """All runs of one situation, by arm; those on disk are not run again."""
         pair = self.choose("few" if situation == "few" else "all")
-        seeds = self.seeds
-        if situation == "teachers":
-            seeds = max(2, (seeds + 1) // 2)  # each needs what three teachers say about its crops
-        jobs = [(seed, arm) for seed in range(seeds) for arm in self._arms(situation)]
-        found: dict[str, list[dict]] = {}
+        # Half of them with three teachers: each seed needs the logits of each teacher on its own crops.
+        seeds = max(2, (self.seeds + 1) // 2) if situation == "teachers" else self.seeds
+        names = TEACHERS if situation == "teachers" else ARMS
+        if isinstance(self.data.train, SketchExamples) and situation == "all":
+            names = (*ARMS, "distilled from the truth")
+        jobs = [(seed, arm) for seed in range(seeds) for arm in names]
+        runs: dict[str, list[dict]] = {arm: [] for arm in names}
         for seed, arm in tqdm(jobs, desc=situation, disable=not self.progress):
-            found.setdefault(arm, []).append(self.run(situation, arm, seed, *pair, test=True))
-        return found
+            runs[arm].append(self.run(situation, arm, seed, *pair))
+        return runs
 
     def results(self) -> dict[str, object]:
         """Run what has not been run yet, and put everything together."""
         found = {situation: self.run_situation(situation) for situation in SITUATIONS}
-        chosen = {situation: self.choose(situation) for situation in ("all", "few")}
+        by = {s: {arm: columns(run["test"] for run in runs) for arm, runs in found[s].items()} for s in found}
+        choices = {situation: self._choices(situation) for situation in ("all", "few")}
+        teachers = {name: self._describe_teacher(name) for name in TEACHERS}
+        reached = teachers["standard"]["accuracy"]
         return {
             "environment": describe_environment(),
             "data": self._describe_data(),
-            "recipe": {name: _plain(asdict(t)) for name, t in vars(self.recipe).items() if name != "size"},
-            "chosen": {s: {"temperature": t, "alpha": a} for s, (t, a) in chosen.items()},
-            "choices": {situation: self._choices(situation) for situation in chosen},
-            "teachers": {name: self._describe_teacher(name) for name in TEACHERS},
+            "recipe": {name: _plain(asdict(training)) for name, training in vars(self.recipe).items()},
+            "chosen": {s: dict(zip(("temperature", "alpha"), self.choose(s), strict=True)) for s in choices},
+            "choices": choices,
+            "teachers": teachers,
             "cost": self._cost(),
-            "arms": {s: {arm: columns(runs) for arm, runs in by.items()} for s, by in found.items()},
-            "verdicts": verdicts(found, self._describe_teacher("standard")["accuracy"]),
+            "arms": by,
+            "verdicts": {s: verdicts(by[s], PAIRS[s], teacher_accuracy=reached) for s in by},
         }
 
     def choose(self, situation: str) -> tuple[float, float]:
@@ -116,24 +123,21 @@ class Study:
 
     def _choice(self, situation: str, temperature: float, alpha: float) -> dict[str, float]:
         runs = [
-            self.run(situation, "distilled", seed, temperature, alpha, test=False)
+            self.run(situation, "distilled", seed, temperature, alpha, test=False)["validation"]
             for seed in range(CHOICE_SEEDS)
         ]
-        means = {k: sum(r["validation"][k] for r in runs) / len(runs) for k in ("accuracy", "nll")}
+        means = {name: sum(run[name] for run in runs) / len(runs) for name in ("accuracy", "nll")}
         return {"temperature": temperature, "alpha": alpha, **means}
 
     def run(
-        self, situation: str, arm: str, seed: int, temperature: float, alpha: float, *, test: bool
+        self, situation: str, arm: str, seed: int, temperature: float, alpha: float, *, test: bool = True
     ) -> dict:
         """The figures of one trained student, from disk if it was trained before."""
         if (situation, arm) == ("teachers", "standard"):
             situation, arm = "all", "distilled"
-        key = [situation, arm, seed, temperature, alpha, test]
-        if (done := self._log.find(key)) is None:
-            student = self.train_student(situation, arm, seed, temperature, alpha)
-            done = {"key": key, **self.measure(student, test=test)}
-            self._log.append(done)
-        return done
+        setting = [situation, arm, seed, temperature, alpha]
+        return once(self.folder / "runs.jsonl", [*setting, test],
+                    lambda: self.measure(self.train_student(*setting), test=test))  # fmt: skip
 
     def train_student(
         self, situation: str, arm: str, seed: int, temperature: float, alpha: float
@@ -146,62 +150,50 @@ class Study:
         if situation == "few":
             known, everything = hide_labels(self.data.train, self.labels)
         losses = arms(temperature, alpha)
-        alone = partial(train, training, known, seed=seed, epochs=self._epochs_of(known))
         if arm in ("alone", "smoothed"):
-            return alone(loss=losses[arm])[0]
+            return train(training, known, seed=seed, epochs=self._epochs_of(known), loss=losses[arm])[0]
+        distil = partial(train, training, everything, seed=seed)
         if arm == "distilled from the truth":
-            truth = everything.true_logits
-            return train(training, everything, seed=seed, teacher=truth, loss=arms(1.0, 0.0)["distilled"])[0]
-        opinions = self.opinions(teacher, seed)
+            return distil(teacher=everything.true_logits, loss=arms(1.0, 0.0)["distilled"])[0]
+        cached = self.cached_teacher(teacher, seed)
         if arm != "distilled, fine-tuned":
-            return train(training, everything, seed=seed, teacher=opinions, loss=losses[arm])[0]
+            return distil(teacher=cached, loss=losses[arm])[0]
         # The article's last step, within the same budget: the last quarter of it on hard labels alone.
         distilling = training.epochs * 3 // 4
-        student, _ = train(
-            training, everything, seed=seed, epochs=distilling, teacher=opinions, loss=losses["distilled"]
-        )
-        settings = {**training.settings, "lr": training.lr / 10}
+        student, _ = distil(teacher=cached, loss=losses["distilled"], epochs=distilling)
         epochs = max(1, self._epochs_of(known) * (training.epochs - distilling) // training.epochs)
+        settings = {**training.settings, "lr": training.lr / 10}
         crops = Loader(known, training.augmentation)
         fit(student, crops, epochs=epochs, loss=hard_labels, seed=seed, **settings)
         return student
 
     def measure(self, student: nn.Module, *, test: bool) -> dict[str, object]:
         """Scores on validation and, if asked for, on test: there also after fitting one temperature."""
-        validation = predict(student, self.data.validation.images)
-        figures: dict[str, object] = {"validation": _figures(validation, self.data.validation)}
+        validation = self.data.validation
+        figures = {"validation": _figures(predict(student, validation.images), validation)}
         if test:
             logits, teacher = predict(student, self.data.test.images), self._test_logits
-            temperature = fit_temperature(validation, self.data.validation.labels)
-            figures["test"] = _figures(logits, self.data.test) | {
-                "temperature": temperature,
-                "ece_rescaled": score(logits / temperature, self.data.test.labels).ece,
-                "nll_rescaled": score(logits / temperature, self.data.test.labels).nll,
-                "agreement": agreement(logits, teacher),
-                "kl_to_teacher": kl_to_teacher(logits, teacher),
-                "correct": pack(score(logits, self.data.test.labels).correct),
-            }
+            figures["test"] = self._test_figures(student) | {
+                "agreement": agreement(logits, teacher), "kl_to_teacher": kl_to_teacher(logits, teacher)
+            }  # fmt: skip
         return figures
 
     def teacher(self, name: str = "standard") -> nn.Module:
         """Trained on all labels, for its share of the recipe's epochs; from its checkpoint if there."""
-        training = self.recipe.teacher
-        training = replace(training, epochs=max(1, round(TEACHERS[name] * training.epochs)))
+        files = {"checkpoint": f"teacher-{name}.safetensors", "log": f"teacher-{name}.jsonl"}
         model, _ = train(
-            training, self.data.train, seed=TEACHER_SEED, progress=self.progress,
-            checkpoint=self.folder / f"teacher-{name}.safetensors",
-            log=self.folder / f"teacher-{name}.jsonl",
-        )
+            self.recipe.teacher.scaled(TEACHERS[name]), self.data.train, seed=TEACHER_SEED,
+            progress=self.progress, **{kind: self.folder / file for kind, file in files.items()},
+        )  # fmt: skip
         return model
 
-    def opinions(self, teacher: str, seed: int) -> CachedTeacher:
-        """The teacher's logits on exactly the crops that this seed shows."""
-        loader = Loader(self.data.train, self.recipe.student.augmentation)
-        folder = self.folder / f"opinions-{teacher}-{seed}"
+    def cached_teacher(self, name: str, seed: int) -> CachedTeacher:
+        """A teacher's logits on exactly the crops that this seed shows."""
         return cache_teacher(
-            self._teachers[teacher], loader, folder, epochs=self.recipe.student.epochs, seed=seed,
+            self._teachers[name], Loader(self.data.train, self.recipe.student.augmentation),
+            self.folder / f"logits-{name}-{seed}", epochs=self.recipe.student.epochs, seed=seed,
             batch_size=128, progress=self.progress,
-        )
+        )  # fmt: skip
 
     @cached_property
     def _teachers(self) -> Mapping[str, nn.Module]:
@@ -211,121 +203,75 @@ class Study:
     def _test_logits(self) -> Tensor:
         return predict(self._teachers["standard"], self.data.test.images)
 
-    @cached_property
-    def _log(self) -> RunLog:
-        return RunLog(self.folder / "runs.jsonl")
-
-    def _arms(self, situation: str) -> list[str]:
-        if situation == "teachers":
-            return list(TEACHERS)
-        names = [*arms(1.0, 0.0), "distilled, fine-tuned"]
-        if isinstance(self.data.train, SketchExamples) and situation == "all":
-            names.append("distilled from the truth")
-        return names
-
     def _epochs_of(self, known: Examples) -> int:
         batch = self.recipe.student.batch_size
         steps = -(-len(self.data.train) // batch) * self.recipe.student.epochs
         return round(steps / -(-len(known) // batch))
 
+    def _test_figures(self, model: nn.Module) -> dict[str, object]:
+        logits, labels = predict(model, self.data.test.images), self.data.test.labels
+        validation = predict(model, self.data.validation.images)
+        temperature = fit_temperature(validation, self.data.validation.labels)
+        rescaled = score(logits / temperature, labels)
+        return _figures(logits, self.data.test) | {
+            "temperature": temperature, "ece_rescaled": rescaled.ece, "nll_rescaled": rescaled.nll,
+            "correct": pack_bits(score(logits, labels).correct),
+        }  # fmt: skip
+
     def _describe_data(self) -> dict[str, object]:
         parts = {part: len(getattr(self.data, part)) for part in ("train", "validation", "test")}
-        left_out = len(self.data.skipped)
-        data = {**parts, "size": self.recipe.size, "labels_few": self.labels, "left_out": left_out}
+        size, left_out = self.data.train.images.shape[-1], len(self.data.skipped)
+        data = {**parts, "size": size, "labels_few": self.labels, "left_out": left_out}
         if isinstance(self.data.test, SketchExamples):
-            sure = self.data.test.posterior.argmax(1) == self.data.test.labels.cpu()
-            data |= {"bayes_accuracy": self.data.test.bayes_accuracy,
-                     "bayes_accuracy_here": sure.double().mean().item()}
+            likelier = self.data.test.posterior.argmax(1) == self.data.test.labels.cpu()
+            data["bayes_accuracy"] = self.data.test.bayes_accuracy
+            data["bayes_accuracy_here"] = likelier.double().mean().item()
         return data
 
     def _describe_teacher(self, name: str) -> dict[str, object]:
-        model = self._teachers[name]
-        validation = predict(model, self.data.validation.images)
-        test = predict(model, self.data.test.images)
-        temperature = fit_temperature(validation, self.data.validation.labels)
-        return _figures(test, self.data.test) | {
-            "epochs": max(1, round(TEACHERS[name] * self.recipe.teacher.epochs)),
-            "temperature": temperature,
-            "ece_rescaled": score(test / temperature, self.data.test.labels).ece,
-            "train_accuracy": score(predict(model, self.data.train.images), self.data.train.labels).accuracy,
-            "correct": pack(score(test, self.data.test.labels).correct),
+        model, train_part = self._teachers[name], self.data.train
+        figures = self._test_figures(model)
+        del figures["nll_rescaled"]
+        return figures | {
+            "epochs": self.recipe.teacher.scaled(TEACHERS[name]).epochs,
+            "train_accuracy": score(predict(model, train_part.images), train_part.labels).accuracy,
         }
 
     def _cost(self) -> dict[str, object]:
-        example = torch.zeros(1, 3, self.recipe.size, self.recipe.size)
-        trainings = (self.recipe.teacher, self.recipe.student)
-        teacher, student = (measure_cost(training.build(), example) for training in trainings)
+        example = torch.zeros(1, *self.data.train.images.shape[1:])
+        costs = {name: measure_cost(network.build(), example) for name, network in vars(self.recipe).items()}
         keep = ("parameters", "flops", "weight_bytes", "working_bytes")
-        costs = {n: {k: getattr(c, k) for k in keep} for n, c in (("teacher", teacher), ("student", student))}
-        return {**costs, "latency_ratio": teacher.latency / student.latency}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m kdlib experiment`: run, print the report, write the results."""
-    parser = argparse.ArgumentParser(prog="python -m kdlib experiment", description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("data", help='"sketches", "pets", "cifar10", or a folder with train/CLASS/*.jpg and test/CLASS/*.jpg')
-    add("--size", type=int, help="side of the pictures in pixels (sketches, cifar10: 32; photographs: 64)")
-    add("--seeds", type=int, default=10, help="paired runs of each arm (%(default)s)")
-    add("--labels", type=int, help="labels of the student in `few` (sketches: 100; photographs: 300)")
-    add("--epochs", type=float, default=1.0, metavar="FACTOR", help="multiplies the recipe's epochs (1)")
-    add("--work", type=Path, default=Path("data/cache/experiment"),
-        help="where teachers and finished runs are kept (%(default)s)")
-    add("--only", choices=SITUATIONS, help="run this situation and stop: to share the work of one "
-        "experiment among processes, which the command without --only then puts together")
-    add("--out", type=Path, help="write the results as JSON here")
-    add("--quiet", action="store_true", help="no progress bars")
-    given = parser.parse_args(argv)
-    if given.seeds < 2:
-        parser.error(f"--seeds {given.seeds}: an interval needs at least 2")
-    try:
-        study = prepare(given.data, size=given.size, seeds=given.seeds, labels=given.labels,
-                        epochs=given.epochs, work=given.work, progress=not given.quiet)
-        print(study.data)
-        if given.only:
-            study.run_situation(given.only)
-            return 0
-        results = study.results()
-    except (ValueError, OSError) as error:
-        print(f"kdlib experiment: {error}", file=sys.stderr)
-        return 1
-    if given.out is not None:
-        write_results(given.out, results)
-    print(report(results))
-    return 0
+        return {
+            **{name: {figure: getattr(cost, figure) for figure in keep} for name, cost in costs.items()},
+            "latency_ratio": costs["teacher"].latency / costs["student"].latency,
+        }
 
 
 def prepare(
     data: str, *, size: int | None = None, seeds: int = 10, labels: int | None = None, epochs: float = 1.0,
     work: str | os.PathLike = "data/cache/experiment", progress: bool = True,
-) -> Study:
-    """Load the pictures and lay out the study; see the command's options.
+) -> CatOrDogStudy:
+    """Load the pictures and lay out the study; the arguments are the options of `python -m kdlib experiment`.
 
     Raises:
         ValueError, OSError: as `load_photos` and `load_sketches` raise them.
     """
-    sketches = data == "sketches"
     size = size or (32 if data in ("sketches", "cifar10") else 64)
-    recipe = replace(SKETCHES, size=size) if sketches else photo_recipe(size)
-    recipe = replace(
-        recipe, teacher=_scaled(recipe.teacher, epochs), student=_scaled(recipe.student, epochs)
-    )
-    labels = labels or (100 if sketches else 300)
-    if sketches:
+    if data == "sketches":
+        recipe, labels = SKETCHES, labels or 100
         splits = load_sketches(4000, 1000, 2000, size=size, nuisance=0.5)
     else:
+        recipe, labels = photo_recipe(size), labels or 300
         splits = load_photos(data, size=size, progress=progress)
-    identity = fingerprint(splits.train.fingerprint(), splits.validation.fingerprint(), labels,
-                           _plain(asdict(recipe)))
-    return Study(splits, recipe, Path(work) / identity[:12], seeds, labels, progress)
+    recipe = recipe.scaled(epochs)
+    identity = fingerprint(
+        splits.train.fingerprint(), splits.validation.fingerprint(), labels, _plain(asdict(recipe))
+    )
+    return CatOrDogStudy(splits, recipe, Path(work) / identity[:12], seeds, labels, progress)
 
 
 def _goodness(choice: Mapping[str, float]) -> tuple[float, float]:
     return choice["accuracy"], -choice["nll"]
-
-
-def _scaled(training: Training, factor: float) -> Training:
-    return replace(training, epochs=max(1, round(factor * training.epochs)))
 
 
 def _figures(logits: Tensor, data: Examples) -> dict[str, float]:
@@ -342,5 +288,3 @@ def _plain(settings: Mapping) -> dict:
         k: _plain(v) if isinstance(v, Mapping) else describe(v) if callable(v) else v
         for k, v in settings.items()
     }
-
-

@@ -6,7 +6,7 @@ the same order and takes the same number of steps: what differs is what the stud
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -20,8 +20,8 @@ from kdlib.vision.loader import Augmentation, Loader
 from kdlib.vision.nets import convnet
 
 __all__ = [
-    "SKETCHES", "Recipe", "Training", "arms", "hard_labels", "hide_labels", "photo_recipe", "pseudo_labels",
-    "smoothed_labels", "soft_targets", "train",
+    "SKETCHES", "PictureRecipe", "Training", "arms", "hard_labels", "hide_labels", "photo_recipe",
+    "pseudo_labels", "smoothed_labels", "soft_targets", "train",
 ]  # fmt: skip
 
 UNLABELLED = -100
@@ -32,18 +32,16 @@ def hard_labels(student_logits: Tensor, teacher_logits: Tensor | None, labels: T
     return _mean_over_labelled(student_logits, labels)
 
 
-def smoothed_labels(
-    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, *, smoothing: float = 0.1
-) -> Tensor:
-    """Cross-entropy with labels mixed with the uniform distribution: soft, but nobody's opinion.
+def smoothed_labels(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
+    """Cross-entropy with labels of which a tenth is spread over all classes: soft, but not a teacher's.
 
     Source: Szegedy et al. 2016 (arXiv 1512.00567), §7.
     """
-    return _mean_over_labelled(student_logits, labels, label_smoothing=smoothing)
+    return _mean_over_labelled(student_logits, labels, label_smoothing=0.1)
 
 
 def pseudo_labels(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy with the class the teacher finds likeliest: its opinion, made hard.
+    """Cross-entropy with the class the teacher finds likeliest: its answer, made hard.
 
     Source: Lee 2013, "Pseudo-Label" (ICML workshop), where a model labels data for itself.
     """
@@ -51,12 +49,8 @@ def pseudo_labels(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor
 
 
 def soft_targets(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    labels: Tensor,
-    *,
-    temperature: float = 4.0,
-    alpha: float = 0.1,
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *,
+    temperature: float = 4.0, alpha: float = 0.1,
 ) -> Tensor:
     """Distillation with labels for some or all: α·CE over the labelled + (1 − α)·T²·KL over all.
 
@@ -84,7 +78,7 @@ def hide_labels(data: Examples, keep: int, *, seed: int = 0) -> tuple[Examples, 
 
     Args:
         data: labelled examples.
-        keep: number of labels to keep, the same for each class to within one, chosen at random.
+        keep: number of labels to keep, the same for each class to within one.
         seed: of the choice.
 
     Raises:
@@ -130,18 +124,26 @@ class Training:
         """What `fit` takes of it by name."""
         return {"lr": self.lr, "batch_size": self.batch_size, "weight_decay": self.weight_decay}
 
+    def scaled(self, factor: float) -> "Training":
+        """The same with more epochs, or fewer."""
+        return replace(self, epochs=max(1, round(factor * self.epochs)))
+
 
 @dataclass(frozen=True)
-class Recipe:
-    """Teacher and student of one kind of pictures, and the size these have."""
+class PictureRecipe:
+    """Teacher and student for one kind of pictures."""
 
     teacher: Training
     student: Training
-    size: int
+
+    def scaled(self, factor: float) -> "PictureRecipe":
+        """The same with more epochs, or fewer."""
+        return PictureRecipe(self.teacher.scaled(factor), self.student.scaled(factor))
 
 
-def train(training: Training, data: Examples, *, seed: int, epochs: int | None = None,
-          **how) -> tuple[nn.Module, History]:
+def train(
+    training: Training, data: Examples, *, seed: int, epochs: int | None = None, **how
+) -> tuple[nn.Module, History]:
     """Build a network from the seed and train it; `how` goes to `fit`: teacher, loss, progress, …"""
     torch.manual_seed(seed)
     model = training.build()
@@ -158,33 +160,19 @@ def _mean_over_labelled(student_logits: Tensor, labels: Tensor, **options) -> Te
     return total / (labels != UNLABELLED).sum().clamp(min=1)
 
 
-SKETCHES = Recipe(
-    teacher=Training(
-        partial(convnet, (16, 32, 64), depth=2), epochs=12, lr=3e-3, augmentation=Augmentation(crop=2)
-    ),
-    student=Training(
-        partial(convnet, (6, 12, 24), stride=2), epochs=12, lr=1e-2, augmentation=Augmentation(crop=2)
-    ),
-    size=32,
+SKETCHES = PictureRecipe(
+    Training(partial(convnet, (16, 32, 64), depth=2), epochs=12, lr=3e-3, augmentation=Augmentation(crop=2)),
+    Training(partial(convnet, (6, 12, 24), stride=2), epochs=12, lr=1e-2, augmentation=Augmentation(crop=2)),
 )
 
 
-def photo_recipe(size: int) -> Recipe:
+def photo_recipe(size: int) -> PictureRecipe:
     """For some thousand photographs; chosen on the validation part of 3,000 cats and dogs at 64×64."""
     stride = 2 if size >= 48 else 1
-    return Recipe(
-        teacher=Training(
-            partial(convnet, (32, 64, 128, 128), depth=2, stride=stride, dropout=0.3),
-            epochs=40,
-            lr=3e-3,
-            weight_decay=5e-3,
-            augmentation=Augmentation(crop=size // 8, cutout=size // 4),
-        ),
-        student=Training(
-            partial(convnet, (8, 16, 32, 32), stride=stride),
-            epochs=20,
-            lr=1e-2,
-            augmentation=Augmentation(crop=size // 8),
-        ),
-        size=size,
+    teacher = partial(convnet, (32, 64, 128, 128), depth=2, stride=stride, dropout=0.3)
+    student = partial(convnet, (8, 16, 32, 32), stride=stride)
+    crop, cutout = size // 8, size // 4
+    return PictureRecipe(
+        Training(teacher, 40, 3e-3, weight_decay=5e-3, augmentation=Augmentation(crop=crop, cutout=cutout)),
+        Training(student, 20, 1e-2, augmentation=Augmentation(crop=crop)),
     )

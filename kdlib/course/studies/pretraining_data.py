@@ -11,35 +11,33 @@ from kdlib.language.puzzles.make import make_puzzle
 from kdlib.language.puzzles.puzzle import ANIMALS, Puzzle
 from kdlib.language.puzzles.text import statement, written_solution
 
-__all__ = ["sums", "texts"]
+__all__ = ["Text", "pretraining_data", "sums"]
 
 Text = tuple[str, str]
 """(statement, completion) as `distill_language_model` takes it."""
 
+SUMS_A_ROW = 6
 # Differences of two-digit numbers take a tiny model longest: as often as all other sums together.
 WEIGHTS = (2, 8, 1, 4, 1)
 
 
-def texts(
-    puzzles: Sequence[Puzzle], *, heads: tuple[int, int], animals: Sequence[str], seed: int
+def pretraining_data(
+    puzzles: Sequence[Puzzle], *, heads: tuple[int, int], animals: Sequence[str], seed: int = 0
 ) -> list[Text]:
     """Each puzzle in both styles and without steps, and as many rows of sums."""
     asked = [(puzzle, statement(puzzle)) for puzzle in puzzles]
     solved = [(text, written_solution(p, style)) for p, text in asked for style in ("suppose", "equations")]
     answers = [(text, written_solution(p, think=False)) for p, text in asked]
-    rows = sums(len(solved) + len(answers), heads=heads, animals=animals, seed=seed)
-    return solved + answers + rows
+    return solved + answers + sums(3 * len(puzzles), heads=heads, animals=animals, seed=seed)
 
 
-def sums(
-    count: int, *, heads: tuple[int, int], animals: Sequence[str], seed: int, length: int = 6
-) -> list[Text]:
+def sums(count: int, *, heads: tuple[int, int], animals: Sequence[str], seed: int = 0) -> list[Text]:
     """Rows of sums such as puzzles in this range are made of, each row with its results."""
     rng = random.Random(f"{seed} sums")
     rows = []
     for _ in range(count):
         row = [_sum(make_puzzle("pair", rng=rng, heads=heads, animals=animals), heads[1], rng)
-               for _ in range(length)]  # fmt: skip
+               for _ in range(SUMS_A_ROW)]  # fmt: skip
         asked = ", ".join(left for left, _ in row)
         done = ", ".join(f"{left} = {value}" for left, value in row)
         rows.append((f" {asked}?", f" {done}.\n</think>\n\nAnswer: {row[-1][1]}."))
@@ -49,13 +47,12 @@ def sums(
 def _sum(puzzle: Puzzle, most: int, rng: random.Random) -> tuple[str, int]:
     (cage,) = puzzle.cages
     few, many = sorted(ANIMALS[name].legs for name in cage.animals)
-    heads, feet = cage.heads, cage.feet
-    missing, gap = feet - few * heads, many - few
+    heads, missing, gap = cage.heads, cage.feet - few * cage.heads, many - few
     count = missing // gap
     more = rng.randint(1, max(1, most - count))
     kinds = [
         (f"{heads} × {few}", few * heads),
-        (f"{feet} − {few * heads}", missing),
+        (f"{cage.feet} − {few * heads}", missing),
         (f"{missing} ÷ {gap}", count),
         (f"{heads} − {count}", heads - count),
         (f"{count} + {more}", count + more),

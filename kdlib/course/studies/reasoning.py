@@ -1,48 +1,42 @@
 """Reasoning distillation in full: what are a teacher's texts worth, with error bars?
 
-    python -m kdlib reasoning --seeds 5 --out data/results/reasoning.json
-
 Chains of two cages, which need steps. A teacher, a base model of the student's size for each seed, and the
-arms of `kdlib.course.studies.reasoning_arms`, each at two budgets; then the number of problems, a teacher made worse on
-purpose, samples of the student that learnt answers only, and the easy puzzle, where steps are not needed.
+arms of `kdlib.course.studies.reasoning_arms`; then the number of problems, a teacher made worse on purpose,
+samples of the student that learnt answers only, and the easy puzzle, where steps are not needed. Two budgets:
+"steps", as many steps for all, and "compute", as many tokens read in training (prompts and completions), so
+that an arm with short texts takes more steps.
 
 Learning rates and (T, α) are chosen on validation. The test part is scored once for each finished student.
-Every finished piece is on disk: whoever is interrupted starts the command again. Processes share the work,
-one for each core.
+Every finished piece is on disk: an interrupted study goes on when it is started again.
 """
 
-import argparse
-import json
-import os
 import random
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from filelock import FileLock
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from kdlib.course.studies.pretraining_data import Text, pretraining_data
 from kdlib.course.studies.reasoning_arms import (
     ARMS,
     CHAINS,
-    Budget,
-    Recipe,
+    ReasoningRecipe,
     Stage,
     reading,
     style_of,
     teach_student,
     tokens_a_step,
-    train_base,
-    train_teacher,
 )
-from kdlib.course.studies.reasoning_results import PAIRS, columns, report, verdicts
-from kdlib.course.studies.records import RunLog, pack, write_results
+from kdlib.course.studies.records import columns, once, pack_bits, verdicts
+from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.models.small import load_model, tiny_model, without_bars
 from kdlib.language.puzzles.make import PuzzleSplits, puzzle_splits
 from kdlib.language.puzzles.puzzle import Puzzle
@@ -51,9 +45,10 @@ from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
 from kdlib.language.traces.collect import Trace, collect_traces
 from kdlib.language.traces.select import majority_vote, pass_at_k
 from kdlib.runtime import best_device, describe_environment
-from kdlib.storage import fingerprint
 
-__all__ = ["Study", "main"]
+__all__ = ["ReasoningStudy"]
+
+EqualIn = Literal["steps", "compute"]
 
 TUNED = ("answers", "verified")
 OTHER_LENGTH = ("answers", "shortest")  # arms whose number of steps depends on the budget
@@ -66,10 +61,21 @@ VOTES = (1, 2, 4, 8, 16, 32)
 VOTE_TEMPERATURE = 1.0
 EASY = Stage(600, 5e-3)
 
+# What asks one question each: an arm, and what it is measured against.
+PAIRS = {
+    "compute": (
+        ("verified", "answers"), ("verified", "unverified"), ("shortest", "verified"),
+        ("suppose", "equations"), ("logits", "verified"), ("on-policy", "verified"),
+    ),
+    "steps": (("verified", "answers"), ("shortest", "verified")),
+    "weak": (("verified", "unverified"),),
+    "easy": (("suppose", "answers"),),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
-class Study:
-    """One experiment, resumable from its folder.
+class ReasoningStudy:
+    """The study with one recipe, resumable from its folder.
 
     Attributes:
         folder: where models, traces and finished runs are kept.
@@ -79,7 +85,7 @@ class Study:
     """
 
     folder: Path
-    recipe: Recipe = CHAINS
+    recipe: ReasoningRecipe = CHAINS
     problems: int = 200
     progress: bool = False
 
@@ -92,20 +98,56 @@ class Study:
         return self.recipe.chains()
 
     def teacher(self, share: float = 1.0) -> PreTrainedModel:
-        """The teacher, or one that stopped after a share of its training on chains."""
-        folder = self.folder / ("teacher" if share == 1 else f"teacher-{share:g}")
+        """The reasoner: a larger base model that has read solved chains, in both styles.
+
+        Its solutions come from a program. DeepSeek-R1's came from reinforcement learning, which takes more
+        than two cores and a few minutes; what follows, from traces to student, is the same.
+
+        Args:
+            share: of its steps on chains; below 1 for a teacher made worse on purpose.
+        """
+        recipe, stage, seed = self.recipe, self.recipe.teacher, 1000
+        solved = [
+            (statement(puzzle), written_solution(puzzle, ("suppose", "equations")[number % 2]))
+            for number, puzzle in enumerate(self.chains.train)
+        ]
+
+        def base() -> PreTrainedModel:
+            start = self._untrained(recipe.teacher_width, recipe.teacher_family, seed)
+            return self._trained("teacher-base", start, self._pretraining, recipe.teacher_pretraining, seed)
+
         with self._alone("teacher"):  # whatever the share, its base model is the same
-            model = train_teacher(
-                self.recipe, self.tokenizer, folder, self.chains.train, share=share, progress=self.progress
-            )
-        return model.to(best_device())
+            name = "teacher" if share == 1 else f"teacher-{share:g}"
+            stage = replace(stage, steps=max(1, round(share * stage.steps)))
+            return self._trained(name, base, solved, stage, seed).to(best_device())
 
     def base(self, seed: int) -> PreTrainedModel:
         """A base model of the student's size, as every arm of this seed begins."""
-        with self._alone(f"base-{seed}"):
-            return train_base(
-                self.recipe, self.tokenizer, self.folder / f"base-{seed}", seed=seed, progress=self.progress
-            )
+        recipe, name = self.recipe, f"base-{seed}"
+        start = self._untrained(recipe.student_width, recipe.student_family, seed)
+        with self._alone(name):
+            return self._trained(name, start, self._pretraining, recipe.student_pretraining, seed)
+
+    def _untrained(self, width: int, family: str, seed: int) -> Callable[[], PreTrainedModel]:
+        layers = self.recipe.layers
+        return lambda: tiny_model(self.tokenizer, width=width, layers=layers, family=family, seed=seed)
+
+    def _trained(
+        self, name: str, start: Callable[[], PreTrainedModel], texts: Sequence[Text], stage: Stage, seed: int
+    ) -> PreTrainedModel:
+        """The model in the folder of this name, trained if it is not there yet; a killed training goes on."""
+        folder = self.folder / name
+        if not (folder / "finished").exists():
+            distill_language_model(
+                start(), self.tokenizer, texts, folder, **asdict(stage), precision=self.recipe.precision,
+                seed=seed, progress=self.progress,
+            )  # fmt: skip
+            (folder / "finished").touch()
+        return load_model(folder)
+
+    @cached_property
+    def _pretraining(self) -> list[Text]:
+        return pretraining_data(self.recipe.cages(), heads=self.recipe.heads, animals=self.recipe.animals)
 
     def drawn(self, seed: int, count: int | None = None) -> list[Puzzle]:
         """The problems of a seed; fewer are the first of more.
@@ -113,13 +155,10 @@ class Study:
         Raises:
             ValueError: more than there are.
         """
-        count = self.problems if count is None else count
-        if not 1 <= count <= len(self.chains.train):
-            raise ValueError(
-                f"count (problems) must be 1 to {len(self.chains.train)}, the recipe's pool; got {count}"
-            )
-        order = random.Random(f"{seed} problems").sample(self.chains.train, len(self.chains.train))
-        return order[:count]
+        pool, count = self.chains.train, self.problems if count is None else count
+        if not 1 <= count <= len(pool):
+            raise ValueError(f"count (problems) must be 1 to {len(pool)}, the recipe's pool; got {count}")
+        return random.Random(f"{seed} problems").sample(pool, len(pool))[:count]
 
     def traces(self, seed: int, count: int | None = None, share: float = 1.0) -> list[Trace]:
         """What the teacher writes on the problems of a seed."""
@@ -133,7 +172,7 @@ class Study:
 
     def student(self, arm: str, seed: int, **options) -> PreTrainedModel:
         """The student of a finished run."""
-        return load_model(self._place(arm, seed, **options)).to(best_device())
+        return load_model(self.folder / "students" / _name(arm, seed, options)).to(best_device())
 
     def run(self, arm: str, seed: int, *, test: bool = True, **options) -> dict:
         """Teach one student and examine it, once; its figures are kept.
@@ -144,16 +183,16 @@ class Study:
             options: budget, "compute" (default) or "steps"; count of problems; share, of the teacher's
                 training; lr; temperature and alpha of "logits".
         """
-        place = self._place(arm, seed, **options)
-        key = [place.name, test]
-        if (done := self._log.find(key)) is None:
+        name = _name(arm, seed, options)
+
+        def run() -> dict:
             student, figures = self._taught(arm, seed, **options)
             with without_bars():
-                student.save_pretrained(place)
-            self.tokenizer.save_pretrained(place)
-            done = {"key": key, "arm": arm, "seed": seed, **figures, **self.examine(student, test=test)}
-            self._log.append(done)
-        return done
+                student.save_pretrained(self.folder / "students" / name)
+            self.tokenizer.save_pretrained(self.folder / "students" / name)
+            return {"arm": arm, "seed": seed, **figures, **self.examine(student, test=test)}
+
+        return once(self._runs, [name, test], run)
 
     def runs(
         self, arms: Sequence[str], seeds: Sequence[int], *, workers: int | None = None, **options
@@ -168,71 +207,54 @@ class Study:
             options: as for `run`, the same for all.
         """
         self.prepare(seeds, workers=workers)
-        jobs = [("run", (arm, seed), options) for seed in seeds for arm in arms]
-        done = self._shared(self._piece, jobs, workers, "students")
+        jobs = [delayed(self.run)(arm, seed, **options) for seed in seeds for arm in arms]
+        done = self._shared(jobs, workers, "students")
         return {arm: [run for run in done if run["arm"] == arm] for arm in arms}
 
     def prepare(self, seeds: Sequence[int], *, workers: int | None = None) -> None:
         """Make the teacher, the base models of the seeds, and their traces."""
-        self._shared(self._make, [("teacher", 0), *(("base", seed) for seed in seeds)], workers, "models")
-        self._shared(self._make, [("traces", seed) for seed in seeds], workers, "traces")
+        models = [delayed(_make)(self.teacher), *(delayed(_make)(self.base, seed) for seed in seeds)]
+        self._shared(models, workers, "models")
+        self._shared([delayed(_make)(self.traces, seed) for seed in seeds], workers, "traces")
 
-    def _piece(self, method: str, arguments: Sequence, options: Mapping) -> object:
-        return getattr(self, method)(*arguments, **options)
-
-    def _make(self, kind: str, seed: int) -> None:
-        """A piece that is on disk afterwards."""
-        self.teacher() if kind == "teacher" else getattr(self, kind)(seed)
-
-    def _shared(self, make: Callable, jobs: Sequence[tuple], workers: int | None, what: str) -> list:
-        workers = workers or (os.cpu_count() or 1 if best_device().type == "cpu" else 1)
-        workers = max(1, min(workers, len(jobs)))
-        results = (
-            (make(*job) for job in jobs)
-            if workers == 1
-            else Parallel(workers, return_as="generator")(delayed(_on_one_thread)(make, *job) for job in jobs)
-        )
+    def _shared(self, jobs: Sequence[tuple], workers: int | None, what: str) -> list:
+        """The results of jobs, (function, arguments, options), in their order."""
+        workers = workers or (cpu_count() if best_device().type == "cpu" else 1)
+        if workers == 1 or len(jobs) <= 1:
+            results = (function(*given, **options) for function, given, options in jobs)
+        else:
+            results = Parallel(min(workers, len(jobs)), return_as="generator")(
+                delayed(_on_one_thread)(*job) for job in jobs
+            )
         return list(tqdm(results, desc=what, total=len(jobs), disable=not self.progress))
 
     def _taught(
-        self,
-        arm: str,
-        seed: int,
-        *,
-        budget: Budget = "compute",
-        count: int | None = None,
-        share: float = 1.0,
-        lr: float | None = None,
-        temperature: float | None = None,
-        alpha: float | None = None,
-    ) -> tuple[PreTrainedModel, dict]:
-        soft = {"temperature": temperature, "alpha": alpha}
-        recipe = replace(self.recipe, **{name: value for name, value in soft.items() if value is not None})
-        traces = self.traces(seed, count, share)
-        drawn = self.drawn(seed, count)
-        student = self.base(seed)
-        # The budget of all arms is what "verified" reads in its steps.
-        stage = recipe.student
-        tokens = stage.steps * tokens_a_step(
-            self.tokenizer, reading("verified", drawn, traces), stage.batch_size
-        )
+        self, arm: str, seed: int, *, budget: EqualIn = "compute", count: int | None = None,
+        share: float = 1.0, lr: float | None = None, **soft: float,
+    ) -> tuple[PreTrainedModel, dict]:  # fmt: skip
+        if budget not in get_args(EqualIn):
+            raise ValueError(f'budget must be "steps" or "compute"; got {budget!r}')
+        traces, drawn, student = self.traces(seed, count, share), self.drawn(seed, count), self.base(seed)
+        tokens, stage = None, self.recipe.student
+        if budget == "compute":  # what "verified" reads in its steps
+            verified = reading("verified", drawn, traces)
+            tokens = stage.steps * tokens_a_step(self.tokenizer, verified, stage.batch_size)
         figures = teach_student(
-            recipe, student, self.tokenizer, arm, reading(arm, drawn, traces), budget=budget,
-            teacher=self.teacher(share) if arm in ("logits", "on-policy") else None, budget_tokens=tokens,
-            lr=lr, seed=seed, progress=self.progress,
+            replace(self.recipe, **soft), student, self.tokenizer, arm, reading(arm, drawn, traces),
+            tokens=tokens, teacher=self.teacher(share) if arm in ("logits", "on-policy") else None, lr=lr,
+            seed=seed, progress=self.progress,
         )  # fmt: skip
         return student, figures
 
     def examine(self, model: PreTrainedModel, *, test: bool = True) -> dict:
         """Greedy answers: on validation, or on test and beyond."""
         if not test:
-            return {"validation": self._accuracy(self.answers(model, self.chains.validation))}
+            return {"validation": _accuracy(self.answers(model, self.chains.validation))}
         answers = self.answers(model, self.chains.test)
         styles = [style_of(trace.text) for trace in answers]
         return {
-            "accuracy": self._accuracy(answers),
-            "correct": pack(torch.tensor([trace.correct for trace in answers])),
-            "beyond": self._accuracy(self.answers(model, self.chains.beyond)),
+            **_scored(answers),
+            "beyond": _accuracy(self.answers(model, self.chains.beyond)),
             "answer_tokens": sum(trace.tokens for trace in answers) / len(answers),
             "malformed": sum(not trace.well_formed for trace in answers) / len(answers),
             "truncated": sum(not trace.finished for trace in answers) / len(answers),
@@ -240,14 +262,10 @@ class Study:
             "equations": styles.count("equations") / len(styles),
         }
 
-    def answers(self, model: PreTrainedModel, puzzles: Sequence[Puzzle]) -> list[Trace]:
-        """The most probable answer to each puzzle."""
-        return self.sampled(model, puzzles, samples=1, temperature=0.0)
-
-    def sampled(
-        self, model: PreTrainedModel, puzzles: Sequence[Puzzle], *, samples: int, temperature: float
+    def answers(
+        self, model: PreTrainedModel, puzzles: Sequence[Puzzle], *, samples: int = 1, temperature: float = 0.0
     ) -> list[Trace]:
-        """Several answers to each puzzle, without a file."""
+        """The most probable answer to each puzzle, or several sampled ones."""
         return collect_traces(
             model, self.tokenizer, [problem(p) for p in puzzles], samples=samples, temperature=temperature,
             max_new_tokens=self.recipe.max_new_tokens, batch_size=512, progress=self.progress,
@@ -258,8 +276,8 @@ class Study:
 
         They read solutions that a program wrote ("suppose"), or the answers alone ("answers").
         """
-        key = ["easy", arm, seed]
-        if (done := self._log.find(key)) is None:
+
+        def run() -> dict:
             puzzles = puzzle_splits("pair", train=300, validation=0, test=100, heads=(2, 30), seed=0,
                                     animals=("chickens", "rabbits"))  # fmt: skip
             read = {
@@ -267,104 +285,82 @@ class Study:
                 for name in ("suppose", "answers")
             }
             recipe = replace(self.recipe, student=EASY, answers_lr=EASY.lr)
-            student = tiny_model(self.tokenizer, width=recipe.student_width, layers=recipe.layers, seed=seed)
+            student = self._untrained(recipe.student_width, "qwen2", seed)()
             tokens = EASY.steps * tokens_a_step(self.tokenizer, read["suppose"], EASY.batch_size)
-            figures = teach_student(recipe, student, self.tokenizer, arm, read[arm], budget="compute",
-                                    budget_tokens=tokens, seed=seed, progress=self.progress)  # fmt: skip
-            answers = self.answers(student, puzzles.test)
-            done = {"key": key, "arm": arm, **figures, "accuracy": self._accuracy(answers),
-                    "correct": pack(torch.tensor([trace.correct for trace in answers]))}  # fmt: skip
-            self._log.append(done)
-        return done
+            figures = teach_student(recipe, student, self.tokenizer, arm, read[arm], tokens=tokens,
+                                    seed=seed, progress=self.progress)  # fmt: skip
+            return {"arm": arm, **figures, **_scored(self.answers(student, puzzles.test))}
+
+        return once(self._runs, ["easy", arm, seed], run)
 
     def votes(self, arm: str, seed: int, temperature: float) -> dict[str, list[float]]:
         """pass@k and majority vote of a finished student, for the k of `VOTES`."""
-        key = ["votes", arm, seed, temperature]
-        if (done := self._log.find(key)) is None:
-            traces = self.sampled(self.student(arm, seed), self.chains.test, samples=max(VOTES),
+
+        def run() -> dict:
+            traces = self.answers(self.student(arm, seed), self.chains.test, samples=max(VOTES),
                                   temperature=temperature)  # fmt: skip
-            done = {"key": key, "k": list(VOTES), "pass": [pass_at_k(traces, k) for k in VOTES],
+            return {"k": list(VOTES), "pass": [pass_at_k(traces, k) for k in VOTES],
                     "majority": [majority_vote(traces, k) for k in VOTES],
                     "tokens": sum(trace.tokens for trace in traces) / len(traces)}  # fmt: skip
-            self._log.append(done)
-        return done
 
-    def jobs(self, seeds: Sequence[int]) -> dict[str, list[tuple[str, tuple, dict]]]:
-        """All of the experiment, by part: (method, arguments, options) of each piece of work."""
+        return once(self._runs, ["votes", arm, seed, temperature], run)
+
+    def jobs(self, seeds: Sequence[int]) -> dict[str, list[tuple]]:
+        """All of the study, by part: (function, arguments, options) of each piece of work."""
+        run, weak = delayed(self.run), ("unverified", "verified")
         tried = [(arm, {"lr": lr}) for lr in LEARNING_RATES for arm in TUNED]
         tried += [("logits", {"temperature": t, "alpha": alpha}) for t, alpha in SOFT]
         few = seeds[:CHOICE_SEEDS]
         return {
-            "choices": [("run", (arm, s), {"test": False, **given}) for s in few for arm, given in tried],
-            "compute": [("run", (arm, s), {}) for s in seeds for arm in ARMS],
-            "steps": [("run", (arm, s), {"budget": "steps"}) for s in seeds for arm in OTHER_LENGTH],
-            "counts": [("run", (arm, s), {"count": n}) for s in seeds for n in COUNTS for arm in TUNED],
-            "weak": [("run", (arm, s), {"share": WEAK}) for s in seeds for arm in ("unverified", "verified")],
-            "easy": [("easy", (arm, s), {}) for s in seeds for arm in ("suppose", "answers")],
-            "votes": [("votes", ("answers", s, VOTE_TEMPERATURE), {}) for s in seeds],
-        }  # fmt: skip
+            "choices": [run(arm, s, test=False, **given) for s in few for arm, given in tried],
+            "compute": [run(arm, s) for s in seeds for arm in ARMS],
+            "steps": [run(arm, s, budget="steps") for s in seeds for arm in OTHER_LENGTH],
+            **{f"{n} problems": [run(arm, s, count=n) for s in seeds for arm in TUNED] for n in COUNTS},
+            "weak": [run(arm, s, share=WEAK) for s in seeds for arm in weak],
+            "easy": [delayed(self.easy)(arm, s) for s in seeds for arm in ("suppose", "answers")],
+            "votes": [delayed(self.votes)("answers", s, VOTE_TEMPERATURE) for s in seeds],
+        }
 
     def results(self, seeds: Sequence[int], *, workers: int | None = None) -> dict[str, object]:
         """Do what has not been done yet, and put everything together."""
-        jobs, done = self.jobs(seeds), {}
-        for part, pieces in jobs.items():
-            done[part] = self._shared(self._piece, pieces, workers, part)
-            if part == "choices" and self.progress:
-                self._show_choices(done[part])
-        by = {part: _by_arm(done[part]) for part in ("compute", "steps", "weak", "easy")}
-        compute = by["compute"]
-        steps = {arm: by["steps"].get(arm, compute[arm]) for arm in ("answers", "verified", "shortest")}
-        counts = {self.problems: {arm: compute[arm] for arm in TUNED}}
-        for count in COUNTS:
-            pairs = zip(jobs["counts"], done["counts"], strict=True)
-            counts[count] = _by_arm(run for (_, _, given), run in pairs if given["count"] == count)
+        done = {part: self._shared(jobs, workers, part) for part, jobs in self.jobs(seeds).items()}
+        choices, votes = done.pop("choices"), done.pop("votes")
+        by = {part: _by_arm(runs) for part, runs in done.items()}
+        by["steps"]["verified"] = by["compute"]["verified"]  # the same steps in both
+        counts = {self.problems: {arm: by["compute"][arm] for arm in TUNED}}
+        counts |= {count: by[f"{count} problems"] for count in COUNTS}
         teachers = {share: self.teacher(share) for share in (1.0, WEAK)}
-        traces = [trace for seed in seeds for trace in self.traces(seed, share=WEAK)]
-        arms = {"compute": compute, "steps": steps, "weak": by["weak"], "easy": by["easy"]}
+        weak_traces = [trace for seed in seeds for trace in self.traces(seed, share=WEAK)]
         return {
             "environment": describe_environment(),
-            "recipe": json.loads(json.dumps(asdict(self.recipe))),
+            "recipe": asdict(self.recipe),
             "problems": self.problems,
             "seeds": len(seeds),
             "parts": {name: len(part) for name, part in vars(self.chains).items()},
             "teacher": self.examine(teachers[1.0]) | {"parameters": teachers[1.0].num_parameters()},
             "student": {"parameters": self.base(seeds[0]).num_parameters()},
-            "choices": [{k: v for k, v in run.items() if k not in ("seconds", "written")}
-                        for run in done["choices"]],
-            "arms": {"compute": compute, "steps": steps},
+            "choices": [{k: v for k, v in run.items() if k not in ("seconds", "written")} for run in choices],
+            "arms": {"compute": by["compute"], "steps": by["steps"]},
             "counts": {str(count): counts[count] for count in sorted(counts)},
-            "weak": {"teacher": self.examine(teachers[WEAK]), "pass_rate": self._accuracy(traces),
+            "weak": {"teacher": self.examine(teachers[WEAK]), "pass_rate": _accuracy(weak_traces),
                      "arms": by["weak"]},
             "easy": by["easy"],
-            "votes": {"k": list(VOTES), **{name: [run[name] for run in done["votes"]]
-                                           for name in ("pass", "majority", "tokens")}},
-            "verdicts": {name: verdicts(arms[name], pairs) for name, pairs in PAIRS.items()},
+            "votes": {"k": list(VOTES), **columns(votes, leave_out=("key", "k"))},
+            "verdicts": {part: verdicts(by[part], pairs) for part, pairs in PAIRS.items()},
         }  # fmt: skip
 
-    def _show_choices(self, runs: Sequence[dict]) -> None:
-        """What validation says of each setting; the recipe's defaults are what was best."""
-        means: dict[str, list[float]] = {}
-        for run in runs:
-            means.setdefault(run["key"][0].replace(f"-{run['seed']}-", " ", 1), []).append(run["validation"])
-        for setting, accuracies in means.items():
-            print(f"{setting:28}{100 * sum(accuracies) / len(accuracies):6.1f} % on validation")
-
-    @staticmethod
-    def _accuracy(traces: Sequence[Trace]) -> float:
-        return sum(trace.correct for trace in traces) / len(traces)
-
-    def _place(self, arm: str, seed: int, **options) -> Path:
-        said = "".join(f"-{name}={value}" for name, value in sorted(options.items()) if value is not None)
-        return self.folder / "students" / f"{arm}-{seed}{said}"
+    @property
+    def _runs(self) -> Path:
+        return self.folder / "runs.jsonl"
 
     def _alone(self, name: str) -> FileLock:
         """While one process makes a piece, others wait for it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / f".{name}.made")
 
-    @cached_property
-    def _log(self) -> RunLog:
-        return RunLog(self.folder / "runs.jsonl")
+
+def _name(arm: str, seed: int, options: dict) -> str:
+    return "-".join([arm, str(seed), *(f"{option}={value}" for option, value in sorted(options.items()))])
 
 
 def _by_arm(runs: Iterable[dict]) -> dict[str, dict[str, list]]:
@@ -372,40 +368,24 @@ def _by_arm(runs: Iterable[dict]) -> dict[str, dict[str, list]]:
     by: dict[str, list[dict]] = {}
     for run in runs:
         by.setdefault(run["arm"], []).append(run)
-    return {arm: columns(found) for arm, found in by.items()}
+    return {arm: columns(found, leave_out=("key", "arm", "seed", "seconds")) for arm, found in by.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m kdlib reasoning`: run, print the report, write the results."""
-    parser = argparse.ArgumentParser(prog="python -m kdlib reasoning", description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("--seeds", type=int, default=5, help="paired runs of each arm (%(default)s)")
-    add("--problems", type=int, default=200, help="that each student learns from (%(default)s)")
-    add("--student", choices=("qwen2", "llama"), default="qwen2", help="class of the students (%(default)s)")
-    add("--workers", type=int, help="processes (default: one for each core; one on a GPU)")
-    add("--work", type=Path, default=Path("data/cache/reasoning"),
-        help="where models, traces and finished runs are kept (%(default)s)")
-    add("--out", type=Path, help="write the results as JSON here")
-    add("--quiet", action="store_true", help="no progress bars")
-    given = parser.parse_args(argv)
-    if given.seeds < 2:
-        parser.error(f"--seeds {given.seeds}: an interval needs at least 2")
-    recipe = replace(CHAINS, student_family=given.student)
-    identity = fingerprint(json.dumps(asdict(recipe)), given.problems)[:12]
-    study = Study(given.work / identity, recipe, given.problems, progress=not given.quiet)
-    print(study.chains)
-    try:
-        results = study.results(range(given.seeds), workers=given.workers)
-    except (ValueError, OSError) as error:
-        print(f"kdlib reasoning: {error}", file=sys.stderr)
-        return 1
-    if given.out is not None:
-        write_results(given.out, results)
-    print(report(results))
-    return 0
+def _accuracy(traces: Sequence[Trace]) -> float:
+    return sum(trace.correct for trace in traces) / len(traces)
 
 
-def _on_one_thread(make: Callable, *job):
+def _scored(answers: Sequence[Trace]) -> dict:
+    correct = torch.tensor([trace.correct for trace in answers])
+    return {"accuracy": _accuracy(answers), "correct": pack_bits(correct)}
+
+
+def _make(method: Callable, *arguments: int) -> None:
+    """A piece that is on disk afterwards: models need not be sent from process to process."""
+    method(*arguments)
+
+
+def _on_one_thread(function: Callable, arguments: Sequence, options: dict) -> object:
     torch.set_num_threads(1)
     logging.disable_progress_bar()
-    return make(*job)
+    return function(*arguments, **options)

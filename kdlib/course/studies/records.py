@@ -1,47 +1,100 @@
-"""What finished runs of an experiment leave behind: a line each, and which test examples were right."""
+"""What both studies leave behind: finished runs, columns of figures from seed to seed, verdicts on them."""
 
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from kdlib.metrics import Scores, compare, gap_closed
 from kdlib.storage import JsonLines, replaced
 
-__all__ = ["RunLog", "pack", "unpack", "write_results"]
+__all__ = [
+    "columns", "load_results", "once", "pack_bits", "scores_of", "unpack_bits", "verdicts", "write_results",
+]  # fmt: skip
 
 
-class RunLog:
-    """Finished runs, one JSON line each, on disk before the next begins; processes can share the file."""
+def once(path: str | os.PathLike, key: list, run: Callable[[], Mapping]) -> dict:
+    """What `run` finds out, with its key, from a file of finished runs; it runs only if it is not there yet.
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        self._lines = JsonLines(path)
-        self._runs: dict[str, dict] = {}
-        self._read = 0
-
-    def find(self, key: Sequence) -> dict | None:
-        """The run with this key, a JSON list, if it has finished."""
-        size = self._lines.path.stat().st_size if self._lines.path.exists() else 0
-        if size != self._read:
-            self._runs = {json.dumps(run["key"]): run for run in self._lines}
-            self._read = size
-        return self._runs.get(json.dumps(key))
-
-    def append(self, run: dict) -> None:
-        """Record a run, which holds its key under "key"."""
-        self._lines.append(run)
+    Args:
+        path: of the file, a line for each run. Processes can share it.
+        key: JSON values that tell this run from others.
+        run: makes the figures, as JSON values.
+    """
+    finished = JsonLines(path)
+    for done in finished:
+        if done["key"] == key:
+            return done
+    done = {"key": key, **run()}
+    finished.append(done)
+    return done
 
 
-def pack(correct: Tensor) -> list:
+def columns(runs: Iterable[Mapping], leave_out: Sequence[str] = ()) -> dict[str, list]:
+    """The figures of one arm, a list of each, in the order of the runs."""
+    runs = list(runs)
+    return {name: [run[name] for run in runs] for name in runs[0] if name not in leave_out}
+
+
+def scores_of(arm: Mapping[str, Sequence] | Sequence[Mapping]) -> list[Scores]:
+    """One arm, as columns or as a list of runs, as `Scores` for `compare`.
+
+    Where models gave answers and no probabilities, log-likelihood and calibration are NaN.
+    """
+    arm = arm if isinstance(arm, Mapping) else columns(arm)
+    unknown = [math.nan] * len(arm["accuracy"])
+    rows = zip(arm["accuracy"], arm.get("nll", unknown), arm.get("ece", unknown), arm["correct"], strict=True)
+    return [Scores(accuracy, nll, ece, unpack_bits(*correct)) for accuracy, nll, ece, correct in rows]
+
+
+def verdicts(
+    arms: Mapping[str, Mapping[str, Sequence]], pairs: Iterable[tuple[str, str]], *,
+    teacher_accuracy: float | None = None,
+) -> dict[str, dict]:
+    """Each pair of arms that are there compared, by "a against b".
+
+    Args:
+        arms: columns of figures, by the name of the arm.
+        pairs: (arm, what it is measured against).
+        teacher_accuracy: given, the verdicts against "alone" also say how much of the gap was closed.
+    """
+    found = {}
+    for ours, theirs in pairs:
+        if arms.keys() >= {ours, theirs}:
+            verdict = compare(scores_of(arms[ours]), scores_of(arms[theirs]), names=(ours, theirs))
+            figures = ("verdict", "difference", "half_width", "test_error")
+            entry = {"text": str(verdict), **{figure: getattr(verdict, figure) for figure in figures}}
+            if theirs == "alone" and teacher_accuracy is not None:
+                entry["gap_closed"] = gap_closed(verdict.student, verdict.baseline, teacher_accuracy)
+            found[f"{ours} against {theirs}"] = entry
+    return found
+
+
+def pack_bits(correct: Tensor) -> list:
     """(N,) bool as hexadecimal digits, and N: small, and yet pairs two models example by example."""
     bits = "".join("1" if right else "0" for right in correct.tolist())
     return [f"{int(bits, 2):x}", len(bits)]
 
 
-def unpack(digits: str, count: int) -> Tensor:
-    """What `pack` was given."""
+def unpack_bits(digits: str, count: int) -> Tensor:
+    """What `pack_bits` was given."""
     return torch.tensor([bit == "1" for bit in f"{int(digits, 16):0{count}b}"])
+
+
+def load_results(name: str) -> dict:
+    """A committed results file, such as "reasoning.json", from `data/results`.
+
+    Raises:
+        FileNotFoundError: it is not there; the message says how to get it.
+    """
+    path = Path(__file__).parents[3] / "data" / "results" / name
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}: clone the course's repository, which holds it")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_results(path: str | os.PathLike, results: Mapping) -> None:

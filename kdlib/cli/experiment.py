@@ -1,0 +1,57 @@
+"""The cat-or-dog study in full: ``python -m kdlib experiment``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdlib.course.studies.cat_or_dog import SITUATIONS, prepare
+from kdlib.course.studies.cat_or_dog_results import report
+from kdlib.course.studies.records import write_results
+
+DESCRIPTION = """\
+What is a teacher worth, with error bars, on sketches or on photographs?
+
+  python -m kdlib experiment sketches
+  python -m kdlib experiment path/to/photographs --labels 300 --seeds 10
+
+Every finished run is on disk: if the command was interrupted, start it again.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, print the report, write the results; 1 where the pictures cannot be had."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kdlib experiment", description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("data", help='"sketches", "pets", "cifar10", or a folder with train/CLASS/*.jpg and test/CLASS/*.jpg')
+    add("--size", type=int, help="side of the pictures in pixels (sketches, cifar10: 32; photographs: 64)")
+    add("--seeds", type=int, default=10, help="paired runs of each arm (%(default)s)")
+    add("--labels", type=int, help="labels of the student in `few` (sketches: 100; photographs: 300)")
+    add("--epochs", type=float, default=1.0, metavar="FACTOR", help="multiplies the recipe's epochs (1)")
+    add("--work", type=Path, default=Path("data/cache/experiment"),
+        help="where teachers and finished runs are kept (%(default)s)")  # fmt: skip
+    add("--only", choices=SITUATIONS, help="run this situation and stop: to share the work of one "
+        "experiment among processes, which the command without --only then puts together")  # fmt: skip
+    add("--out", type=Path, help="write the results as JSON here")
+    add("--quiet", dest="progress", action="store_false", help="no progress bars")
+    given = vars(parser.parse_args(argv))
+    only, out = given.pop("only"), given.pop("out")
+    if given["seeds"] < 2:
+        parser.error(f"--seeds {given['seeds']}: an interval needs at least 2")
+    try:
+        study = prepare(**given)
+        print(study.data)
+        if only:
+            study.run_situation(only)
+            return 0
+        results = study.results()
+    except (ValueError, OSError) as error:
+        print(f"kdlib experiment: {error}", file=sys.stderr)
+        return 1
+    if out:
+        write_results(out, results)
+    print(report(results))
+    return 0

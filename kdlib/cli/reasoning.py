@@ -1,0 +1,56 @@
+"""The reasoning study in full: ``python -m kdlib reasoning``."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from kdlib.course.studies.reasoning import ReasoningStudy
+from kdlib.course.studies.reasoning_arms import CHAINS
+from kdlib.course.studies.reasoning_results import report
+from kdlib.course.studies.records import write_results
+from kdlib.storage import fingerprint
+
+DESCRIPTION = """\
+What are a teacher's texts worth, with error bars, on chains of two cages?
+
+  python -m kdlib reasoning --seeds 5 --out data/results/reasoning.json
+
+Processes share the work, one for each core. Every finished piece is on disk: if the
+command was interrupted, start it again.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, print the report, write the results; 1 where that cannot be done."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kdlib reasoning", description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--seeds", type=int, default=5, help="paired runs of each arm (%(default)s)")
+    add("--problems", type=int, default=200, help="that each student learns from (%(default)s)")
+    add("--student", choices=("qwen2", "llama"), default="qwen2", help="class of the students (%(default)s)")
+    add("--workers", type=int, help="processes (default: one for each core; one on a GPU)")
+    add("--work", type=Path, default=Path("data/cache/reasoning"),
+        help="where models, traces and finished runs are kept (%(default)s)")  # fmt: skip
+    add("--out", type=Path, help="write the results as JSON here")
+    add("--quiet", action="store_true", help="no progress bars")
+    given = parser.parse_args(argv)
+    if given.seeds < 2:
+        parser.error(f"--seeds {given.seeds}: an interval needs at least 2")
+    recipe = replace(CHAINS, student_family=given.student)
+    folder = given.work / fingerprint(json.dumps(asdict(recipe)), given.problems)[:12]
+    study = ReasoningStudy(folder, recipe, given.problems, progress=not given.quiet)
+    print(study.chains)
+    try:
+        results = study.results(range(given.seeds), workers=given.workers)
+    except (ValueError, OSError) as error:
+        print(f"kdlib reasoning: {error}", file=sys.stderr)
+        return 1
+    if given.out:
+        write_results(given.out, results)
+    print(report(results))
+    return 0
