@@ -1,6 +1,6 @@
-"""Figures of models, machines and batches: sizes and scores, time, memory, tokens. Part of `kdlib.course.plots`."""
+"""Figures of models, machines, batches and pictures. Part of `kdlib.course.plots`."""
 
-import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from kdlib.course.canvas import COLOURS, HATCHES, MARKERS, canvas, describe, ink_on, name_ticks
+from kdlib.course.figures import COLOURS, HATCHES, MARKERS, canvas, describe, ink_on, name_ticks
 
-__all__ = ["memory_bars", "named_points", "stacked_groups", "time_and_memory", "token_grid"]
+__all__ = ["memory_bars", "named_points", "pictures", "stacked_groups", "token_grid", "truth_scatter"]
 
 # Of plans: these have the same colour in all figures, and stand in this order.
 _COMPONENTS = (
@@ -171,65 +171,6 @@ def stacked_groups(
     return describe(figure, title, f"Stacked bars of {ylabel} by {xlabel}", parts)
 
 
-def time_and_memory(
-    panels: Mapping[str, Mapping[str, tuple[float, float]]], *, title: str = ""
-) -> Figure:
-    """Ways to do the same: memory across, time up, both logarithmic, so that the best stands lower left.
-
-    Args:
-        panels: under each panel's title, (seconds, bytes) by name; a name looks the same in all panels.
-    """
-    names = list(dict.fromkeys(name for points in panels.values() for name in points))
-    columns = 2 if len(panels) == 4 else min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    parts = []
-    shape = {"nrows": rows, "ncols": columns, "squeeze": False}
-    height = 1.2 + 3.8 * rows + 0.35 * -(-len(names) // 3)
-    with canvas(max(8.0, 4.6 * columns), height, **shape) as (figure, grid):
-        for axes, (heading, points) in zip(grid.flat, panels.items(), strict=False):
-            for k, name in enumerate(names):
-                if name in points:
-                    seconds, size = points[name]
-                    axes.plot(
-                        size / 1e6, seconds * 1e3, MARKERS[k % 7], color=COLOURS[k % 7], markersize=11,
-                        fillstyle="full" if k < 7 else "none", markeredgewidth=2, label=name,
-                    )  # fmt: skip
-            across = _marks([size / 1e6 for _, size in points.values()])
-            up = _marks([seconds * 1e3 for seconds, _ in points.values()])
-            axes.set(
-                xscale="log", yscale="log", xlim=(across[0], across[-1]), ylim=(up[0], up[-1]),
-                xlabel="extra memory (MB)", ylabel="time (ms)", title=heading,
-            )  # fmt: skip
-            for axis, marks in ((axes.xaxis, across), (axes.yaxis, up)):
-                axis.set_ticks(marks, [f"{mark:,g}" if mark < 1e6 else f"{mark:.0e}" for mark in marks])
-                axis.set_minor_locator(mpl.ticker.NullLocator())
-            said = (f"{name} {s * 1e3:.3g} ms, {m / 1e6:.3g} MB" for name, (s, m) in points.items())
-            parts.append(f"{heading}: {', '.join(said)}")
-        for axes in grid.flat[len(panels) :]:
-            axes.remove()
-        shown = {}
-        for axes in figure.axes:
-            handles, labels = axes.get_legend_handles_labels()
-            shown |= dict(zip(labels, handles, strict=True))
-        figure.legend(
-            [shown[name] for name in names], names, loc="outside lower center", ncols=min(3, len(names))
-        )
-        if title:
-            figure.suptitle(title)
-    return describe(figure, title, "Points of time against memory, both axes logarithmic", parts)
-
-
-def _marks(values: Sequence[float]) -> list[float]:
-    """Round numbers from below the least to above the largest: 1, 2, 5, 10, or tens of a wider range."""
-    low, high = 0.85 * min(values), 1.18 * max(values)
-    steps = (1, 2, 5) if high / low < 60 else (1,)
-    first = math.floor(math.log10(low))
-    all_of_them = [step * 10.0**power for power in range(first, first + 16) for step in steps]
-    start = max(k for k, mark in enumerate(all_of_them) if mark <= low)
-    end = next(k for k, mark in enumerate(all_of_them) if mark >= high)
-    return all_of_them[start : end + 1]
-
-
 def token_grid(
     batches: Mapping[str, Tensor], *, kinds: Sequence[str] = ("padding", "prompt", "completion"),
     title: str = "",
@@ -272,3 +213,72 @@ def token_grid(
         if title:
             figure.suptitle(title)
     return describe(figure, title, "Rows of tokens by kind", parts)
+
+
+def pictures(
+    images: Tensor, captions: Sequence[str], *, columns: int = 6, title: str = "", inches: float = 1.8
+) -> Figure:
+    """Pictures in rows, each with a caption below.
+
+    Args:
+        images: (N, 3, height, width) uint8, or float in [0, 1].
+        captions: N texts; "\\n" begins a new line, and long lines are wrapped.
+        columns: pictures in a row.
+        inches: width of one picture.
+
+    Raises:
+        ValueError: no picture, or another number of captions.
+    """
+    if len(images) != len(captions) or not len(captions):
+        raise ValueError(f"expected one caption for each picture; got {len(captions)} for {len(images)}")
+    columns = min(columns, len(captions))
+    rows = -(-len(captions) // columns)
+    width = max(6, int(inches * 8.5))  # characters of 11 points in the width of a picture
+    wrapped = [
+        "\n".join(part for line in text.split("\n") for part in (textwrap.wrap(line, width) or [""]))
+        for text in captions
+    ]
+    deepest = max(text.count("\n") + 1 for text in wrapped)
+    height = rows * (inches + 0.08 + 0.2 * deepest) + 0.45 * bool(title)
+    with canvas(max(5, inches * columns), height, nrows=rows, ncols=columns, squeeze=False) as (figure, grid):
+        for axes in grid.flat[len(wrapped):]:
+            axes.remove()
+        for axes, image, text in zip(grid.flat, images.cpu(), wrapped, strict=False):
+            # Nearest: a small picture is shown as the pixels that the network gets.
+            axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+            axes.set_axis_off()
+            axes.set(xticks=[], yticks=[])
+            axes.text(
+                0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top", size=11, linespacing=1.1
+            )
+        if title:
+            figure.suptitle(title)
+    parts = [" ".join(text.split()) for text in captions]
+    return describe(figure, title, f"{len(parts)} pictures", parts)
+
+
+def truth_scatter(truth: Tensor, models: Mapping[str, Tensor], *, event: str, title: str = "") -> Figure:
+    """What models say against the true probability, one panel a model; the line is perfect agreement.
+
+    Args:
+        truth: (N) true probabilities of the event.
+        models: (N) probabilities of each model under its name.
+        event: what the probabilities are of, for example "dog".
+    """
+    exact = torch.as_tensor(truth).double().cpu()
+    parts = []
+    size = {"ncols": len(models), "squeeze": False, "sharey": True}
+    with canvas(max(5.5, 4.2 * len(models)), 4.6, **size) as (figure, grid):
+        for k, (axes, (name, values)) in enumerate(zip(grid[0], models.items(), strict=True)):
+            said = torch.as_tensor(values).double().cpu()
+            axes.plot(exact, said, MARKERS[k % 7], color=COLOURS[k % 7], alpha=0.25, markersize=3.5)
+            axes.plot([0, 1], [0, 1], color="black", linestyle=":")
+            ticks = np.linspace(0, 1, 6)
+            axes.set(xlabel=f"true P({event})", title=name, xticks=ticks, yticks=ticks)
+            axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+            parts.append(f"{name}: mean distance {(said - exact).abs().mean():.2f}")
+        grid[0][0].set_ylabel(f"model's P({event})")
+        if title:
+            figure.suptitle(title)
+    kind = f"{len(exact)} dots a panel, the model's P({event}) against the true one"
+    return describe(figure, title, kind, parts)

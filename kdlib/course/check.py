@@ -1,7 +1,7 @@
 """Is this machine ready for the course? `python -m kdlib check` answers in nine lines.
 
 Each check looks at one thing. It returns the fact that it found, or raises `NotReady` with the fact and how
-to fix it. A line that is ok names no folder of the machine, so that a notebook can store it. From a notebook::
+to fix it. A line that is ok names no folder of the machine, so a notebook can store it. In a notebook::
 
     from kdlib.course.check import run_checks, report
     report(run_checks())

@@ -14,7 +14,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from kdlib.course.canvas import (
+from kdlib.course.charts import memory_bars, named_points, pictures, stacked_groups, token_grid, truth_scatter
+from kdlib.course.figures import (
     COLOURS,
     LINES,
     MARKERS,
@@ -33,8 +34,6 @@ from kdlib.course.canvas import (
     png,
     show,
 )
-from kdlib.course.charts import memory_bars, named_points, stacked_groups, time_and_memory, token_grid
-from kdlib.course.galleries import pictures, truth_scatter
 from kdlib.losses.kd import kd_loss, soft_target_loss, soften
 from kdlib.metrics import ReliabilityCurve, Scores, interval
 
@@ -42,7 +41,7 @@ __all__ = [
     "COLOURS", "LINES", "MARKERS", "STYLE", "alt_text", "arms", "densities", "digit_gallery", "heat_map",
     "image_tag", "label_bars", "lines", "loss_picture", "memory_bars", "named_points", "neighbours", "panels",
     "pictures", "png", "reliability", "show", "softened", "stacked_groups", "temperature_curves",
-    "time_and_memory", "token_grid", "truth_scatter",
+    "token_grid", "truth_scatter",
 ]
 
 

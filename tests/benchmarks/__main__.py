@@ -21,7 +21,7 @@ from benchmarks.contenders import versions_of_peers
 from benchmarks.problems import Setting, Sizes
 from benchmarks.report import as_csv, figure, text_table
 from benchmarks.tasks import DEFAULT_TASKS, TASKS, Request, measure_rates
-from kdlib.course.canvas import png
+from kdlib.course.figures import png
 from kdlib.course.studies.records import write_results
 from kdlib.runtime import best_device, describe_environment
 from kdlib.storage import replaced

@@ -14,7 +14,7 @@ from benchmarks.__main__ import main
 from benchmarks.problems import Setting, Sizes
 from benchmarks.race import Rates, Row
 from benchmarks.report import as_csv, figure, text_table
-from kdlib.course.canvas import alt_text
+from kdlib.course.figures import alt_text
 
 TINY = ["--tokens", "64", "--vocabulary", "512", "--student-hidden", "16", "--teacher-hidden", "32",
         "--device", "cpu", "--rounds", "1"]  # fmt: skip

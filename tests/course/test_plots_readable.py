@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from kdlib.course import charts, galleries, plots
+from kdlib.course import charts, plots
 from kdlib.metrics import reliability_curve
 
 DIGITS = [str(k) for k in range(10)]
@@ -86,11 +86,6 @@ def catalogue(classes: list[str]) -> dict[str, Figure]:
              for k, name in enumerate(classes[:3], 1)},
             xlabel="classes", ylabel="memory (MB)", title="Whole and in parts",
         ),
-        "time_and_memory": plots.time_and_memory(
-            {f"panel {j}": {name: (0.02 * (k + 1) ** j, 3e7 * (k + 1) ** (4 - j))
-                            for k, name in enumerate(classes[: 9 - j])} for j in range(1, 5)},
-            title="Time and memory",
-        ),
         "token_grid": plots.token_grid(
             {classes[0]: torch.tensor([[1, 2, 2, 0, 0], [1, 1, 2, 2, 2]]),
              classes[1]: torch.tensor([[1, 2, 1, 2, 2]])}, title="Two batches",
@@ -119,11 +114,11 @@ def numbers(text: str) -> list[float]:
 
 
 def test_the_catalogue_holds_every_figure_of_the_module():
-    """A figure that is added to kdlib.course.plots is added above, and so comes under all tests of this section."""
+    """A figure added to kdlib.course.plots is added above, and so comes under all tests of this section."""
     makers = {
         name
         for name, function in inspect.getmembers(plots, inspect.isfunction)
-        if function.__module__ in (plots.__name__, galleries.__name__, charts.__name__)
+        if function.__module__ in (plots.__name__, charts.__name__)
         and not name.startswith("_")
         and inspect.signature(function).return_annotation is Figure
     }

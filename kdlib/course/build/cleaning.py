@@ -1,7 +1,5 @@
 """What may stand in an executed notebook, and what goes: timings, progress bars, traces of a machine."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys
@@ -17,20 +15,13 @@ WIDGET_TEXT = "An interactive explorer appears here when this cell is run."
 
 # The same in every notebook, so that another patch release of Python makes no difference.
 METADATA = {
-    "kernelspec": {
-        "display_name": "Python 3 (ipykernel)",
-        "language": "python",
-        "name": "python3",
-    },
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {
-        "codemirror_mode": {"name": "ipython", "version": 3},
-        "file_extension": ".py",
-        "mimetype": "text/x-python",
-        "name": "python",
-        "nbconvert_exporter": "python",
+        "codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py",
+        "mimetype": "text/x-python", "name": "python", "nbconvert_exporter": "python",
         "pygments_lexer": "ipython3",
     },
-}
+}  # fmt: skip
 # What front ends and runners leave in a cell's metadata.
 CELL_NOISE = (
     "execution", "ExecuteTime", "papermill", "collapsed", "scrolled", "trusted", "lines_to_next_cell",
@@ -38,7 +29,7 @@ CELL_NOISE = (
 
 _TQDM = re.compile(r"\[(\d+:)?\d+:\d\d(<(\?|[\d:]+))?, [^\]]*/[^\]]*\]")
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_HOME = re.compile(r"(?<![\w.:/-])/(?:home|Users)/\w+|(?<!\w)[A-Za-z]:\\+Users\\+\w+")
+_HOME = r"(?<![\w.:/-])/(?:home|Users)/\w+|(?<!\w)[A-Za-z]:\\+Users\\+\w+"
 _ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{6,}")
 
 
@@ -50,7 +41,7 @@ def clean(notebook: NotebookNode, *, keep_widgets: bool) -> None:
     """Take out, in place, what is not a result: timings, progress bars, widget state.
 
     A widget in a stored notebook names a model that no longer lives, under a name that changes in
-    every run. Without ``keep_widgets`` a sentence stands in its place; HTML pages keep the state.
+    every run. Without `keep_widgets` a sentence stands in its place; HTML pages keep the state.
     """
     for key, value in METADATA.items():
         notebook.metadata[key] = nbformat.from_dict(value)
@@ -120,15 +111,12 @@ def machine_paths(root: Path) -> list[str]:
 
 
 def refuse_traces(notebook: NotebookNode, name: str, paths: Iterable[str]) -> None:
-    """Raise :class:`CourseError` if an output holds a path of this machine or a memory address."""
-    literal = [re.escape(path).replace(r"\\", r"\\+") for path in paths]
-    patterns = [re.compile(rf"(?<![\w.:/-])(?:{path})(?![\w-])") for path in literal]
+    """Raise `CourseError` if an output holds a path of this machine or a memory address."""
+    literal = "|".join(re.escape(path).replace(r"\\", r"\\+") for path in paths)
+    path = re.compile(rf"(?<![\w.:/-])(?:{literal})(?![\w-])|{_HOME}")
     for index, cell in enumerate(notebook.cells):
         for text in _texts(cell.get("outputs", [])):
-            for pattern, what in (
-                *((pattern, "a path of this machine") for pattern in (*patterns, _HOME)),
-                (_ADDRESS, "a memory address, which changes in every run"),
-            ):
+            for pattern, what in ((path, "a path of this machine"), (_ADDRESS, "a memory address")):
                 if found := pattern.search(text):
                     line = text[text.rfind("\n", 0, found.start()) + 1 :].split("\n")[0]
                     raise CourseError(

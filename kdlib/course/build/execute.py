@@ -1,15 +1,12 @@
-"""Execute the course without a browser: ``python -m kdlib course``.
+"""Execute the course without a browser.
 
-Every notebook runs in a fresh kernel of this interpreter, one at a time so that the minutes are
-honest. Executed copies and HTML pages land in ``build/course``. With ``--record`` the notebooks
-themselves are rewritten with cleaned outputs, and the minutes go to ``data/results/course.json``.
-Nothing is written until everything that was asked for has run.
+Every notebook runs in a fresh kernel of this interpreter, one at a time so that the minutes are honest.
+Executed copies and HTML pages land in `build/course`. To record means to rewrite the notebooks themselves
+with cleaned outputs, and to put the minutes into `data/results/course.json`. Nothing is written until
+everything that was asked for has run.
 """
 
-from __future__ import annotations
-
 import base64
-import hashlib
 import json
 import os
 import re
@@ -31,6 +28,7 @@ from tqdm import tqdm
 
 from kdlib.course.build.cleaning import ANSI, CourseError, clean, machine_paths, refuse_traces
 from kdlib.course.build.pages import FormulaError, check_formulas, index_page, render
+from kdlib.storage import replaced
 
 RESULTS = Path("data/results/course.json")
 PICTURE = Path("data/results/readme.png")
@@ -52,7 +50,7 @@ class Executed:
 
 
 def find_root(start: Path | None = None) -> Path:
-    """The course's folder: the nearest one above ``start`` with notebooks, else kdlib's checkout."""
+    """The course's folder: the nearest one above `start` with notebooks, else kdlib's checkout."""
     start = Path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents, Path(__file__).resolve().parents[3]):
         if (folder / "notebooks").is_dir() and (folder / "pyproject.toml").is_file():
@@ -63,8 +61,8 @@ def find_root(start: Path | None = None) -> Path:
 def find_notebooks(root: Path, wanted: Sequence[str] = ()) -> list[str]:
     """The names of the notebooks in reading order, all or those wanted.
 
-    A name is the path below ``notebooks/`` without its ending: ``02_temperature``,
-    ``solutions/02_temperature``. The names are also accepted as paths, as a shell completes them.
+    A name is the path below `notebooks/` without its ending: `02_temperature`,
+    `solutions/02_temperature`. The names are also accepted as paths, as a shell completes them.
     """
     folder = root / "notebooks"
     paths = [
@@ -84,34 +82,18 @@ def find_notebooks(root: Path, wanted: Sequence[str] = ()) -> list[str]:
 
 
 def read_notebook(path: Path) -> NotebookNode:
-    """Read a notebook as format 4.5; a cell without an id, or with one taken, gets a stable one."""
+    """Read a notebook of format 4.5."""
     try:
-        notebook = nbformat.v4.reads(path.read_text(encoding="utf-8"))
-        if notebook.nbformat != 4:
-            raise ValueError(f"format {notebook.nbformat} instead of 4")
+        return nbformat.read(path, as_version=4)
     except (ValueError, AttributeError) as error:
         raise CourseError(f"{path.name} is not a notebook that can be read: {error}") from error
-    notebook.nbformat_minor = 5
-    taken: set[str] = set()
-    for cell in notebook.cells:
-        if not cell.get("id") or cell["id"] in taken:
-            # From the source, not from chance: reading the same file twice gives the same ids.
-            digest = hashlib.sha256(cell.source.encode()).hexdigest()
-            number = 0
-            while (name := f"{digest[:8]}{f'-{number}' if number else ''}") in taken:
-                number += 1
-            cell["id"] = name
-        taken.add(cell["id"])
-    return notebook
 
 
 def title_of(notebook: NotebookNode, default: str) -> str:
-    """The text of the first heading ``# …`` of the notebook's card."""
+    """The text of the first heading `# …` of the notebook's card."""
     for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            found = re.search(r"^# +(.+?)\s*$", cell.source, re.MULTILINE)
-            if found:
-                return found[1]
+        if cell.cell_type == "markdown" and (found := re.search(r"^# +(.+?)\s*$", cell.source, re.MULTILINE)):
+            return found[1]
     return default
 
 
@@ -121,7 +103,7 @@ def title_of(notebook: NotebookNode, default: str) -> str:
 class ThisInterpreter(AsyncKernelManager):
     """Starts the kernel from this interpreter, whatever kernels are installed on the machine.
 
-    By name, ``python3`` may be a specification in the user's folder that runs another Python.
+    By name, `python3` may be a specification in the user's folder that runs another Python.
     """
 
     @property
@@ -132,19 +114,12 @@ class ThisInterpreter(AsyncKernelManager):
 def execute(
     notebook: NotebookNode, folder: Path, name: str, on_cell: Callable[[], object] = lambda: None
 ) -> float:
-    """Run every cell in place, with ``folder`` as working folder; return the minutes it took.
+    """Run every cell in place, with `folder` as working folder; return the minutes it took.
 
-    The minutes include the start of the kernel, as a reader waits for it too. ``on_cell`` is
-    called after each code cell. Raises :class:`CourseError` at the first cell that fails.
+    The minutes include the start of the kernel, as a reader waits for it too. `on_cell` is called after each
+    code cell. Raises `CourseError` at the first cell that fails.
     """
     running = {"index": None}
-
-    def started(cell: NotebookNode, cell_index: int) -> None:
-        running["index"] = cell_index
-
-    def finished(**_: object) -> None:
-        on_cell()
-
     client = NotebookClient(
         notebook,
         timeout=None,
@@ -152,10 +127,10 @@ def execute(
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
         store_widget_state=True,
-        # Newer kernels warn at every start that this machine talks to itself unencrypted.
+        # ipykernel warns at every start that this machine talks to itself unencrypted.
         extra_arguments=["--log-level=ERROR"],
-        on_cell_execute=started,
-        on_cell_executed=finished,
+        on_cell_execute=lambda cell, cell_index: running.update(index=cell_index),
+        on_cell_executed=lambda **_: on_cell(),
     )
     for cell in notebook.cells:  # a cell of an earlier run must not pass for one of this run
         if cell.cell_type == "code":
@@ -195,7 +170,7 @@ def serialise(notebook: NotebookNode) -> str:
 def results_text(
     done: Iterable[Executed], environment: Mapping[str, object], earlier: Mapping | None = None
 ) -> str:
-    """The text of ``course.json``; the minutes of notebooks that did not run are kept."""
+    """The text of `course.json`; the minutes of notebooks that did not run are kept."""
     minutes = dict((earlier or {}).get("minutes", {}))
     minutes.update({item.name: round(item.minutes, 2) for item in done})
     content = {"environment": dict(environment), "minutes": minutes}
@@ -203,7 +178,7 @@ def results_text(
 
 
 def readme_picture(notebook: NotebookNode) -> bytes | None:
-    """The PNG of the cell tagged ``result:readme``, which the README shows; None without such a cell."""
+    """The PNG of the cell tagged `result:readme`, which the README shows; None without such a cell."""
     for cell in notebook.cells:
         if PICTURE_TAG in cell.metadata.get("tags", []):
             for output in cell.get("outputs", []):
@@ -211,24 +186,6 @@ def readme_picture(notebook: NotebookNode) -> bytes | None:
                     return base64.b64decode(output.data["image/png"])
             raise CourseError(f"The cell tagged {PICTURE_TAG} shows no picture.")
     return None
-
-
-def write_files(contents: Mapping[Path, str | bytes]) -> None:
-    """Write all files or none: each is complete under another name before the first is replaced."""
-    staged: dict[Path, Path] = {}
-    try:
-        for path, content in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staged[path] = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            with open(staged[path], "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, temporary in staged.items():
-            os.replace(temporary, path)
-    finally:
-        for temporary in staged.values():
-            temporary.unlink(missing_ok=True)
 
 
 def run_course(root: Path, wanted: Sequence[str] = (), *, record: bool = False) -> list[Executed]:
@@ -256,20 +213,20 @@ def run_course(root: Path, wanted: Sequence[str] = (), *, record: bool = False) 
     with tqdm(total=total, unit="cell", disable=None) as bar:
         for name, notebook in sources.items():
             bar.set_description(name)
-            place = root / "notebooks" / f"{name}.ipynb"
-            minutes = execute(notebook, place.parent, name, on_cell=bar.update)
+            source = root / "notebooks" / f"{name}.ipynb"
+            minutes = execute(notebook, source.parent, name, on_cell=bar.update)
             item = Executed(name, notebook, title_of(notebook, name), minutes)
             clean(notebook, keep_widgets=not record)
             if record:
                 refuse_traces(notebook, name, paths)
-                contents[place] = serialise(notebook)
+                contents[source] = serialise(notebook)
                 if picture := readme_picture(notebook):
                     contents[root / PICTURE] = picture
             else:
                 contents[root / BUILD / f"{name}.ipynb"] = serialise(notebook)
                 page = root / BUILD / f"{name}.html"
                 with _naming(name):
-                    contents[page] = render(notebook, item.title, place, page, root / "notebooks")
+                    contents[page] = render(notebook, item.title, source, page, root / "notebooks")
             done.append(item)
             with nullcontext() if bar.disable else bar.external_write_mode():
                 print(f"{name:<32}{minutes:6.2f} min", flush=True)
@@ -280,7 +237,9 @@ def run_course(root: Path, wanted: Sequence[str] = (), *, record: bool = False) 
     if wanted:  # again: another notebook may have been recorded meanwhile
         earlier = _earlier(results, environment, refuse=record)
     contents[results] = results_text(done, environment, earlier)
-    write_files(contents)
+    for path, content in contents.items():
+        with replaced(path) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
     return done
 
 

@@ -1,8 +1,12 @@
-"""HTML pages of executed notebooks, to read the course without Jupyter."""
+r"""HTML pages of executed notebooks, to read the course without Jupyter and without a network.
 
-from __future__ import annotations
+Formulas between `$…$` or `$$…$$` become MathML, which browsers draw by themselves. `\$` is a dollar sign.
+What cannot be drawn is refused, never left as source.
+"""
 
+import base64
 import html
+import mimetypes
 import os
 import re
 from collections.abc import Iterable
@@ -10,15 +14,20 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from jinja2 import DictLoader, pass_context
+from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore
+from math_core import LatexError, LatexToMathML
+from mdit_py_plugins.anchors import anchors_plugin
+from mdit_py_plugins.dollarmath import dollarmath_plugin
 from nbconvert import HTMLExporter
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_by_name
 
-from kdlib.course.build.formulas import FormulaError, with_formulas
-
-# The lab template drops the alt text of an image; this block is the template's, with it. Formulas
-# are MathML, so no script draws them. What a page still asks of the network are the scripts of
-# sliders, in pages that have one; offline the page is whole without them but for the sliders.
+# The lab template gives a picture no alt text of its own (https://github.com/jupyter/nbconvert/issues/1993);
+# this block is the template's, with it. What a page asks of the network are the scripts of sliders, where it
+# has one; offline it is whole but for them.
 _TEMPLATE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js_mathjax %}
 <style>
@@ -31,11 +40,6 @@ math[display="block"] { margin: 1em 0; overflow-x: auto; overflow-y: hidden; }
 {%- if 'widgets' in nb.metadata %}{{ super() }}{% endif -%}
 {% endblock html_head_js_requirejs %}
 {% block html_head_js_mermaidjs %}{% endblock html_head_js_mermaidjs %}
-{% block data_latex scoped %}
-<div class="jp-RenderedLatex jp-OutputArea-output {{ extra_class }}" data-mime-type="text/latex">
-{{ output.data['text/latex'] | latex2html }}
-</div>
-{% endblock data_latex %}
 {% block data_png scoped %}
 <div class="jp-RenderedImage jp-OutputArea-output {{ extra_class }}">
 <img src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"
@@ -47,96 +51,7 @@ math[display="block"] { margin: 1em 0; overflow-x: auto; overflow-y: hidden; }
 </div>
 {% endblock data_png %}
 """
-
-_IMAGE = re.compile(r"""<img\b(?:[^>"']|"[^"]*"|'[^']*')*>""", re.IGNORECASE)
-
-
-class _Renderer(IPythonRenderer):
-    """Embeds the pictures of HTML one by one.
-
-    nbconvert's reads each piece of HTML as if it were whole. A ``<details>`` around Markdown comes
-    in two pieces, so it was closed at once, and the hint stood open below it.
-    """
-
-    def block_html(self, html: str) -> str:
-        return self.inline_html(html) + "\n"
-
-    def inline_html(self, html: str) -> str:
-        return _IMAGE.sub(lambda image: super(_Renderer, self).inline_html(image[0]), html)
-
-
-class _Exporter(HTMLExporter):
-    """Draws formulas in Markdown cells, Markdown outputs and LaTeX outputs."""
-
-    @pass_context
-    def markdown2html(self, context, source: str) -> str:
-        cell = context.get("cell", {})
-        renderer = _Renderer(
-            escape=False,
-            attachments=cell.get("attachments", {}),
-            embed_images=self.embed_images,
-            path=context.get("resources", {}).get("metadata", {}).get("path", ""),
-        )
-        return with_formulas(source, MarkdownWithMath(renderer=renderer).render)
-
-    def default_filters(self):
-        yield from super().default_filters()
-        yield "latex2html", lambda source: with_formulas(source, html.escape)
-
-
-def check_formulas(notebook: NotebookNode) -> None:
-    """Raise :class:`FormulaError`, naming the cell, if a formula in the prose cannot be drawn."""
-    for index, cell in enumerate(notebook.cells):
-        if cell.cell_type == "markdown":
-            try:
-                renderer = _Renderer(escape=False, attachments=cell.get("attachments", {}))
-                with_formulas(cell.source, MarkdownWithMath(renderer=renderer).render)
-            except FormulaError as error:
-                raise FormulaError(f"cell {index + 1} (id {cell.get('id')}): {error}") from error
-
-
-def render(notebook: NotebookNode, title: str, source: Path, target: Path, course: Path) -> str:
-    """One HTML page with its images inside and links to the other pages, nothing hidden.
-
-    The notebook lies at ``source`` below the folder ``course``; the page is to lie at ``target``.
-    Formulas are drawn as MathML, without a script; :class:`FormulaError` if one cannot be. Only
-    sliders need scripts from the network, and do not show without it.
-    """
-    exporter = _Exporter(
-        template_name="lab",
-        extra_loaders=[DictLoader({"course.html.j2": _TEMPLATE})],
-        template_file="course.html.j2",
-        embed_images=True,
-    )
-    resources = {"metadata": {"name": title, "path": str(source.parent)}}
-    page, _ = exporter.from_notebook_node(notebook, resources=resources)
-
-    def moved(match: re.Match[str]) -> str:
-        before, quote, written = match[1], match[2], html.unescape(match[3])
-        parts = urlsplit(written)
-        if parts.scheme or parts.netloc or not parts.path or parts.path.startswith("/"):
-            return match[0]
-        place = Path(os.path.normpath(source.parent / unquote(parts.path)))
-        if place.suffix == ".ipynb" and place.is_relative_to(course):
-            path = parts.path.removesuffix(".ipynb") + ".html"
-        elif place.exists():
-            # Another file of the course: the page lies elsewhere than its notebook.
-            path = Path(os.path.relpath(place, target.parent)).as_posix().replace(" ", "%20")
-        else:
-            return match[0]
-        link = html.escape(parts._replace(path=path).geturl())
-        return f"{before}{quote}{link}{quote}"
-
-    return re.sub(r"""(<a\b[^>]*?\shref=)(["'])(.*?)\2""", moved, page, flags=re.DOTALL)
-
-
-def index_page(pages: Iterable[tuple[str, str, float]]) -> str:
-    """A list of pages, each given by name, title and measured minutes."""
-    rows = "\n".join(
-        f'<li><a href="{html.escape(name)}.html">{html.escape(title)}</a> ({minutes:.2f} min)</li>'
-        for name, title, minutes in pages
-    )
-    return f"""<!DOCTYPE html>
+_INDEX = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -152,3 +67,117 @@ def index_page(pages: Iterable[tuple[str, str, float]]) -> str:
 </body>
 </html>
 """
+_LATEX = LatexToMathML(fancy_error=False)
+
+
+class FormulaError(ValueError):
+    """A formula that cannot be drawn."""
+
+
+def to_mathml(latex: str, *, display: bool = False) -> str:
+    """The `<math>` element of a formula, with its LaTeX source as alternative text."""
+    shown = " ".join(latex.split())
+    if re.search(r"(?<!\\)(?:\\\\)*%", latex):
+        raise FormulaError(rf"the formula {shown}: % hides the rest of its line; write \%")
+    try:
+        code = _LATEX.convert_with_local_state(latex, displaystyle=display)
+    except LatexError as error:
+        reason = re.sub(r"^\d+: ", "", str(error))  # the position, in bytes
+        raise FormulaError(f"the formula {shown} cannot be drawn: {reason}") from error
+    return code.replace("<math", f'<math alttext="{html.escape(shown)}"', 1)
+
+
+def _refuse_lone_dollars(state: StateCore) -> None:
+    for token in state.tokens:
+        inner = [child for child in token.children or [] if child.type == "text"]
+        for text in [*inner, *([token] if token.type == "html_block" else [])]:
+            if "$" in text.content:
+                near = text.content.strip().splitlines()[0][:60]
+                raise FormulaError(rf"a lone $ or a formula inside HTML, near {near!r}; write \$ for dollars")
+
+
+def _highlighted(code: str, language: str, attributes: str) -> str:
+    if not language:
+        return ""  # escaped, as it is
+    spans = highlight(code, get_lexer_by_name(language), HtmlFormatter(nowrap=True))
+    return f'<pre class="highlight"><code>{spans}</code></pre>'
+
+
+def _markdown() -> MarkdownIt:
+    parser = MarkdownIt("commonmark", {"highlight": _highlighted}).enable(["table", "strikethrough"])
+    draw = lambda latex, options: to_mathml(latex, display=options["display_mode"])  # noqa: E731
+    parser.use(dollarmath_plugin, renderer=draw, double_inline=True, allow_labels=False)
+    parser.use(anchors_plugin, max_level=6, slug_func=lambda title: title.replace(" ", "-"))
+    parser.core.ruler.before("text_join", "lone_dollars", _refuse_lone_dollars)
+    return parser
+
+
+_MARKDOWN = _markdown()
+
+
+def markdown_to_html(source: str) -> str:
+    """CommonMark with tables, `$…$` drawn; `FormulaError` for a formula, or a dollar sign, that cannot be."""
+    return _MARKDOWN.render(source)
+
+
+class _Exporter(HTMLExporter):
+    @pass_context
+    def markdown2html(self, context, source: str) -> str:
+        return markdown_to_html(source)
+
+
+def check_formulas(notebook: NotebookNode) -> None:
+    """Raise `FormulaError`, naming the cell, if a formula in the prose cannot be drawn."""
+    for index, cell in enumerate(notebook.cells):
+        if cell.cell_type == "markdown":
+            try:
+                markdown_to_html(cell.source)
+            except FormulaError as error:
+                raise FormulaError(f"cell {index + 1} (id {cell.get('id')}): {error}") from error
+
+
+def render(notebook: NotebookNode, title: str, source: Path, target: Path, course: Path) -> str:
+    """One HTML page with its images inside and links to the other pages, nothing hidden.
+
+    Args:
+        source: where the notebook is, somewhere below the folder `course`.
+        target: where the page is to be.
+
+    Raises:
+        FormulaError: a formula cannot be drawn.
+    """
+    exporter = _Exporter(
+        template_name="lab",
+        extra_loaders=[DictLoader({"course.html.j2": _TEMPLATE})],
+        template_file="course.html.j2",
+    )
+    page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
+
+    def moved(match: re.Match[str]) -> str:
+        parts = urlsplit(html.unescape(match["address"]))
+        if parts.scheme or parts.netloc or not parts.path or parts.path.startswith("/"):
+            return match[0]
+        file = Path(os.path.normpath(source.parent / unquote(parts.path)))
+        if file.suffix == ".ipynb" and file.is_relative_to(course):
+            path = parts.path.removesuffix(".ipynb") + ".html"
+        elif not file.exists():
+            return match[0]
+        elif match["name"] == "src":
+            kind = mimetypes.guess_type(file)[0]
+            path = f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+            return f'{match["before"]}"{path}"'
+        else:  # another file of the course: the page lies elsewhere than its notebook
+            path = Path(os.path.relpath(file, target.parent)).as_posix().replace(" ", "%20")
+        return f'{match["before"]}"{html.escape(parts._replace(path=path).geturl())}"'
+
+    link = r"""(?P<before><(?:a|img)\b[^>]*?\s(?P<name>href|src)=)(["'])(?P<address>.*?)\3"""
+    return re.sub(link, moved, page, flags=re.DOTALL)
+
+
+def index_page(pages: Iterable[tuple[str, str, float]]) -> str:
+    """A list of pages, each given by name, title and measured minutes."""
+    rows = "\n".join(
+        f'<li><a href="{html.escape(name)}.html">{html.escape(title)}</a> ({minutes:.2f} min)</li>'
+        for name, title, minutes in pages
+    )
+    return _INDEX.format(rows=rows)

@@ -1,8 +1,6 @@
 """Which modules of kdlib a source imports, and one fingerprint of a notebook with all that it runs."""
 
 import ast
-import hashlib
-import json
 from pathlib import Path
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmarks.training import word_level_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
@@ -25,6 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from benchmarks.training import word_level_tokenizer
 from kdlib.cost import peak_memory
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.models.r1_distill import R1_DISTILL

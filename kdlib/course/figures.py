@@ -1,4 +1,4 @@
-"""What the figures of `kdlib.course.plots` are made of: one style, common parts, alt texts, ways to show them."""
+"""What the figures of `kdlib.course.plots` are made of: one style, common parts, alt texts."""
 
 import base64
 import html
