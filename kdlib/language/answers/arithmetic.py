@@ -1,31 +1,29 @@
 """The arithmetic in a text, checked step by step.
 
-A step is one equality whose sides are numbers and + − × ÷: "28 − 20 = 8". A chain is several, so that
-"2y = 28 − 20 = 8" holds one (2y is no number) and "2 × 7 = 20 − 6 = 14" two. What stands next to a letter,
-a power, or anything else that is not read here belongs to a larger expression and is left alone: what is
-reported as wrong should be wrong.
+A step is one equality whose sides are numbers and + − × ÷: "28 − 20 = 8". "2y = 28 − 20 = 8" holds one (2y is
+no number), "2 × 7 = 20 − 6 = 14" two. What stands next to a letter, a power, or anything else that is not
+read here belongs to a larger expression and is left alone: what is reported as wrong should be wrong.
 
 Read: + - − – * × · ⋅ ÷ / and x between numbers, \\times, \\cdot, \\div, \\frac{1}{2}, brackets, commas of
 thousands, decimals, %, currencies (which change nothing), = and ≈, full-width characters, and GSM8K's
-annotations <<48/2=24>>, which count once although the text repeats them.
-
-Nothing is evaluated as code. The cost is bounded: see `SEARCHED`, `MOST_TOKENS` and `MOST_DIGITS`.
+annotations <<48/2=24>>, which count once although the text repeats them. Nothing is evaluated as code.
 """
 
+import ast
+import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
-from kdlib.language.answers.characters import plain
+__all__ = [
+    "MOST_DIGITS", "NUMERAL", "SEARCHED", "Step", "arithmetic_steps", "first_wrong_step", "plain",
+]  # fmt: skip
 
-__all__ = ["MOST_DIGITS", "MOST_TOKENS", "SEARCHED", "Step", "arithmetic_steps", "first_wrong_step"]
-
-SEARCHED = 200_000
-"""Characters that are read, from the beginning; a thought of 32,768 tokens is shorter."""
-MOST_TOKENS, MOST_DIGITS = 200, 40
-"""The longest side of an equality, in numbers, operators and brackets; the longest number."""
+# What bounds the cost: characters that are read, from the beginning (a thought of 32,768 tokens is shorter);
+# the longest side of an equality, in numbers, operators and brackets; the longest number.
+SEARCHED, _MOST_TOKENS, MOST_DIGITS = 200_000, 200, 40
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,7 @@ class Step:
         claimed: what the right side comes to.
         value: what the left side comes to, exactly.
         correct: whether these are equal. A decimal may be rounded as written where the other side
-            multiplies or divides: 1 ÷ 3 = 0.33; after ≈ a whole number may be, too. A side "40%" counts as
-            40 or as 0.4.
+            multiplies or divides: 1 ÷ 3 = 0.33; after ≈ a whole number may be, too. 40% is 40 or 0.4.
         start: where the equality begins in the text that was searched.
     """
 
@@ -61,6 +58,22 @@ def first_wrong_step(text: str) -> Step | None:
     return next((step for step in _steps(text) if not step.correct), None)
 
 
+# Characters that mean the same: full-width forms, dashes that are minus signs, blanks of every width.
+_SAME = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # ！ to ～: digits, letters
+_SAME[ord("，")] = ";"  # a Chinese comma is never one of thousands
+_SAME |= dict.fromkeys(map(ord, "−–—‐‑‒﹣"), "-")
+_SAME |= dict.fromkeys(map(ord, "\u00a0\u2002\u2003\u2007\u2009\u202f\u3000"), " ")
+_SAME |= {ord("⁄"): "/", ord("∕"): "/", ord("﹪"): "%", ord("≒"): "≈", ord("￥"): "¥"}
+
+
+def plain(text: str) -> str:
+    """The text with one character for each of those that mean the same; as long as before.
+
+    Not Unicode's NFKC, which makes "x2" of "x²".
+    """
+    return text.translate(_SAME)
+
+
 # Tokens
 
 
@@ -73,62 +86,49 @@ class _Token(NamedTuple):
     spaced: bool = False  # whether a blank follows
 
 
-_NUMERAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9])|[0-9]++)(?:\.[0-9]++)?|\.[0-9]++"
+NUMERAL = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9])|[0-9]++)(?:\.[0-9]++)?|\.[0-9]++)"
 _TOKEN = re.compile(
     rf"""
     (?P<fraction>\\[dt]?frac\s?\{{\s?(?P<top>[0-9]{{1,20}}+)\s?\}}\s?\{{\s?(?P<bottom>[0-9]{{1,20}}+)\s?\}})
-    |(?P<number>{_NUMERAL})
+    |(?P<number>{NUMERAL})
     |(?P<equal>\s*+&?=(?![=>])|\s*+&?≈|\s*+\\approx\b)
-    |(?P<newline>(?:\n|\A)\s*+[-*•]\s|\n\s*+|\\\\)
+    |(?:\n|\A)\s*+[-*•]\s|\n\s*+|\\\\  # the end of a line, and the mark of an item
     |(?P<space>[^\S\n]++|\\[,;:! ]|[$€£¥&]|\\\$|\\(?:left|right)(?![a-zA-Z]))
-    |(?P<operator>[-+*/×·⋅÷∙]|\\(?:times|cdot|div)(?![a-zA-Z])|(?<=[0-9) ])[xX](?=\s?[$€£¥]?[0-9]))
-    |(?P<bracket>[()])
-    |(?P<percent>\\?%)
-    |(?P<annotation><<|>>)
+    |(?P<sign>[-+*/×·⋅÷∙()%]|\\%|\\(?:times|cdot|div)(?![a-zA-Z])|(?<=[0-9) ])[xX](?=\s?[$€£¥]?[0-9]))
+    |<<|>>  # GSM8K's annotations
     |(?P<unknown>[\^_!|~√²³]++|[<>]|\\[a-zA-Z]++|\.\.\.?|…|[≠≤≥±]|(?<=[0-9])[:,](?=[0-9])|[A-Za-z](?![A-Za-z'’]))
-    |(?P<word>[^\W\d_]++)
-    |(?P<other>[{{}}\[\]\#"';?@`]++|.)
+    |[^\W\d_]++|[{{}}\[\]\#"';?@`]++|.
     """,
     re.VERBOSE | re.DOTALL,
 )
-_OPERATORS = dict.fromkeys(("×", "·", "⋅", "∙", "*", "x", "X", r"\times", r"\cdot"), "*")
-_OPERATORS |= {"÷": "/", "/": "/", r"\div": "/", "+": "+", "-": "-"}
-_SIDE = frozenset({"number", "+", "-", "*", "/", "(", ")", "%"})
+_SIGNS = {sign: sign for sign in "+-*/()%"}
+_SIGNS |= dict.fromkeys(("×", "·", "⋅", "∙", "x", "X", r"\times", r"\cdot"), "*")
+_SIGNS |= {"÷": "/", r"\div": "/", r"\%": "%"}
+_SIDE = frozenset({"number", *_SIGNS.values()})
 
 
 def _tokens(text: str) -> Iterator[_Token]:
     for found in _TOKEN.finditer(text):
-        kind, start, end = found.lastgroup, found.start(), found.end()
+        kind, value, places = found.lastgroup or "end", None, 0
         if kind == "space":
             continue
         if kind == "number":
-            yield _number(found, text)
-        elif found["fraction"]:
+            numeral = found[0].replace(",", "")
+            if len(numeral) > MOST_DIGITS:
+                kind = "unknown"
+            else:
+                value, places = Fraction(numeral), len(numeral.partition(".")[2])
+        elif kind == "fraction":
             top, bottom = int(found["top"]), int(found["bottom"])
-            value = Fraction(top, bottom) if bottom else None
-            yield _Token("number" if bottom else "unknown", start, end, value, places=-1)
+            kind, value, places = ("number", Fraction(top, bottom), -1) if bottom else ("unknown", None, 0)
         elif kind == "equal":
-            yield _Token("=" if "=" in found[0] else "≈", start, end)
-        elif kind == "operator":
-            yield _Token(_OPERATORS[found[0]], start, end, spaced=text[end : end + 1].isspace())
-        elif kind == "bracket":
-            yield _Token(found[0], start, end)
-        elif kind == "percent":
-            yield _Token("%", start, end)
-        elif kind == "unknown" and not _is_article(found, text):
-            yield _Token("unknown", start, end)
-        else:
-            yield _Token("end", start, end)
-
-
-def _number(found: re.Match, text: str) -> _Token:
-    numeral = found[0].replace(",", "")
-    if len(numeral) > MOST_DIGITS:
-        return _Token("unknown", found.start(), found.end())
-    return _Token(
-        "number", found.start(), found.end(), Fraction(numeral), len(numeral.partition(".")[2]),
-        spaced=text[found.end() : found.end() + 1].isspace(),
-    )  # fmt: skip
+            kind = "=" if "=" in found[0] else "≈"
+        elif kind == "sign":
+            kind = _SIGNS[found[0]]
+        elif kind == "unknown" and _is_article(found, text):
+            kind = "end"
+        spaced = text[found.end() : found.end() + 1].isspace()
+        yield _Token(kind, found.start(), found.end(), value, places, spaced)
 
 
 def _is_article(found: re.Match, text: str) -> bool:
@@ -155,10 +155,10 @@ def _steps(text: str) -> Iterator[Step]:
 
 def _left(tokens: list[_Token], place: int) -> list[_Token] | None:
     first = place
-    while tokens[first - 1].kind in _SIDE and place - first <= MOST_TOKENS:
+    while tokens[first - 1].kind in _SIDE and place - first <= _MOST_TOKENS:
         first -= 1
     side, before = tokens[first:place], tokens[first - 1].kind
-    if before == "unknown" or len(side) > MOST_TOKENS or not side:
+    if before == "unknown" or len(side) > _MOST_TOKENS or not side:
         return None
     # "5 apples - 2 = 3" takes from apples, "that gives -2 + 5 = 3" has a sign.
     signed = side[0].kind in "+-" and (before in "=≈" or not side[0].spaced)
@@ -167,10 +167,10 @@ def _left(tokens: list[_Token], place: int) -> list[_Token] | None:
 
 def _right(tokens: list[_Token], place: int) -> list[_Token] | None:
     last = place + 1
-    while tokens[last].kind in _SIDE and last - place <= MOST_TOKENS + 1:
+    while tokens[last].kind in _SIDE and last - place <= _MOST_TOKENS + 1:
         last += 1
     side, after = tokens[place + 1 : last], tokens[last].kind
-    if after == "unknown" or len(side) > MOST_TOKENS:
+    if after == "unknown" or len(side) > _MOST_TOKENS:
         return None
     if len(side) > 1 and side[-1].kind == "-" and side[-1].spaced and after == "end":
         side = side[:-1]  # a dash between parts of a sentence
@@ -184,7 +184,7 @@ def _right(tokens: list[_Token], place: int) -> list[_Token] | None:
 def _step(text: str, left: list[_Token] | None, right: list[_Token] | None, about: bool) -> Step | None:
     if not left or not right:
         return None
-    while left[0].kind == "(" and sum((t.kind == "(") - (t.kind == ")") for t in left) > 0:
+    while left and left[0].kind == "(" and sum((t.kind == "(") - (t.kind == ")") for t in left) > 0:
         left = left[1:]  # "(2 + 3 = 5)"
     computes = any(token.kind in "+-*/" for side in (left, right) for token in side[1:])
     value, claimed = _value(left), _value(right)
@@ -212,55 +212,40 @@ def _is_plain(side: list[_Token]) -> bool:
     return [kind for kind in kinds if kind not in ("+", "-", "%")] == ["number"] and kinds.index("number") < 2
 
 
-# Values: a small parser (sums of products of signed, bracketed numbers), in exact fractions
+# Values: Python's parser makes the tree (and runs nothing), exact fractions are computed from it
+
+
+_OPERATIONS = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+}  # fmt: skip
 
 
 def _value(side: list[_Token]) -> Fraction | None:
     """What a side comes to; None if it is no expression, or divides by zero."""
+    parts, before = [], ""
+    for place, token in enumerate(side):
+        if token.kind == "(" and before in ("number", ")", "%"):
+            parts.append("*")  # 2(3 + 4)
+        parts.append({"number": f"[{place}]", "%": "**P"}.get(token.kind, token.kind))
+        before = token.kind
+    written = " ".join(parts)
+    if re.search(r"(?:\A|[-+*/(] )[-+] [-+]", written):
+        return None  # two signs before one number
     try:
-        value, place = _sum(side, 0)
-    except (ValueError, ZeroDivisionError):
+        return _computed(ast.parse(written, mode="eval").body, side)
+    except (SyntaxError, ValueError, ZeroDivisionError, MemoryError):
         return None
-    return value if place == len(side) else None
 
 
-def _kind(side: list[_Token], place: int) -> str:
-    return side[place].kind if place < len(side) else "end"
-
-
-def _sum(side: list[_Token], place: int) -> tuple[Fraction, int]:
-    value, place = _product(side, place)
-    while (kind := _kind(side, place)) in ("+", "-"):
-        term, place = _product(side, place + 1)
-        value = value + term if kind == "+" else value - term
-    return value, place
-
-
-def _product(side: list[_Token], place: int) -> tuple[Fraction, int]:
-    value, place = _factor(side, place)
-    while (kind := _kind(side, place)) in ("*", "/", "("):
-        # 2(3 + 4) multiplies; so does (1 + 1)(3 + 4).
-        factor, place = _factor(side, place if kind == "(" else place + 1)
-        value = value / factor if kind == "/" else value * factor
-    return value, place
-
-
-def _factor(side: list[_Token], place: int) -> tuple[Fraction, int]:
-    kind = _kind(side, place)
-    if kind in ("+", "-"):
-        if _kind(side, place + 1) not in ("number", "("):
-            raise ValueError("two signs")
-        value, place = _factor(side, place + 1)
-        return (-value if kind == "-" else value), place
-    if kind == "(":
-        value, place = _sum(side, place + 1)
-        if _kind(side, place) != ")":
-            raise ValueError("a bracket is left open")
-        place += 1
-    elif kind == "number":
-        value, place = side[place].value, place + 1
-    else:
-        raise ValueError("a number is missing")
-    if _kind(side, place) == "%":
-        value, place = value / 100, place + 1
-    return value, place
+def _computed(tree: ast.expr, side: list[_Token]) -> Fraction:
+    match tree:
+        case ast.List([ast.Constant(place)]):
+            return side[place].value
+        case ast.BinOp(left, ast.Pow(), ast.Name()):  # per cent binds as tightly as a power
+            return _computed(left, side) / 100
+        case ast.BinOp(left, sign, right) if type(sign) in _OPERATIONS:
+            return _OPERATIONS[type(sign)](_computed(left, side), _computed(right, side))
+        case ast.UnaryOp(sign, number):
+            value = _computed(number, side)
+            return -value if isinstance(sign, ast.USub) else value
+    raise ValueError("no expression")

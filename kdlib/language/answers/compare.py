@@ -1,13 +1,11 @@
 """What an answer says: counts of things, a number with its unit, words, or a formula."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
-from kdlib.language.answers.characters import plain
+from kdlib.language.answers.arithmetic import NUMERAL, plain
 from kdlib.language.answers.mathematics import same_mathematics
-from kdlib.language.puzzles.puzzle import ANIMALS
 
 __all__ = ["is_answer", "same_answer"]
 
@@ -58,10 +56,9 @@ def _words(answer: str) -> str:
     return words[1:-1] if re.fullmatch(r"\([a-z]\)", words) else words
 
 
-_NUMERAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})++(?:\.[0-9]++)?|[0-9]++(?:\.[0-9]++)?|\.[0-9]++)"
 _NUMBER = re.compile(
     rf"(?:(?P<label>[A-Za-z])\s?=\s?)?(?P<sign>[-+]?)\s?(?P<currency>[$€£¥]?)\s?(?P<inner>[-+]?)"
-    rf"(?P<whole>{_NUMERAL})(?![0-9.])(?:\s?/\s?(?P<under>{_NUMERAL})|\s(?P<top>[0-9]++)\s?/\s?(?P<bottom>[0-9]++))?"
+    rf"(?P<whole>{NUMERAL})(?![0-9.])(?:\s?/\s?(?P<under>{NUMERAL})|\s(?P<top>[0-9]++)\s?/\s?(?P<bottom>[0-9]++))?"
     r"(?P<rest>(?![0-9,./]).*+|)",
     re.DOTALL,
 )
@@ -90,40 +87,30 @@ _UNITS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Number:
+class _Number(NamedTuple):
     value: Fraction
     unit: str | None
     label: str | None
-
-
-def _fraction(*numerals: str | None) -> Fraction | None:
-    """Top over bottom (1 if None); None for a denominator of zero."""
-    top, bottom = (Fraction((numeral or "1").replace(",", "")) for numeral in numerals)
-    return top / bottom if bottom else None
 
 
 def _number(answer: str) -> _Number | None:
     text = _undressed(answer)
     lead = _LEAD.match(text)
     found = _NUMBER.fullmatch(text, lead.end() if lead else 0)
-    if found is None or (found["sign"] and found["inner"]):
+    if found is None or (found["sign"] and found["inner"]) or (found["top"] and "." in found["whole"]):
         return None
-    value = _fraction(found["whole"], found["under"])
-    if value is None:
-        return None
-    if found["top"] is not None:
-        part = _fraction(found["top"], found["bottom"])
-        if part is None or "." in found["whole"]:
-            return None
-        value += part
+    whole, under, top, bottom = (
+        Fraction((found[name] or default).replace(",", ""))
+        for name, default in (("whole", ""), ("under", "1"), ("top", "0"), ("bottom", "1"))
+    )
     scale, unit = _unit(found["rest"])
-    if unit is None or (unit and found["currency"] and _UNITS[found["currency"]] not in _forms(unit)):
+    currency = _UNITS.get(found["currency"])
+    if not (under and bottom) or unit is None or (unit and currency and currency not in _forms(unit)):
         return None
+    value = scale * (whole / under + top / bottom)
     if "-" in (found["sign"], found["inner"]):
         value = -value
-    unit = unit or _UNITS.get(found["currency"])
-    return _Number(value * scale, unit, found["label"])
+    return _Number(value, unit or currency, found["label"])
 
 
 _WORD = re.compile(r"[^\W\d_]++(?:['’.-][^\W\d_]*+)*+|[%$]")
@@ -176,7 +163,7 @@ _BETWEEN = re.compile(
     r"\s*+(?:[;、&]|,(?!\d{3}(?!\d))|\band\b|和)(?:\s*+(?:,|\band\b|和))*+\s*+", re.IGNORECASE
 )
 _NAME = r"(?P<name>[^\W\d_]+?(?:[ '-][^\W\d_]+){0,3}?)"
-_COUNT = rf"(?P<count>[-]?{_NUMERAL})"
+_COUNT = rf"(?P<count>[-]?{NUMERAL})"
 _ITEMS = (
     re.compile(rf"{_COUNT}\s*[只条头匹个隻條頭]?\s*{_NAME}"),
     re.compile(rf"{_NAME}\s*(?:[:=]|\bis\b|\bare\b|有|是|为)?\s*{_COUNT}\s*[只条头匹个隻條頭]?"),
@@ -202,7 +189,7 @@ def _counts(answer: str) -> dict[str, Fraction] | None:
     return counts
 
 
-def _same_counts(answer: Mapping[str, Fraction] | None, expected: Mapping[str, Fraction]) -> bool:
+def _same_counts(answer: dict[str, Fraction] | None, expected: dict[str, Fraction]) -> bool:
     if answer is None or len(answer) != len(expected):
         return False
     counts = {form: count for name, count in answer.items() for form in _languages(name)}
@@ -211,7 +198,11 @@ def _same_counts(answer: Mapping[str, Fraction] | None, expected: Mapping[str, F
     )
 
 
-_ENGLISH = {animal.chinese: animal.singular for animal in ANIMALS.values()}
+# The animals of the puzzles: an answer may be in the other language.
+_ENGLISH = {
+    "蛇": "snake", "鸡": "chicken", "鹤": "crane", "兔": "rabbit", "狗": "dog", "蚂蚁": "ant",
+    "甲虫": "beetle", "蜘蛛": "spider", "螃蟹": "crab",
+}  # fmt: skip
 
 
 def _languages(name: str) -> set[str]:

@@ -25,8 +25,6 @@ characters are searched, and an answer has at most `LONGEST` characters.
 """
 
 import re
-from collections import deque
-from collections.abc import Iterator
 from itertools import islice
 
 from kdlib.language.answers.arithmetic import Step, arithmetic_steps, first_wrong_step
@@ -121,17 +119,13 @@ def _boxed(text: str) -> str | None:
                 last = start, brace.start()
         elif brace[0][-1] == "{" and brace[0] != "\\{":
             open_braces.append(brace.end() if brace[0] != "{" else None)
-    unbraced = _last(_UNBRACED.finditer(text))
+    unbraced = max(_UNBRACED.finditer(text), key=re.Match.start, default=None)
     if unbraced is not None and (last is None or unbraced.start() > last[1]):
         return _trimmed(unbraced[1])
     if last is None or last[1] - last[0] > LONGEST:
         return None
     inner = _trimmed(text[slice(*last)])
-    return inner if inner is None else _boxed(inner) or inner
-
-
-def _last(found: Iterator[re.Match]) -> re.Match | None:
-    return next(iter(deque(found, maxlen=1)), None)
+    return inner and (_boxed(inner) or inner)
 
 
 def _after_hashes(text: str) -> str | None:

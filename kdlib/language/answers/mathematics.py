@@ -1,26 +1,22 @@
 """Whether two formulas in LaTeX mean the same: math-verify, in a process of its own with a time limit.
 
 Why a process: math-verify hands formulas to SymPy, which may compute for hours on a few characters
-(9^{9^{9^9}}, a factorial, an integral). Its own limit is a signal, which works in the main thread only
-and not on Windows; a process can be killed from anywhere. It starts when first needed, stays for later
-questions, and also keeps SymPy's imports and memory out of this one.
+(9^{9^{9^9}}, a factorial, an integral). Its own limit is a signal, which works in the main thread only and
+not on Windows; a process can be killed from anywhere. It starts when first needed and stays for later ones.
 
 Run as a file it is that process: one JSON list [formula, formula] a line in, true or false a line out.
 """
 
 import atexit
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
-__all__ = ["SECONDS", "same_mathematics"]
+__all__ = ["same_mathematics"]
 
-SECONDS = 3.0
 _START_SECONDS = 120.0
 _MEMORY = 4 * 2**30
 _FIRST = ["(x+1)^2", "x^2+2x+1"]  # loads what SymPy loads when it is first needed
@@ -36,7 +32,7 @@ _EXPLOSIVE = re.compile(
 )
 
 
-def same_mathematics(answer: str, expected: str, *, seconds: float = SECONDS) -> bool:
+def same_mathematics(answer: str, expected: str, *, seconds: float = 3.0) -> bool:
     """Whether math-verify finds two formulas equal.
 
     False, without asking, for formulas that are too long or too deeply nested to be answers, or that are
@@ -46,9 +42,6 @@ def same_mathematics(answer: str, expected: str, *, seconds: float = SECONDS) ->
         answer, expected: LaTeX without dollar signs around it.
         seconds: the most that comparing may take. Starting the process for the first time takes about
             two seconds more, on a slow machine longer.
-
-    Raises:
-        ModuleNotFoundError: without math-verify.
     """
     for formula in (answer, expected):
         if len(formula) > _LONGEST or _depth(formula) > _DEEPEST or _EXPLOSIVE.search(formula):
@@ -58,8 +51,8 @@ def same_mathematics(answer: str, expected: str, *, seconds: float = SECONDS) ->
 
 def _depth(formula: str) -> int:
     depth = deepest = 0
-    for bracket in re.finditer(r"[({\[]|[)}\]]", formula):
-        depth += 1 if bracket[0] in "({[" else -1
+    for bracket in re.findall(r"[({\[]|[)}\]]", formula):
+        depth += 1 if bracket in "({[" else -1
         deepest = max(deepest, depth)
     return deepest
 
@@ -67,66 +60,54 @@ def _depth(formula: str) -> int:
 class _Process:
     """The process that compares; killed and forgotten when it is late, started again when needed."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: subprocess.Popen | None = None
-        self._owner: int | None = None
+        self._owner: int | None = None  # after a fork the pipes belong to the parent
 
     def ask(self, question: list[str], seconds: float) -> bool | None:
+        """The answer; None if there is none in time."""
         with self._lock:
-            process = self._start()
-            answer = self._exchange(process, json.dumps(question), seconds)
-            if answer is None:
-                self.stop()
-            return answer
+            if self._owner != os.getpid() or self._running.poll() is not None:
+                self._start()
+            return self._exchange(question, seconds)
 
     def stop(self) -> None:
         process, self._running = self._running, None
         if process is not None and self._owner == os.getpid():
             process.kill()
-            process.wait()
-            process.stdin.close()
-            process.stdout.close()
+            process.communicate()
+        self._owner = None
 
-    def _start(self) -> subprocess.Popen:
-        # After a fork the pipes belong to the parent.
-        if self._running is not None and self._owner == os.getpid() and self._running.poll() is None:
-            return self._running
+    def _start(self) -> None:
         self.stop()
-        if importlib.util.find_spec("math_verify") is None:
-            raise ModuleNotFoundError(
-                "comparing formulas in LaTeX needs math-verify: python -m pip install math-verify"
-            )
-        self._owner = os.getpid()
         self._running = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).resolve())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="ascii",
-        )
-        if self._exchange(self._running, json.dumps(_FIRST), _START_SECONDS) is not True:
+            [sys.executable, "-P", __file__],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        self._owner = os.getpid()
+        if self._exchange(_FIRST, _START_SECONDS) is not True:
             self.stop()
             raise RuntimeError(
-                f"the process that compares formulas did not start; "
+                "the process that compares formulas did not start; "
                 f"{sys.executable} -c 'import math_verify' shows why"
             )
-        return self._running
 
-    @staticmethod
-    def _exchange(process: subprocess.Popen, line: str, seconds: float) -> bool | None:
+    def _exchange(self, question: list[str], seconds: float) -> bool | None:
+        process, answer = self._running, None
         timer = threading.Timer(seconds, process.kill)
         timer.daemon = True
         timer.start()
         try:
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline() or "null")
+            print(json.dumps(question), file=process.stdin, flush=True)
+            answer = json.loads(process.stdout.readline())
         except (OSError, ValueError):
-            return None
+            pass  # it was killed, or ended
         finally:
             timer.cancel()
+            if answer is None:
+                self.stop()
+        return answer
 
 
 _PROCESS = _Process()

@@ -233,7 +233,7 @@ def test_counts_in_any_order_case_number_and_language(chosen, numbers, rng, chan
     assert verify_answer(written(change), written(0)) is (change == 0)
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(st.fractions(max_denominator=10**6), st.fractions(max_denominator=10**6))
 def test_numbers_are_compared_exactly(one, other):
     top, bottom = one.numerator, one.denominator
@@ -245,10 +245,9 @@ def test_numbers_are_compared_exactly(one, other):
         assert verify_answer(form, str(other)) is (one == other)
 
 
-@pytest.mark.parametrize("kind", ["pair", "chain"])
-@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize(("kind", "language"), [("pair", "zh"), ("chain", "en")])
 def test_written_solutions_of_puzzles(kind, language):
-    for seed in range(60):
+    for seed in range(30):
         puzzle = make_puzzle(kind, rng=random.Random(seed))
         for style in ("suppose", "equations"):
             text = written_solution(puzzle, style, language)
@@ -301,7 +300,7 @@ def test_real_traces_of_r1(name):
 
 # Hostile text
 
-MANY = 10_000_000
+MANY = 1_000_000
 HOSTILE = {
     "letters": "a" * MANY,
     "blanks": " " * MANY,
