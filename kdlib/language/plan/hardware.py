@@ -109,9 +109,8 @@ def this_machine(device: torch.device | str | None = None) -> Hardware:
     """One device of this machine: its memory, and its speed measured in about a second.
 
     Matrix products are measured in bfloat16 on CUDA devices and in float32 elsewhere, as
-    `distill_language_model` trains there; bandwidth by copying. These are rates that were reached, not the
-    maker's peaks: plan with a higher utilisation. Devices do not exchange anything here; the interconnect is
-    given as the bandwidth.
+    `distill_language_model` trains there. These are rates that were reached, not the maker's peaks: plan with
+    a higher utilisation. There is one device, so the interconnect is given as the bandwidth.
 
     Args:
         device: default `best_device()`.

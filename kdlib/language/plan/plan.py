@@ -2,9 +2,16 @@
 
     print(plan("Qwen-7B", "Qwen-1.5B", "H100-80GB×8", tokens=100e6, method="logits"))
 
-Everything is arithmetic on the shapes of the models, see `kdlib.language.plan.memory`: nothing is built and
-nothing downloaded. Memory is checked against measured peaks of real runs; times rest on the utilisation that
-is assumed, and say so.
+Everything is arithmetic on the shapes of the models: nothing is built and nothing downloaded. Memory is
+checked against measured peaks of real runs; times rest on the utilisation that is assumed, and say so.
+
+**Writing text** reads all weights, and the keys and values of every text in the batch, for each token; it
+takes whichever is longer, that or the arithmetic (Pope et al. 2022, arXiv 2211.05102, §2.1).
+
+**Communication** of n devices: a reduction sends 2·(n − 1)/n bytes for each byte (DDP, once a step, float32);
+gathering and reduce-scattering (n − 1)/n each. FSDP2 gathers the student's weights for the forward and again
+for the backward pass of each micro-batch, the teacher's once, and scatters gradients (Zhao et al. 2023, arXiv
+2304.11277).
 """
 
 import math
@@ -15,18 +22,51 @@ from typing import get_args
 
 from transformers import PreTrainedConfig
 
-from kdlib.language.distill.output_layer import LARGE_VOCABULARY
 from kdlib.language.models.r1_distill import R1Checkpoint, find
+from kdlib.language.plan.architecture import Architecture, WeightType
 from kdlib.language.plan.hardware import Hardware, find_hardware
-from kdlib.language.plan.memory import Architecture, Method, WeightType, loss_copies
-from kdlib.language.plan.phases import Job, Phase, Sharding, all_fit, spread
-from kdlib.language.plan.remedies import remedies
+from kdlib.language.plan.memory import (
+    Method,
+    Moments,
+    Sharding,
+    Workload,
+    caching_memory,
+    loss_copies,
+    sampling_memory,
+    training_memory,
+)
 from kdlib.losses.kd import Divergence
 from kdlib.runtime import Precision
 
-__all__ = ["Phase", "Plan", "Sharding", "plan"]
+__all__ = ["Phase", "Plan", "plan"]
 
 Model = R1Checkpoint | str | PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of the work.
+
+    Attributes:
+        name: "sampling", "caching" or "training".
+        memory: bytes on each device by component, at the fullest moment.
+        moment: which moment that is.
+        flops: of all devices together.
+        seconds: how long it takes.
+        bound: what it waits for: "arithmetic", "memory bandwidth" or "interconnect".
+    """
+
+    name: str
+    memory: Mapping[str, float]
+    moment: str
+    flops: float
+    seconds: float
+    bound: str
+
+    @property
+    def total(self) -> float:
+        """Bytes on each device."""
+        return sum(self.memory.values())
 
 
 @dataclass(frozen=True)
@@ -41,7 +81,7 @@ class Plan:
         steps: of the optimizer.
         tokens: trained on.
         hardware: on which.
-        remedies: where it does not fit, the smallest changes that would make it fit, one a sentence.
+        suggestions: where it does not fit, what would need less memory, one a sentence.
         assumptions: what the figures rest on, one a sentence.
     """
 
@@ -52,7 +92,7 @@ class Plan:
     steps: int
     tokens: float
     hardware: Hardware
-    remedies: tuple[str, ...]
+    suggestions: tuple[str, ...]
     assumptions: tuple[str, ...]
 
     @property
@@ -92,8 +132,8 @@ class Plan:
             f"{self.tokens:,.0f} tokens in {self.steps:,} steps, {self.tokens_per_second:,.0f} a second in "
             f"training; altogether {_duration(self.seconds)}",
         ]
-        if self.remedies:
-            lines += ["", "It would fit with one of"] + [f"  - {remedy}" for remedy in self.remedies]
+        if self.suggestions:
+            lines += ["", "Less memory is needed with"] + [f"  - {change}" for change in self.suggestions]
         lines += ["", "Assumed:"] + [f"  - {assumption}" for assumption in self.assumptions]
         return "\n".join(lines)
 
@@ -164,18 +204,21 @@ def plan(
         method = "texts" if teacher is None else "logits"
     if method == "cached" and top_k is None:
         top_k = 64
-    job = Job(
+    w = Workload(
         None if teacher is None else _architecture(teacher), _architecture(student), machine, tokens, method,
         top_k, divergence, context, prompt_tokens, batch_size, accumulation, padding, packing,
         precision != "no", gradient_checkpointing, teacher_weights, samples, sampling_batch, utilisation,
         bandwidth_share, usable,
     )  # fmt: skip
-    _check(job, precision, sharding)
-    chosen, phases = spread(job, sharding)
-    fits = all_fit(job, phases)
+    _check(w, precision, sharding)
+    ways: tuple[Sharding, ...] = ("one device",) if machine.devices == 1 else ("DDP", "FSDP2")
+    for way in (sharding,) if sharding else ways:
+        phases = tuple(_phases(w, way))
+        if fits := all(phase.total <= w.limit for phase in phases):
+            break
     return Plan(
-        fits, chosen, job.limit, phases, math.ceil(job.passes / (accumulation * machine.devices)), tokens,
-        machine, () if fits else tuple(remedies(job, sharding)), tuple(_assumptions(job, chosen)),
+        fits, way, w.limit, phases, math.ceil(w.micro_batches / (accumulation * machine.devices)), tokens,
+        machine, () if fits else tuple(_suggestions(w)), tuple(_assumptions(w, way)),
     )  # fmt: skip
 
 
@@ -190,97 +233,148 @@ def _architecture(model: Model) -> Architecture:
     return _named(model if isinstance(model, str) else model.name)
 
 
-def _check(job: Job, precision: str, sharding: str | None) -> None:
-    for name, value, known in (
-        ("method", job.method, get_args(Method)), ("divergence", job.divergence, get_args(Divergence)),
-        ("precision", precision, get_args(Precision)), ("sharding", sharding, (None, *get_args(Sharding))),
-        ("teacher_weights", job.teacher_kind, get_args(WeightType)),
+def _check(w: Workload, precision: str, sharding: str | None) -> None:
+    def expect(name: str, ok: bool, expected: str) -> None:
+        if not ok:
+            raise ValueError(f"{name} is {values[name]!r}; expected {expected}")
+
+    values = vars(w) | {"precision": precision, "sharding": sharding}
+    for name, kind in (
+        ("method", Method), ("divergence", Divergence), ("precision", Precision), ("sharding", Sharding),
+        ("teacher_weights", WeightType),
     ):  # fmt: skip
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}")
-    for name, value, least in (
-        ("context", job.context, 2), ("prompt_tokens", job.prompt, 1), ("batch_size", job.batch, 1),
-        ("accumulation", job.accumulation, 1), ("samples", job.samples, 0),
-        ("sampling_batch", job.sampling_batch, 1),
+        known = get_args(kind) + ((None,) if name == "sharding" else ())
+        expect(name, values[name] in known, f"one of {', '.join(map(repr, known))}")
+    for name, least in (
+        ("context", 2), ("prompt_tokens", 1), ("batch_size", 1), ("accumulation", 1), ("samples", 0),
+        ("sampling_batch", 1),
     ):  # fmt: skip
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}")
-    for name, value in (
-        ("utilisation", job.utilisation), ("bandwidth_share", job.bandwidth_share), ("usable", job.usable)
-    ):
-        if not 0 < value <= 1:
-            raise ValueError(f"{name} is a share, above 0 and at most 1; got {value!r}")
-    if not 0 < job.tokens < math.inf:
-        raise ValueError(f"tokens, all that is trained on, must be above 0; got {job.tokens!r}")
-    if not 0 <= job.padding < 1:
-        raise ValueError(f"padding is a share of the positions, at least 0 and below 1; got {job.padding!r}")
-    if job.prompt >= job.context:
-        raise ValueError(
-            f"prompt_tokens is {job.prompt}, but a text has {job.context} positions (context): nothing would "
-            "be left to learn"
-        )
-    if job.top_k is not None and not 1 <= job.top_k <= job.student.vocabulary:
-        raise ValueError(
-            f"top_k must be from 1 to the {job.student.vocabulary} logits, or None for all; got {job.top_k!r}"
-        )
-    if job.teacher is None and (job.method != "texts" or job.samples):
-        asks = f'method="{job.method}"' if job.method != "texts" else f"samples={job.samples}"
-        raise ValueError(f"teacher is None, but {asks} needs one; name it, or plan for texts that are there")
-    if sharding == "one device" and job.hardware.devices > 1:
-        raise ValueError(
-            f'sharding is "one device", but there are {job.hardware.devices}; pass devices=1 as well'
-        )
+        whole = isinstance(values[name], int) and values[name] >= least
+        expect(name, whole, f"a whole number, at least {least}")
+    for name in ("utilisation", "bandwidth_share", "usable"):
+        expect(name, 0 < values[name] <= 1, "a share, above 0 and at most 1")
+    expect("tokens", 0 < w.tokens < math.inf, "a number above 0")
+    expect("padding", 0 <= w.padding < 1, "a share, at least 0 and below 1")
+    expect("prompt_tokens", w.prompt_tokens < w.context, f"less than the context of {w.context}")
+    logits = w.student.vocabulary
+    expect("top_k", w.top_k is None or 1 <= w.top_k <= logits, f"1 to the {logits} logits, or None for all")
+    needed = "texts" if w.method == "texts" and not w.samples else None
+    expect("teacher", w.teacher is not None or needed is not None, "one, for this method or these samples")
+    alone = sharding != "one device" or w.hardware.devices == 1
+    expect("sharding", alone, f"another for {w.hardware.devices} devices; pass devices=1 as well")
 
 
-def _assumptions(job: Job, sharding: Sharding) -> Iterator[str]:
-    machine, student, teacher = job.hardware, job.student, job.teacher
+def _suggestions(w: Workload) -> Iterator[str]:
+    if not w.gradient_checkpointing:
+        yield "gradient_checkpointing=True"
+    if w.batch_size > 1:
+        yield f"batch_size=1, accumulation={w.batch_size * w.accumulation}"
+    if w.samples and w.sampling_batch > 1:
+        yield f"a smaller sampling_batch than {w.sampling_batch}"
+    if w.method == "logits":
+        yield 'method="cached": the teacher runs beforehand, not meanwhile'
+    if w.teacher is not None and (w.method != "texts" or w.samples) and w.teacher_weights != "nf4":
+        yield 'teacher_weights="nf4"'
+    yield f"more devices than {w.hardware.devices}, over which FSDP2 spreads the models"
+    yield f"a context shorter than {w.context:,}, or a smaller model"
+
+
+# --- how long it takes ------------------------------------------------------------------------------------
+
+
+def _phases(w: Workload, sharding: Sharding) -> Iterator[Phase]:
+    """Sampling and caching where there is any, then training."""
+    rate = w.hardware.devices * w.hardware.flops * w.utilisation
+    bandwidth = w.hardware.bandwidth * w.bandwidth_share
+    if w.samples:
+        written, moments = w.context - w.prompt_tokens, sampling_memory(w)
+        flops = w.samples * (
+            w.teacher.forward_flops(w.context, w.context / 2, 0) + 2 * written * w.teacher.head
+        )
+        # On average half of the completion is there.
+        cache = w.sampling_batch * 2 * w.teacher.kv_numbers * (w.prompt_tokens + written / 2)
+        read = written * (moments["last token"]["teacher weights"] + cache)
+        rounds = w.samples / (w.sampling_batch * w.hardware.devices)
+        waits = {"memory bandwidth": rounds * read / bandwidth, "arithmetic": flops / rate}
+        yield _phase("sampling", moments, flops, waits)
+    if w.method == "cached":
+        flops = w.micro_batches * w.teacher.forward_flops(w.positions, w.context, w.kept)
+        yield _phase("caching", caching_memory(w), flops, {"arithmetic": flops / rate})
+    flops = w.student.training_flops(w.positions, w.context, w.kept, w.gradient_checkpointing)
+    if w.live_teacher:
+        flops += w.live_teacher.forward_flops(w.positions, w.context, w.kept)
+    flops *= w.micro_batches
+    passes, devices = w.micro_batches / w.hardware.devices, w.hardware.devices
+    if sharding == "FSDP2":
+        sent = 3 * w.itemsize * w.student.parameters
+        sent += w.live_teacher.weight_bytes(w.teacher_weights) if w.live_teacher else 0
+    else:
+        sent = 2 * 4 * w.student.parameters / w.accumulation
+    sent *= passes * (devices - 1) / devices
+    waits = {"arithmetic": flops / rate, "interconnect": sent / w.hardware.interconnect}
+    # AdamW reads weight, gradient and two moments, and writes weight and moments, when all else is done.
+    updates = passes / w.accumulation * 28 * w.student.parameters / (devices if sharding == "FSDP2" else 1)
+    yield _phase("training", training_memory(w, sharding), flops, waits, updates / bandwidth)
+
+
+def _phase(name: str, moments: Moments, flops: float, waits: Mapping[str, float], more: float = 0) -> Phase:
+    """At its fullest moment; as long as the longest of what runs at the same time, and then `more`."""
+    moment = max(moments, key=lambda moment: sum(moments[moment].values()))
+    memory = {name: size for name, size in moments[moment].items() if size}
+    bound = max(waits, key=waits.__getitem__)
+    return Phase(name, memory, moment, flops, waits[bound] + more, bound)
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.3g} seconds"
+
+
+# --- on what grounds --------------------------------------------------------------------------------------
+
+
+def _assumptions(w: Workload, sharding: Sharding) -> Iterator[str]:
+    machine = w.hardware
     yield f"hardware: {machine.source or 'figures given by the caller'}"
     yield (
-        f"{job.usable:.0%} of a device's {machine.memory / 1e9:.0f} GB can be filled with tensors; the rest "
+        f"{w.usable:.0%} of a device's {machine.memory / 1e9:.0f} GB can be filled with tensors; the rest "
         "is for CUDA, communication and gaps (assumption)"
     )
     yield (
-        f"training reaches {job.utilisation:.0%} of the peak FLOP/s, counting what checkpointing computes "
+        f"training reaches {w.utilisation:.0%} of the peak FLOP/s, counting what checkpointing computes "
         "again (assumption; for comparison, Llama 3 405B reached 38 to 43 % on H100)"
     )
     yield (
-        f"every text fills {job.context:,} positions, {job.prompt:,} of them prompt; {job.padding:.0%} of "
-        f"all positions are padding; {job.batch} rows in a micro-batch of each device, {job.accumulation} "
+        f"every text fills {w.context:,} positions, {w.prompt_tokens:,} of them prompt; {w.padding:.0%} of "
+        f"all positions are padding; {w.batch_size} rows in a micro-batch of each device, {w.accumulation} "
         "micro-batches in a step"
     )
-    arithmetic = "bfloat16 autocast over float32 weights" if job.bf16 else "float32"
+    arithmetic = "bfloat16 autocast over float32 weights" if w.bf16 else "float32"
     yield (
-        f"the student has {student.parameters:,} parameters and is trained in {arithmetic} by fused AdamW: "
+        f"the student has {w.student.parameters:,} parameters and is trained in {arithmetic} by fused AdamW: "
         "4 bytes a weight, 4 its gradient, 8 its two moments"
     )
-    if job.checkpointing:
+    if w.gradient_checkpointing:
         yield "of each layer only the input is kept, the rest is computed again (gradient checkpointing)"
     else:
         yield "every activation is kept for the backward pass (no gradient checkpointing)"
-    if job.masked:
+    if w.masked:
         yield "padding or packing takes a mask of context × context numbers, which each layer keeps"
     yield (
         "attention runs in a fused kernel, and is counted in full: 14 operations for each pair of positions "
         "and each channel; a causal kernel skips about half"
     )
-    loss = "cross-entropy"
-    if job.method != "texts":
-        compared = "all logits" if job.top_k is None else f"the teacher's {job.top_k} largest logits"
-        loss += f" and {job.divergence} divergence over {compared}"
-    if student.vocabulary < LARGE_VOCABULARY:
-        copies = loss_copies(job.method, job.divergence, job.top_k)
-        yield (
-            f"the loss, {loss}, holds at its fullest {copies:g} float32 tensors of the size of the student's "
-            "logits, as the eager functions of kdlib do"
-        )
-    else:
-        here = "1 GB by kernels" if machine.kernels else "256 MB in PyTorch"
-        yield (
-            f"the loss, {loss}, is computed from hidden states, some tokens at a time (kdlib.losses.linear): about "
-            f"{here} at most, and the output layer's gradient in float32"
-        )
-    if teacher is not None and (job.method != "texts" or job.samples):
-        yield f"the teacher has {teacher.parameters:,} parameters in {job.teacher_kind}"
+    compared = "all logits" if w.top_k is None else f"the teacher's {w.top_k} largest logits"
+    soft = "" if w.method == "texts" else f" and {w.divergence} divergence over {compared}"
+    yield f"the loss, cross-entropy{soft}, " + (
+        "is computed from hidden states, some tokens at a time, and the output layer's gradient in float32"
+        if w.fused else f"holds at its fullest {loss_copies(w.method, w.divergence, w.top_k):g} float32 "
+        "tensors of the size of the student's logits"
+    )  # fmt: skip
+    if w.teacher is not None and (w.method != "texts" or w.samples):
+        yield f"the teacher has {w.teacher.parameters:,} parameters in {w.teacher_weights}"
     if sharding == "DDP":
         yield (
             "DDP keeps a second copy of the gradients in its buckets (PyTorch's default, "
@@ -297,16 +391,9 @@ def _assumptions(job: Job, sharding: Sharding) -> Iterator[str]:
             f"communication at {machine.interconnect / 1e9:.0f} GB/s in each direction runs beside the "
             "arithmetic; what takes longer counts"
         )
-    if job.samples:
+    if w.samples:
         yield (
-            f"the teacher writes {job.samples:,} texts to the end of the context, {job.sampling_batch} at "
-            f"once on each device, with keys and values in bfloat16, at {job.bandwidth_share:.0%} of the "
+            f"the teacher writes {w.samples:,} texts to the end of the context, {w.sampling_batch} at "
+            f"once on each device, with keys and values in bfloat16, at {w.bandwidth_share:.0%} of the "
             "memory's bandwidth (assumption)"
         )
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.3g} seconds"
