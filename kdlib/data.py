@@ -1,4 +1,4 @@
-"""Labelled images, and their train, validation and test parts: what every data set here returns."""
+"""Labelled images, their train, validation and test parts, and the batches that training sees of them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -6,8 +6,24 @@ from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
+from kdlib.extras import require
+from kdlib.runtime import substream
 from kdlib.storage import fingerprint
+
+__all__ = [
+    "Batch", "Examples", "LoaderData", "Splits", "TrainingData", "as_float", "stratified_folds",
+]  # fmt: skip
 
 
 class Batch(NamedTuple):
@@ -16,12 +32,13 @@ class Batch(NamedTuple):
     Attributes:
         images: (B, …) float32 in [0, 1], on the training device.
         labels: (B) int64; −100 where an example has no label.
-        rows: (B) positions of the examples in their data set, on the training device.
+        rows: (B) positions of the examples in their data set, on the training device; None where they are
+            not known, as in the batches of a torch `DataLoader`.
     """
 
     images: Tensor
     labels: Tensor
-    rows: Tensor
+    rows: Tensor | None
 
 
 class TrainingData(Protocol):
@@ -125,3 +142,113 @@ class Splits:
         parts = (len(self.train), len(self.validation), len(self.test))
         text = "{} training, {} validation and {} test images, {} classes".format(*parts, len(self.classes))
         return f"{text} ({len(self.skipped)} left out)" if self.skipped else text
+
+
+class LoaderData:
+    """A torch `DataLoader` of (images, labels), as `fit` goes through it.
+
+    Before each epoch and each batch torch's random numbers are set from (seed, epoch, batch), so that order
+    and augmentation come again when a run is resumed. Python's and NumPy's are left alone.
+
+    Args:
+        loader: images (B, …) float32, or uint8 in 0 … 255; labels (B) int64, −100 where there is none.
+        device: where batches come; None leaves them where they are.
+
+    Raises:
+        ValueError: a loader that does not know its number of batches.
+    """
+
+    def __init__(self, loader: DataLoader, device: torch.device | None = None) -> None:
+        self._loader, self._device = loader, device
+        try:
+            self._steps = len(loader)
+        except TypeError as error:
+            raise ValueError(
+                "data is a DataLoader without a length, which the learning rate's cycle needs; expected a "
+                "dataset with __len__"
+            ) from error
+        sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+        self._sampler = sampler.sampler if type(sampler) is BatchSampler else sampler
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self._steps
+
+    def to(self, device: torch.device) -> "LoaderData":
+        return LoaderData(self._loader, device)
+
+    def check_order(self) -> None:
+        """Refuse a loader whose order, or augmentation, no seed brings back.
+
+        Raises:
+            ValueError: saying why.
+        """
+        known = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, list, tuple)
+        if isinstance(self._loader.dataset, IterableDataset):
+            reason = "its IterableDataset decides on the order"
+        elif self._loader.persistent_workers:
+            reason = "persistent_workers carry their random numbers from one epoch to the next"
+        elif type(self._sampler) in known or getattr(self._sampler, "generator", None) is not None:
+            return
+        else:
+            reason = f"its {type(self._sampler).__name__} has no generator that could be seeded"
+        raise ValueError(
+            f"a checkpoint, or training in several processes, needs a DataLoader whose order follows from a "
+            f"seed: {reason}. Expected shuffle=True or False, or a sampler with a generator, without "
+            f"persistent_workers"
+        )
+
+    def in_order(self) -> Iterator[Batch]:
+        """The batches as the loader gives them.
+
+        Raises:
+            ValueError: batches that are not (images, labels).
+        """
+        for found in self._loader:
+            sound = isinstance(found, tuple | list) and len(found) == 2
+            if not sound or not all(isinstance(part, Tensor) for part in found):
+                raise ValueError(
+                    f"data is a DataLoader that yields {type(found).__name__}; expected batches (images, "
+                    f"labels), two tensors"
+                )
+            images, labels = (part.to(self._device, non_blocking=True) for part in found)
+            yield Batch(as_float(images), labels, None)
+
+    def epoch(self, epoch: int, seed: int, *, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch but for the first ones; errors as for `in_order`."""
+        if skip >= len(self):
+            return
+        for generator in (self._loader.generator, getattr(self._sampler, "generator", None)):
+            if generator is not None:
+                generator.manual_seed(substream(seed, "order", epoch))
+        torch.manual_seed(substream(seed, "order", epoch))
+        batches = self.in_order()
+        for number in range(len(self)):
+            torch.manual_seed(substream(seed, f"batch of epoch {epoch}", number))
+            batch = next(batches)
+            if number >= skip:
+                yield batch
+
+    def fingerprint(self) -> str:
+        """Stands for kind, length and first example of the data set, and for how batches are made of it."""
+        dataset = self._loader.dataset
+        known = [type(dataset).__name__, type(self._sampler).__name__, self._loader.batch_size, len(self)]
+        if not isinstance(dataset, IterableDataset):
+            with torch.random.fork_rng([]):
+                torch.manual_seed(0)
+                first = tree_leaves(dataset[0])
+            known += [p if isinstance(p, Tensor | int | float) else type(p).__name__ for p in first]
+            known.append(len(self._sampler))
+        return fingerprint(*known)
+
+
+def stratified_folds(labels: Tensor, folds: int, seed: int) -> Iterator[tuple[Sequence, Sequence]]:
+    """(kept, held out) positions of each fold, every class in the same proportion, by scikit-learn.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is missing; the message names the extra.
+    """
+    require("vision", "sklearn")
+    from sklearn.model_selection import StratifiedKFold
+
+    yield from StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels)

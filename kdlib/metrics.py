@@ -13,9 +13,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy import optimize, stats
 from torch import Tensor
 
+from kdlib.extras import require
 from kdlib.losses.kd import soft_target_loss, soften
 
 __all__ = [
@@ -144,7 +144,10 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     1/T, so that the minimum found is the only one.
     """
     _check_examples(logits, labels)
-    found = optimize.minimize_scalar(
+    require("course", "scipy")
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(
         lambda log_t: negative_log_likelihood(logits.double() / math.exp(log_t), labels),
         bounds=(math.log(0.01), math.log(100)),
         method="bounded",
@@ -174,16 +177,24 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Mean of the values and the half-width of its Student-t interval.
 
+    Args:
+        values: at least two, in any unit.
+        level: share of repetitions in which the interval is to hold the truth.
+
     Raises:
         ValueError: for fewer than two values (one run has no spread) or values that are not finite.
+        ModuleNotFoundError: SciPy is missing; the message names the extra.
     """
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"an interval needs at least two values; got {values.size}")
     if not np.isfinite(values).all():
         raise ValueError(f"values must be finite; got {values.tolist()}")
+    require("course", "scipy")
+    from scipy.stats import t
+
     spread = values.std(ddof=1) / math.sqrt(len(values))
-    return float(values.mean()), float(stats.t.ppf((1 + level) / 2, len(values) - 1) * spread)
+    return float(values.mean()), float(t.ppf((1 + level) / 2, len(values) - 1) * spread)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import secrets
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,8 +19,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 __all__ = [
-    "DamagedFile", "ForeignFile", "JsonLines", "fingerprint", "load_tensors", "remove_leftovers", "replaced",
-    "save_tensors",
+    "DamagedFile", "ForeignFile", "JsonLines", "fingerprint", "identity", "load_tensors", "remove_leftovers",
+    "replaced", "save_tensors",
 ]  # fmt: skip
 
 _METADATA = "kdlib"
@@ -137,6 +138,24 @@ def fingerprint(*parts: object) -> str:
         else:
             _add_value(digest, part)
     return digest.hexdigest()[:32]
+
+
+def identity(function: object) -> object:
+    """Stands for a function: its name, with the arguments of a `functools.partial`, as JSON values.
+
+    Two functions of the same name cannot be told apart, whatever they close over; nor can two lambdas.
+    """
+    if isinstance(function, partial):
+        keywords = {name: _argument(value) for name, value in function.keywords.items()}
+        return [identity(function.func), [_argument(value) for value in function.args], keywords]
+    return getattr(function, "__qualname__", type(function).__name__)
+
+
+def _argument(value: object) -> object:
+    # A function prints with its address, which is another one in each process; a long tensor, in part.
+    if isinstance(value, Tensor):
+        return fingerprint(value)
+    return identity(value) if callable(value) else str(value)
 
 
 def save_tensors(

@@ -4,51 +4,58 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import broadcast
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from kdlib.checkpoint import Checkpoint, TrainingLog, describe
-from kdlib.data import Batch, Examples, TrainingData, as_float
-from kdlib.history import History, Run
+from kdlib.checkpoint import History, Run, TrainingLog
+from kdlib.data import Batch, Examples, LoaderData, TrainingData, as_float, stratified_folds
 from kdlib.losses.kd import kd_loss
 from kdlib.metrics import Scores, score
 from kdlib.runtime import Precision, accelerated, best_device, eval_mode, seeded, substream
-from kdlib.storage import fingerprint
+from kdlib.storage import fingerprint, identity
 
-if TYPE_CHECKING:
-    from kdlib.cache.images import CachedTeacher
-
-__all__ = ["History", "best_device", "evaluate", "fit", "out_of_fold", "predict"]
+__all__ = ["History", "LossFunction", "Teacher", "best_device", "evaluate", "fit", "out_of_fold", "predict"]
 
 LossFunction = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """(student logits, teacher logits or None, labels) -> scalar, as `kd_loss`."""
 
 
+class Teacher(Protocol):
+    """What `fit` learns from: a module run now, logits given as a tensor, or a cache on disk."""
+
+    fingerprint: str
+
+    def prepare(self, data: TrainingData, device: torch.device, *, epochs: int, seed: int) -> None:
+        """Get ready for a training run, or refuse by a ValueError one that it does not belong to."""
+        ...
+
+    def teacher_logits(self, epoch: int, batch: Batch) -> Tensor:
+        """(B, C) float32 for the examples of a batch as this epoch shows them, on the training device."""
+        ...
+
+
 def fit(
     student: nn.Module,
-    data: TrainingData,
+    data: TrainingData | DataLoader,
     *,
-    teacher: "nn.Module | Tensor | CachedTeacher | None" = None,
+    teacher: "nn.Module | Tensor | Teacher | None" = None,
     loss: LossFunction | None = None,
     epochs: int,
     lr: float,
     batch_size: int = 50,
     weight_decay: float = 1e-4,
     clip: float | None = None,
-    validation: TrainingData | None = None,
+    validation: TrainingData | DataLoader | None = None,
     patience: int | None = None,
     watch: Mapping[str, LossFunction] | None = None,
     device: torch.device | str | None = None,
     precision: Precision = "auto",
-    channels_last: bool | None = None,
-    compile: bool = False,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int | None = None,
     log: str | os.PathLike | None = None,
@@ -63,28 +70,31 @@ def fit(
     mean is over the rest of each process's.
 
     Args:
-        student: (N, …) images -> (N, C) logits; moved to the device.
-        data: `Examples`, or a loader of `kdlib.vision.loader` with augmentation.
+        student: (N, …) images -> (N, C) logits; moved to the device, and to channels-last memory order if its
+            first convolution takes three channels or more, which is faster. To compile it, call
+            `student.compile()` before.
+        data: `Examples`; a loader of `kdlib.vision` with augmentation; or a torch `DataLoader` of (images,
+            labels), whose batches and order are taken as they come. Its generator, or torch's, is seeded anew
+            for each epoch.
         teacher: a module, run on the same crops in eval mode without gradients; its logits
-            (len(data), C), one row for each example of `data`; a `CachedTeacher`; or None.
+            (len(data), C), one row for each example of `data`; any other `Teacher`, as a `CachedTeacher`; or
+            None. With a `DataLoader` a module, since nobody knows which examples are in a batch.
         loss: see `LossFunction`, a mean over the batch. Default: `kd_loss` with a teacher, else
             cross-entropy.
         epochs: passes over the data; each step sees batch_size examples, the last of an epoch fewer.
         lr: highest learning rate of the cycle (Smith and Topin 2017, arXiv 1708.07120).
-        batch_size: examples in a step, over all processes together.
+        batch_size: examples in a step, over all processes together; a `DataLoader` has its own.
         clip: largest gradient norm; None leaves gradients alone. The T² of a distillation loss makes
             them large, so that a bound fit for plain training can slow distillation down.
-        validation: scored after every epoch.
+        validation: scored after every epoch; data of any kind.
         patience: stop after so many epochs without a lower negative log-likelihood on `validation`,
             and return to the weights of the best epoch.
         watch: further quantities to average over each epoch's batches, by name.
         device: default `best_device()`.
         precision: "bf16", "no", or "auto", which takes bf16 on CUDA devices that compute in it.
-        channels_last: memory order of images; default: where a convolution takes three channels or
-            more. It makes convolutions faster on CPUs and GPUs.
-        compile: run the student through `torch.compile`; worth its minute of waiting in long runs only.
         checkpoint: file to resume from, if there, and to save to: the run then goes on as if it had not
-            been interrupted, on a CPU bit for bit. A file of another run is refused.
+            been interrupted, on a CPU bit for bit. A file of another run is refused, and so is a
+            `DataLoader` whose order no seed brings back.
         checkpoint_every: steps between two checkpoints; default: an epoch.
         log: JSONL file, one line an epoch: epoch, step, lr, losses, validation, seconds.
         progress: show a progress bar with live figures.
@@ -96,94 +106,108 @@ def fit(
         `History`. Student and teacher are left in eval mode.
 
     Raises:
-        ValueError: no epochs, no data, a teacher or a checkpoint that does not belong to this run,
-            patience without validation, or a quantity under `watch` that is called "loss".
+        ValueError: no epochs, no data, a teacher or a checkpoint that does not belong to this run, a
+            `DataLoader` without a length or whose order cannot be seeded where it must, patience without
+            validation, or a quantity under `watch` that is called "loss".
         FloatingPointError: the loss was not finite.
     """
-    _check(student, data, teacher, epochs, batch_size, validation, patience, watch, checkpoint_every)
-    loss = loss or (_cross_entropy if teacher is None else kd_loss)
-    measured = {"loss": loss, **(watch or {})}
-    steps = math.ceil(len(data) / batch_size)  # in an epoch
-    with accelerated(device, precision) as place, seeded(seed, place.device), (
-        _prepared(student, place, channels_last)
+    data, validation = _wrapped(data), _wrapped(validation)
+    _check(student, data, teacher, epochs, batch_size, validation, patience, watch)
+    _check_checkpoint(data, checkpoint, checkpoint_every)
+    loss, watch = loss or (_cross_entropy if teacher is None else kd_loss), watch or {}
+    steps = len(data) if isinstance(data, LoaderData) else math.ceil(len(data) / batch_size)  # in an epoch
+    with accelerated(device, precision) as accelerator, seeded(seed, accelerator.device), (
+        _prepared(student, accelerator)
     ) as model:
-        data, validation = data.to(place.device), validation and validation.to(place.device)
-        opinion = _opinion(teacher, data, place.device, channels_last, epochs=epochs, seed=seed)
-        forward = torch.compile(model) if compile else model
+        data, validation = data.to(accelerator.device), validation and validation.to(accelerator.device)
+        teacher = _as_teacher(teacher)
+        teacher.prepare(data, accelerator.device, epochs=epochs, seed=seed)
         optimizer = torch.optim.AdamW(student.parameters(), lr, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
-        run = Run(place, lr, watched=list(watch or {}))
+        run = Run(accelerator, student, optimizer, schedule, watched=list(watch))
         if checkpoint is not None:
-            settings = {
-                "epochs": epochs, "lr": lr, "batch_size": batch_size, "weight_decay": weight_decay,
-                "clip": clip, "patience": patience, "seed": seed, "precision": place.mixed_precision,
-                "data": data.fingerprint(), "validation": validation and validation.fingerprint(),
-                "teacher": _identity(teacher), "student": fingerprint(str(student)), "loss": describe(loss),
-                "watch": list(watch or {}),
-            }
-            saved = Checkpoint(checkpoint, settings, student, optimizer, schedule)
-            run.restore(saved)
+            settings = _settings(
+                student, data, validation, teacher, loss, watch=list(watch), epochs=epochs, lr=lr,
+                batch_size=batch_size, weight_decay=weight_decay, clip=clip, patience=patience, seed=seed,
+                precision=accelerator.mixed_precision,
+            )  # fmt: skip
+            run.restore(checkpoint, settings)
         history = run.history
-        records = TrainingLog(log if place.is_main_process else None, epochs_done=len(history.loss))
+        records = TrainingLog(log if accelerator.is_main_process else None, epochs_done=len(history.loss))
         bar = tqdm(desc="steps", total=epochs * steps, initial=history.steps, leave=False,
-                   disable=not (progress and place.is_main_process))
+                   disable=not (progress and accelerator.is_main_process))
 
         student.train()
-        for epoch, batch, share in _steps(data, batch_size, epochs, run, patience, seed, place):
+        for epoch, batch, share in _steps(data, batch_size, epochs, run, patience, seed, accelerator):
             # Seeded anew at each step: a resumed run need not know how many numbers dropout had drawn.
-            number = history.steps * place.num_processes + place.process_index
+            number = history.steps * accelerator.num_processes + accelerator.process_index
             torch.manual_seed(substream(seed, "step", number))
-            with place.autocast():
-                teacher_logits = opinion(epoch, batch)
-                student_logits = forward(batch.images).float()
+            with accelerator.autocast():
+                teacher_logits = teacher.teacher_logits(epoch, batch)
+                student_logits = model(batch.images).float()
+            measured = {"loss": loss, **watch}
             values = {n: f(student_logits, teacher_logits, batch.labels) for n, f in measured.items()}
             optimizer.zero_grad()
-            place.backward(values["loss"] * share)
+            accelerator.backward(values["loss"] * share)
             if clip is not None:
-                place.clip_grad_norm_(student.parameters(), clip)
+                accelerator.clip_grad_norm_(student.parameters(), clip)
             optimizer.step()
             schedule.step()
-            run.count(values, len(batch.rows) if share else 0)
+            run.count(values, len(batch.labels) if share else 0)
             bar.update()
 
             if history.steps % steps == 0:
                 run.close_epoch()
                 if validation is not None:
-                    run.validated(evaluate(student, validation), student, keep_best=patience is not None)
-                records.write(_record(history, schedule.get_last_lr()[0]))
+                    run.validated(evaluate(student, validation), keep_best=patience is not None)
+                records.write(history, schedule.get_last_lr()[0])
             bar.set_postfix_str(run.figures(), refresh=False)
             if checkpoint is not None and history.steps % (checkpoint_every or steps) == 0:
-                run.save(saved)
+                run.save(checkpoint, settings)
         bar.close()
         if checkpoint is not None and history.steps % (checkpoint_every or steps):
-            run.save(saved)
-        if history.best is not None:
-            student.load_state_dict(run.best_weights)
-        if place.num_processes > 1:
-            broadcast(list(student.buffers()))  # batch normalisation's statistics, each process's own
+            run.save(checkpoint, settings)
+        run.finish()
     return history
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor, batch_size: int = 1024) -> Tensor:
-    """Logits (N, C) in eval mode, on the CPU, for images float32 in [0, 1] or uint8; the mode is restored."""
-    device = next((p.device for p in model.parameters()), images.device)
+def predict(model: nn.Module, images: Tensor | DataLoader, batch_size: int = 1024) -> Tensor:
+    """Logits (N, C) in eval mode, on the CPU; the model's mode is restored.
+
+    Args:
+        images: (N, …) float32 in [0, 1] or uint8, or a `DataLoader` of images or of (images, labels).
+        batch_size: images in a pass; a `DataLoader` has its own.
+    """
+    device = next((p.device for p in model.parameters()), None)
+    parts = images.split(batch_size) if isinstance(images, Tensor) else images
     with eval_mode(model):
-        return torch.cat([model(as_float(part.to(device))).cpu() for part in images.split(batch_size)])
+        found = (part[0] if isinstance(part, tuple | list) else part for part in parts)
+        return torch.cat([model(as_float(part.to(device))).cpu() for part in found])
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: TrainingData, batch_size: int = 1024) -> Scores:
+def evaluate(model: nn.Module, data: TrainingData | DataLoader, batch_size: int = 1024) -> Scores:
     """Accuracy, negative log-likelihood and calibration of a model on labelled images.
 
     A loader with augmentation shows its crops of epoch 0, seed 0; evaluate on the images as they are.
+
+    Args:
+        model: (N, …) images -> (N, C) logits, run in eval mode where it lies; its mode is restored.
+        data: as `fit` takes them.
+        batch_size: images in a pass; a `DataLoader` has its own.
+
+    Raises:
+        ValueError: no examples, or a `DataLoader` of something else than (images, labels).
     """
     device = next((p.device for p in model.parameters()), None)
+    data = _wrapped(data)
+    rows = torch.arange(len(data)).split(batch_size)
+    batches = data.in_order() if isinstance(data, LoaderData) else data.batches(rows)
     logits, labels = [], []
     with eval_mode(model):
-        for batch in data.batches(torch.arange(len(data)).split(batch_size)):
-            images = batch.images if device is None else batch.images.to(device)
-            logits.append(model(images).cpu())
+        for batch in batches:
+            logits.append(model(batch.images.to(device)).cpu())
             labels.append(batch.labels.cpu())
     return score(torch.cat(logits), torch.cat(labels))
 
@@ -203,8 +227,7 @@ def out_of_fold(
     Source: Stone 1974, "Cross-validatory choice and assessment of statistical predictions".
     """
     logits = None
-    cut = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    for kept, held_out in cut.split(data.labels, data.labels):
+    for kept, held_out in stratified_folds(data.labels, folds, seed):
         with seeded(seed, torch.device("cpu")):
             model = build()
         fit(model, data[kept], seed=seed, **settings)
@@ -216,39 +239,42 @@ def out_of_fold(
 
 
 def _steps(
-    data: TrainingData,
-    batch_size: int,
-    epochs: int,
-    run: Run,
-    patience: int | None,
-    seed: int,
-    place: Accelerator,
-) -> Iterator[tuple[int, Batch, float]]:
+    data: TrainingData | LoaderData, batch_size: int, epochs: int, run: Run, patience: int | None, seed: int,
+    accelerator: Accelerator,
+) -> Iterator[tuple[int, Batch, float]]:  # fmt: skip
     """(epoch, batch, share) from where the run stands. Shares weight the means of processes; they add up."""
     # Its own generator: dropout draws from the other one, and must not change the order between arms.
     order = torch.Generator().manual_seed(seed)
-    done, processes = run.history.steps, place.num_processes
+    done = run.history.steps
     for epoch in range(epochs):
         if run.out_of_patience(patience):
             return
-        chunks = torch.randperm(len(data), generator=order).split(batch_size)
-        left = chunks[max(done - epoch * len(chunks), 0):]
-        if not left:
+        if isinstance(data, LoaderData):
+            for batch in data.epoch(epoch, seed, skip=done - epoch * len(data)):
+                rows, share = _part(torch.arange(len(batch.labels)), accelerator)
+                yield epoch, Batch(batch.images[rows], batch.labels[rows], None), share
             continue
-        parts = [chunk.tensor_split(processes)[place.process_index] for chunk in left]
-        shares = [len(part) * processes / len(chunk) for part, chunk in zip(parts, left, strict=True)]
-        # A process without an example still takes part in the step: it computes one that counts nothing.
-        parts = [part if len(part) else chunk[:1] for part, chunk in zip(parts, left, strict=True)]
-        for share, batch in zip(shares, data.batches(parts, epoch=epoch, seed=seed), strict=True):
-            yield epoch, batch, share
+        chunks = torch.randperm(len(data), generator=order).split(batch_size)
+        left = chunks[max(done - epoch * len(chunks), 0) :]
+        if left:
+            parts, shares = zip(*(_part(chunk, accelerator) for chunk in left), strict=True)
+            for batch, share in zip(data.batches(parts, epoch=epoch, seed=seed), shares, strict=True):
+                yield epoch, batch, share
+
+
+def _part(rows: Tensor, accelerator: Accelerator) -> tuple[Tensor, float]:
+    """The rows of a batch that this process computes, and what their mean weighs in that of all processes."""
+    part = rows.tensor_split(accelerator.num_processes)[accelerator.process_index]
+    # A process without an example still takes part in the step: it computes one that counts nothing.
+    return part if len(part) else rows[:1], len(part) * accelerator.num_processes / len(rows)
 
 
 @contextmanager
-def _prepared(student: nn.Module, place: Accelerator, channels_last: bool | None) -> Iterator[nn.Module]:
+def _prepared(student: nn.Module, accelerator: Accelerator) -> Iterator[nn.Module]:
     """The student on its device, wrapped where several processes share it; in eval mode afterwards."""
-    _place(student, place.device, channels_last)
+    _move(student, accelerator.device)
     try:
-        yield place.prepare(student) if place.num_processes > 1 else student
+        yield accelerator.prepare(student) if accelerator.num_processes > 1 else student
     finally:
         # Accelerate puts a forward of its own on the instance, which would outlive the run.
         vars(student).pop("forward", None)
@@ -256,68 +282,100 @@ def _prepared(student: nn.Module, place: Accelerator, channels_last: bool | None
         student.eval()
 
 
-def _place(model: nn.Module, device: torch.device, channels_last: bool | None) -> None:
+def _move(model: nn.Module, device: torch.device) -> None:
     model.to(device)
-    if channels_last is None:
-        first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-        channels_last = first is not None and first.in_channels > 2
-    if channels_last:
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is not None and first.in_channels > 2:
         model.to(memory_format=torch.channels_last)
 
 
-def _opinion(
-    teacher: "nn.Module | Tensor | CachedTeacher | None",
-    data: TrainingData,
-    device: torch.device,
-    channels_last: bool | None,
-    *,
-    epochs: int,
-    seed: int,
-) -> Callable[[int, Batch], Tensor | None]:
-    """(epoch, batch) -> the teacher's logits, whatever the teacher is."""
-    if teacher is None:
-        return lambda epoch, batch: None
-    if isinstance(teacher, nn.Module):
-        _place(teacher, device, channels_last)
-        teacher.eval()
-        return lambda epoch, batch: _without_gradients(teacher, batch.images)
-    if isinstance(teacher, Tensor):
-        table = teacher.to(device)
-        return lambda epoch, batch: table[batch.rows]
-    teacher.check(data, seed=seed, epochs=epochs)
-    cached = teacher.to(device)
-    return lambda epoch, batch: cached.logits(epoch, batch.rows)
+class _NoTeacher:
+    fingerprint = None
 
+    def prepare(self, data: TrainingData, device: torch.device, *, epochs: int, seed: int) -> None:
+        pass
 
-@torch.no_grad()
-def _without_gradients(model: nn.Module, images: Tensor) -> Tensor:
-    return model(images).float()
-
-
-def _identity(teacher: "nn.Module | Tensor | CachedTeacher | None") -> str | None:
-    if teacher is None:
+    def teacher_logits(self, epoch: int, batch: Batch) -> None:
         return None
-    return fingerprint(teacher) if isinstance(teacher, nn.Module | Tensor) else teacher.fingerprint
 
 
-def _record(history: History, lr: float) -> dict[str, object]:
-    record = {"epoch": len(history.loss), "step": history.steps, "lr": lr, "loss": history.loss[-1]}
-    record |= {name: values[-1] for name, values in history.watched.items()}
-    if history.validation:
-        scores = history.validation[-1]
-        record["validation"] = {"accuracy": scores.accuracy, "nll": scores.nll, "ece": scores.ece}
-    return record
+class _LiveTeacher:
+    """A module, run on what the student sees."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self._module)
+
+    def prepare(self, data: TrainingData, device: torch.device, *, epochs: int, seed: int) -> None:
+        _move(self._module, device)
+        self._module.eval()
+
+    @torch.no_grad()
+    def teacher_logits(self, epoch: int, batch: Batch) -> Tensor:
+        return self._module(batch.images).float()
+
+
+class _GivenLogits:
+    """Logits (N, C), a row for each example."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self._logits = logits
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self._logits)
+
+    def prepare(self, data: TrainingData, device: torch.device, *, epochs: int, seed: int) -> None:
+        self._logits = self._logits.to(device)
+
+    def teacher_logits(self, epoch: int, batch: Batch) -> Tensor:
+        return self._logits[batch.rows]
+
+
+def _as_teacher(teacher: nn.Module | Tensor | Teacher | None) -> Teacher:
+    if isinstance(teacher, nn.Module):
+        return _LiveTeacher(teacher)
+    if isinstance(teacher, Tensor):
+        return _GivenLogits(teacher)
+    return teacher or _NoTeacher()
+
+
+def _wrapped(data: TrainingData | DataLoader | None) -> TrainingData | LoaderData | None:
+    return LoaderData(data) if isinstance(data, DataLoader) else data
 
 
 def _cross_entropy(student_logits: Tensor, teacher_logits: None, labels: Tensor) -> Tensor:
     return F.cross_entropy(student_logits.float(), labels)
 
 
-def _check(student, data, teacher, epochs, batch_size, validation, patience, watch, checkpoint_every) -> None:
+def _settings(
+    student: nn.Module, data: TrainingData, validation: TrainingData | None, teacher: Teacher,
+    loss: LossFunction, **others: object,
+) -> dict[str, object]:  # fmt: skip
+    """What must be the same when a run is resumed."""
+    return {
+        **others,
+        "data": data.fingerprint(),
+        "validation": validation and validation.fingerprint(),
+        "teacher": teacher.fingerprint,
+        "student": fingerprint(str(student)),
+        "loss": identity(loss),
+    }
+
+
+def _check(student, data, teacher, epochs, batch_size, validation, patience, watch) -> None:
     if epochs < 1 or len(data) == 0 or batch_size < 1:
         raise ValueError(
             f"expected epochs >= 1, batch_size >= 1 and at least one example; got epochs={epochs}, "
             f"batch_size={batch_size}, {len(data)} examples"
+        )
+    if isinstance(data, LoaderData) and not isinstance(teacher, nn.Module | None):
+        raise ValueError(
+            f"teacher is a {type(teacher).__name__}, which has logits for each row of the data; a DataLoader "
+            f"does not say which rows are in a batch. Give the teacher as a module, or the data as Examples"
         )
     if isinstance(teacher, Tensor) and len(teacher) != len(data):
         raise ValueError(
@@ -332,5 +390,11 @@ def _check(student, data, teacher, epochs, batch_size, validation, patience, wat
             f"patience={patience} counts epochs without progress on validation; expected at least 1 and a "
             f"validation part"
         )
+
+
+def _check_checkpoint(data, checkpoint, checkpoint_every) -> None:
     if checkpoint_every is not None and checkpoint_every < 1:
         raise ValueError(f"checkpoint_every={checkpoint_every} counts steps; expected at least 1")
+    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if isinstance(data, LoaderData) and (shared or checkpoint is not None):
+        data.check_order()

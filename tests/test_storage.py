@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import threading
+from functools import partial
 from itertools import product
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+import torch.nn.functional as F
 from torch import nn
 
 from kdlib.storage import (
@@ -19,10 +21,12 @@ from kdlib.storage import (
     ForeignFile,
     JsonLines,
     fingerprint,
+    identity,
     load_tensors,
     replaced,
     save_tensors,
 )
+from kdlib.losses.kd import kd_loss
 from kdlib.vision.nets import digit_cnn
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
@@ -329,3 +333,16 @@ def test_two_models_of_one_seed_agree_and_of_two_seeds_do_not():
 def test_what_cannot_be_named_is_refused():
     with pytest.raises(TypeError):
         fingerprint(object())
+
+
+def test_the_identity_of_a_function_holds_no_address_and_tells_arguments_apart():
+    def identified(**arguments):
+        return json.dumps(identity(partial(kd_loss, **arguments)))
+
+    assert "0x" not in identified(base=kd_loss, part=partial(kd_loss, 1), weight=torch.zeros(3))
+    long = torch.zeros(5000)
+    other = long.clone()
+    other[2500] = 1  # which printing leaves out
+    assert identified(weight=long) == identified(weight=long.clone()) != identified(weight=other)
+    assert identified(base=kd_loss) != identified(base=F.cross_entropy)
+    assert identity(nn.CrossEntropyLoss()) == "CrossEntropyLoss"

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from kdlib.cache import shards as files
 from kdlib.cache.shards import Manifest, Shards, as_class
-from kdlib.data import Examples, TrainingData, as_float
+from kdlib.data import Batch, Examples, TrainingData, as_float
 from kdlib.losses.top_k import TopK
 from kdlib.runtime import best_device, eval_mode
 from kdlib.storage import fingerprint
@@ -158,6 +158,15 @@ class CachedTeacher:
         elif not self._held or next(iter(self._held.values())).device != device:
             self._held = self._shards.whole(device)
         return self
+
+    def prepare(self, data: TrainingData, device: torch.device, *, epochs: int, seed: int) -> None:
+        """As a `Teacher` of `fit`: `check`, then `to`."""
+        self.check(data, seed=seed, epochs=epochs)
+        self.to(device)
+
+    def teacher_logits(self, epoch: int, batch: Batch) -> Tensor:
+        """As a `Teacher` of `fit`: `logits` of the batch's rows."""
+        return self.logits(epoch, batch.rows)
 
     def logits(self, epoch: int, rows: Tensor) -> Tensor:
         """The teacher's logits for some rows in one epoch.

@@ -100,8 +100,8 @@ def announce(folder: Path, tell: Callable[[str], None]) -> None:
         replace(source, target)
         tell("written")
 
-    def telling_write(log, record):
-        write(log, record)
+    def telling_write(log, history, lr):
+        write(log, history, lr)
         tell("logged")
 
     storage.os.replace = telling_replace

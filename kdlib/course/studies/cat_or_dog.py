@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from kdlib.cache.images import CachedTeacher, cache_teacher
-from kdlib.checkpoint import describe
 from kdlib.cost import measure_cost
 from kdlib.course.studies.cat_or_dog_arms import (
     SKETCHES,
@@ -35,7 +34,7 @@ from kdlib.course.studies.records import columns, once, pack_bits, verdicts
 from kdlib.data import Examples, Splits
 from kdlib.metrics import agreement, fit_temperature, kl_to_teacher, score
 from kdlib.runtime import describe_environment
-from kdlib.storage import fingerprint
+from kdlib.storage import fingerprint, identity
 from kdlib.training import fit, predict
 from kdlib.vision.loader import Loader
 from kdlib.vision.photos import load_photos
@@ -285,6 +284,6 @@ def _figures(logits: Tensor, data: Examples) -> dict[str, float]:
 def _plain(settings: Mapping) -> dict:
     """JSON values of a dataclass: what builds a network by its name and arguments."""
     return {
-        k: _plain(v) if isinstance(v, Mapping) else describe(v) if callable(v) else v
+        k: _plain(v) if isinstance(v, Mapping) else identity(v) if callable(v) else v
         for k, v in settings.items()
     }

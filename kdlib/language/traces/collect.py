@@ -14,13 +14,12 @@ from collections.abc import Callable, Sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdlib.checkpoint import describe
 from kdlib.language.answers.final_answer import has_format, verify_answer
 from kdlib.language.problems import Problem
 from kdlib.language.traces.file import Trace, TraceFile, load_traces
 from kdlib.language.traces.generate import Completion, Writer
 from kdlib.runtime import eval_mode, substream
-from kdlib.storage import fingerprint
+from kdlib.storage import fingerprint, identity
 
 __all__ = ["Trace", "collect_traces", "load_traces"]
 
@@ -149,7 +148,7 @@ def _settings(writer: Writer, seed: int, verify: Verifier) -> dict[str, object]:
         "top_p": None if greedy else float(writer.top_p),
         "seed": None if greedy else seed,
         "max_new_tokens": writer.max_new_tokens,
-        "verify": describe(verify),
+        "verify": identity(verify),
     }
 
 

@@ -21,7 +21,6 @@ from contextlib import suppress
 from anyio.from_thread import start_blocking_portal
 from tqdm.auto import tqdm
 
-from kdlib.checkpoint import describe
 from kdlib.language.answers.final_answer import verify_answer
 from kdlib.language.problems import Problem
 from kdlib.language.traces.asking import Asker, Budget, Job, Teacher
@@ -30,6 +29,7 @@ from kdlib.language.traces.file import Trace, TraceFile
 from kdlib.language.traces.generate import check_sampling
 from kdlib.language.traces.replies import Reply, Usage
 from kdlib.runtime import substream
+from kdlib.storage import identity
 
 __all__ = ["BudgetReached", "TracesMissing", "Usage", "collect_remote_traces"]
 
@@ -147,7 +147,7 @@ def collect_remote_traces(
     teacher = _teacher(url, model, key_variable, request | {"extra_body": extra}, timeout)
     settings = {
         "teacher": model, "temperature": float(temperature), "top_p": float(top_p),
-        "max_new_tokens": max_new_tokens, "seed": seed, "extra_body": extra, "verify": describe(verify),
+        "max_new_tokens": max_new_tokens, "seed": seed, "extra_body": extra, "verify": identity(verify),
     }  # fmt: skip
 
     def seed_of(job: Job, bad: int) -> int | None:

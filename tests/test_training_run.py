@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdlib import history
+from kdlib import checkpoint
 from kdlib.data import Examples
 from kdlib.storage import load_tensors
 from kdlib.training import evaluate, fit
@@ -151,7 +151,7 @@ def test_a_loss_or_gradient_that_is_not_finite_never_reaches_the_checkpoint(tmp_
             **SETTINGS,
         )  # fmt: skip
     tensors, metadata = load_tensors(path)
-    assert metadata["kept"]["steps"] == 6
+    assert metadata["history"]["steps"] == 6
     assert all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point())
 
 
@@ -173,7 +173,7 @@ class Waits(TorchDispatchMode):
 
 
 def waits(monkeypatch, count, clock=lambda: 0.0):
-    monkeypatch.setattr(history.time, "monotonic", clock)
+    monkeypatch.setattr(checkpoint.time, "monotonic", clock)
 
     def loss(student_logits, teacher_logits, labels):  # kd_loss looks at its input on a CPU, at each call
         return nn.functional.cross_entropy(student_logits, labels)
@@ -199,9 +199,9 @@ def test_the_running_loss_is_read_once_a_second(monkeypatch):
 
 def test_the_progress_bar_shows_the_mean_loss_so_far_also_after_a_resumption(tmp_path, monkeypatch):
     seconds, shown = iter(range(0, 100_000, 10)), []
-    monkeypatch.setattr(history.time, "monotonic", lambda: float(next(seconds)))
-    figures = history.Run.figures
-    monkeypatch.setattr(history.Run, "figures", lambda run: shown.append(figures(run)) or shown[-1])
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: float(next(seconds)))
+    figures = checkpoint.Run.figures
+    monkeypatch.setattr(checkpoint.Run, "figures", lambda run: shown.append(figures(run)) or shown[-1])
     for left in (3, None):
         def loss(student_logits, teacher_logits, labels, left=left):
             if left is not None and len(shown) >= left:
