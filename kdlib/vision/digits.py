@@ -25,9 +25,8 @@ def load_digits() -> Splits:
     Repository, doi 10.24432/C50P49, CC BY 4.0; its test part, as `sklearn.datasets.load_digits`.
     """
     pixels, labels = datasets.load_digits(return_X_y=True)
-    order = np.arange(len(labels))
     # train_test_split draws from numpy's frozen RandomState: the same split on every version.
-    rest, test = train_test_split(order, test_size=700, random_state=0, stratify=labels)
+    rest, test = train_test_split(np.arange(len(labels)), test_size=700, random_state=0, stratify=labels)
     train, validation = train_test_split(rest, test_size=297, random_state=0, stratify=labels[rest])
 
     def part(index: np.ndarray) -> Examples:

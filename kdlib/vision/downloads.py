@@ -24,10 +24,8 @@ def fetch(url: str, md5: str, folder: Path, unpacked: str, *, progress: bool = T
     processes one downloads, and the others wait for it.
 
     Args:
-        url: where the archive lies.
-        md5: its checksum.
-        folder: where it goes.
-        unpacked: name of the one folder that the archive holds.
+        url, md5: where the archive lies, and its checksum.
+        folder, unpacked: where it goes, and the name of the one folder that it holds.
         progress: show a bar on stderr.
 
     Raises:

@@ -30,7 +30,6 @@ DECODER = f"2, Pillow {Image.__version__}"
 
 # HEIC too, although plain Pillow cannot read it: better named as unreadable than passed over in silence.
 EXTENSIONS = {*IMG_EXTENSIONS, ".avif", ".gif", ".heic", ".heif", ".jfif"}
-
 FOLDERS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val"), "validation")
 LAYOUT = "it should hold train/cat/*.jpg, train/dog/*.jpg, test/cat/*.jpg, and so on"
 TEST_BY_HAND = "move about a fifth of each class there once, by hand, to test every student on the same ones"
@@ -258,11 +257,10 @@ def _cut_validation(photos: Sequence[Photo], validation: float, seed: int) -> li
         if photo.part == "train":
             draw = hashlib.sha256(f"{seed}/{photo.name}".encode("utf-8", "surrogateescape")).digest()
             of_class[photo.label].append((draw, photo.name))
-    cut = {
-        name
-        for drawn in of_class.values()
-        for _, name in sorted(drawn)[: max(1, round(validation * len(drawn)))]
-    }
+    cut = set()
+    for drawn in of_class.values():
+        count = min(max(1, round(validation * len(drawn))), len(drawn) - 1)
+        cut |= {name for _, name in sorted(drawn)[:count]}
     return [photo._replace(part="validation") if photo.name in cut else photo for photo in photos]
 
 

@@ -68,8 +68,7 @@ CHOICES = (
 )  # fmt: skip
 NUISANCES = (*CENTRED, *AMOUNTS, *CHOICES)
 
-# Share of the pictures with something in front of the face.
-OCCLUDED = 0.2
+OCCLUDED = 0.2  # share of the pictures with something in front of the face
 
 # Pixels drawn at a time: about forty float32 temporaries of this size should stay in a core's cache.
 BLOCK = 32 * 1024

@@ -70,15 +70,10 @@ def test_images_and_labels_are_those_of_scikit_learn_at_their_index(digits, orig
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_pixels_fill_the_range_from_zero_to_one(digits, part):
-    images = getattr(digits, part).images
-    assert images.min().item() == 0
-    assert images.max().item() == 1
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_every_part_keeps_the_share_of_every_digit(digits, original, part):
-    counts = getattr(digits, part).labels.bincount(minlength=10).numpy()
+def test_every_part_fills_the_range_and_keeps_the_share_of_every_digit(digits, original, part):
+    examples = getattr(digits, part)
+    assert (examples.images.min().item(), examples.images.max().item()) == (0, 1)
+    counts = examples.labels.bincount(minlength=10).numpy()
     expected = np.bincount(original[1]) * counts.sum() / 1797
     assert np.abs(counts - expected).max() < 1.5
 

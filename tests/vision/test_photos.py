@@ -301,7 +301,7 @@ def test_validation_is_drawn_from_each_class_by_the_seed_and_keeps_to_its_files(
     assert [n for n in again if "dog" in n] == [n for n in others[3] if "dog" in n]
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.5, 10), (0.001, 1), (0.94, 19)])
+@pytest.mark.parametrize(("share", "count"), [(0.5, 10), (0.001, 1), (0.99, 19)])
 def test_share_of_validation(original, share, count):
     assert load(original, validation=share).validation.labels.bincount().tolist() == [count, count]
 
@@ -331,7 +331,6 @@ def test_layouts_that_are_refused(folder, tmp_path):
     [
         ({"validation": 0}, "validation is a share of train, above 0 and below 1; got 0"),
         ({"validation": 1.0}, "validation is a share of train, above 0 and below 1; got 1.0"),
-        ({"validation": 0.99}, "of 0 photographs in train only 0 are left; classes without any: cat, dog"),
         ({"size": 0}, "size is the side of the square in pixels, at least 1; got 0"),
         ({"breeds": True}, 'breeds=True is for "pets"'),
     ],
