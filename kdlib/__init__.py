@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kdlib.language.traces.collect import collect_traces
     from kdlib.language.traces.select import filter_traces
     from kdlib.losses.kd import kd_loss, soft_target_loss, soften
+    from kdlib.losses.linear import linear_kd_loss
     from kdlib.metrics import Scores, Verdict, compare
     from kdlib.training import History, evaluate, fit
     from kdlib.vision.digits import load_digits
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "kdlib.cost": ("Cost", "measure_cost"),
     "kdlib.losses.kd": ("kd_loss", "soft_target_loss", "soften"),
+    "kdlib.losses.linear": ("linear_kd_loss",),
     "kdlib.metrics": ("Scores", "Verdict", "compare"),
     "kdlib.language.answers.final_answer": ("verify_answer",),
     "kdlib.language.models.r1_distill": ("R1_DISTILL",),
@@ -45,8 +47,9 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Cost", "History", "R1_DISTILL", "Scores", "Verdict", "collect_traces", "compare",
-    "distill_language_model", "evaluate", "filter_traces", "fit", "kd_loss", "load_digits", "load_photos",
-    "load_sketches", "make_puzzle", "measure_cost", "soft_target_loss", "soften", "solve", "verify_answer",
+    "distill_language_model", "evaluate", "filter_traces", "fit", "kd_loss", "linear_kd_loss",
+    "load_digits", "load_photos", "load_sketches", "make_puzzle", "measure_cost", "soft_target_loss", "soften",
+    "solve", "verify_answer",
 ]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from kdlib.losses.kd import RULED_OUT
+from kdlib.losses.divergences import RULED_OUT
 from kdlib.losses.top_k import TopK, top_k_of
 from kdlib.storage import DamagedFile, ForeignFile, fingerprint, load_tensors, replaced, save_tensors
 

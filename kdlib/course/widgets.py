@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from kdlib.course import plots
-from kdlib.losses.kd import jensen_shannon_divergence, kl_divergence, soften
+from kdlib.losses.divergences import jensen_shannon_divergence, kl_divergence
+from kdlib.losses.kd import soften
 
 __all__ = [
     "divergence_explorer", "explorer", "loss_explorer", "plan_explorer", "soft_label_explorer",

@@ -1,7 +1,7 @@
 """Loss and gradient of given logits in PyTorch, by formula and in place: what the kernels do, on any device.
 
-Autograd would hold a dozen float32 tensors of the size of the logits. The gradient has a closed form (it is
-derived in `kdlib.losses.kernels`; δ of the soft term is one for each class that is compared, T² is in the term):
+Autograd would hold a dozen float32 tensors of the size of the logits. But the gradient has a closed form
+(derived in `kdlib.losses.kernels`), T² included:
 
     hard      softmax(s) − onehot
     forward   T · (q − p)
@@ -9,48 +9,40 @@ derived in `kdlib.losses.kernels`; δ of the soft term is one for each class tha
     JSD       T · (1 − β) · q · (H − h),  h = log(m/q),  H = Σ q·h
 
 so that four such tensors do, which are overwritten as soon as what they held is used up. And as a row needs
-no other row, they can be those of some rows at a time (`sliced_kd_loss`), which stay in a processor's cache.
+no other row, they can be those of some rows at a time, which stay in a processor's cache
+(`kdlib.losses.operators`).
 """
 
 import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from kdlib.losses.kd import RULED_OUT, Divergence, Reduction, _weighted
+from kdlib.losses.divergences import RULED_OUT, Divergence, LossSettings
 
-__all__ = ["kd_terms_and_gradient", "sliced_kd_loss"]
-
-_SLICE = 1 << 22  # logits that are worked on at once: 16 MB in float32
+__all__ = ["kd_terms_and_gradient"]
 
 
 def kd_terms_and_gradient(
     student_logits: Tensor,
     teacher_logits: Tensor | None,
     labels: Tensor | None,
-    *,
-    temperature: float,
-    alpha: float,
-    divergence: Divergence,
-    beta: float = 0.5,
+    settings: LossSettings,
     width: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Both terms of each row, CE(label, student) and T²·D(teacher, student), and the gradient of its loss.
 
-    As `kdlib.losses.kernels.kd_terms_and_gradient`, with the accuracy of `kdlib.losses.kd`. Both logits may be
-    overwritten.
-
     Args:
         student_logits: (n, V), any floating dtype. teacher_logits: (n, W), any; None where alpha is 1.
+            Both may be overwritten.
         labels: (n,) int64 in [0, V); None where alpha is 0.
-        temperature, alpha, divergence, beta: see `kdlib.losses.kd.kd_loss`.
         width: how many of the first classes the soft term compares; None means V.
 
     Returns:
         (2, n) in float32 or better: hard terms in nats and soft terms in nats times T², not weighted, 0 where
         a term has no weight; and (n, V) derivatives of α · hard + (1 − α) · soft in the student's dtype.
     """
+    temperature, alpha, divergence, beta = settings
     precise = torch.promote_types(student_logits.dtype, torch.float32)
     student = student_logits.detach().to(precise)
     terms = student.new_zeros(2, len(student))
@@ -128,67 +120,3 @@ def _difference(x: Tensor, y: Tensor, u: Tensor, out: Tensor, free: Tensor) -> T
     """y − x, where u = log y − log x: free from cancellation where they are close, as `kl_divergence` is."""
     torch.expm1(u, out=out).mul_(x)  # NaN where x is 0 and y is not
     return torch.where(u < 1, out, torch.sub(y, x, out=free), out=out)
-
-
-# --- of all rows, some at a time --------------------------------------------------------------------
-
-
-def sliced_kd_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    labels: Tensor | None,
-    *,
-    temperature: float,
-    alpha: float,
-    divergence: Divergence,
-    beta: float,
-    ignore_index: int,
-    reduction: Reduction,
-) -> Tensor:
-    """`kdlib.losses.kd.kd_loss`, with its gradient computed beside it; there is no second derivative.
-
-    Args:
-        student_logits, teacher_logits: (..., C).
-        labels: (...) integers in [0, C), or ignore_index. None counts all positions, and alpha is 0.
-        temperature, alpha, divergence, beta, reduction: see `kdlib.losses.kd.kd_loss`.
-    """
-    places, classes = student_logits.shape[:-1], student_logits.shape[-1]
-    loss = _Sliced.apply(
-        student_logits.reshape(-1, classes), teacher_logits.detach().reshape(-1, classes),
-        None if labels is None else labels.flatten().long(), ignore_index,
-        {"temperature": temperature, "alpha": alpha, "divergence": divergence, "beta": beta},
-        reduction, torch.is_grad_enabled(),
-    )  # fmt: skip
-    return loss.view(places) if reduction == "none" else loss
-
-
-class _Sliced(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, student, teacher, labels, ignore_index, options, reduction, recorded):
-        rows, classes = student.shape
-        wanted = recorded and ctx.needs_input_grad[0]
-        if labels is None:
-            counted = torch.arange(rows, device=student.device)
-        else:
-            counted = (labels != ignore_index).nonzero().squeeze(1)
-        share = 1 / max(len(counted), 1) if reduction == "mean" else 1.0
-        loss = student.new_zeros(rows, dtype=torch.promote_types(student.dtype, torch.float32))
-        gradient = torch.zeros_like(student) if wanted else None
-        for some in counted.split(max(1, _SLICE // classes)):
-            terms, slope = kd_terms_and_gradient(
-                student[some], teacher[some], None if labels is None else labels[some], **options
-            )
-            loss[some] = _weighted(*terms, options["alpha"])
-            if wanted:
-                gradient[some] = slope.mul_(share)
-        ctx.save_for_backward(gradient)
-        return loss if reduction == "none" else loss.sum() * share
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, by):
-        (gradient,) = ctx.saved_tensors
-        # The usual case is worth a look where looking is free.
-        if by.dim() == 0 and by.device.type == "cpu" and by == 1:
-            return gradient, *(None,) * 6
-        return gradient * (by.unsqueeze(-1) if by.dim() else by).to(gradient.dtype), *(None,) * 6

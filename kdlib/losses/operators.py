@@ -1,126 +1,133 @@
-"""The kernels as an operator of PyTorch: `kdlib.losses.kd.kd_loss` with autograd, for eager and compiled code.
+"""Loss and gradient at once, as an operator of PyTorch: `kd_loss` by the closed form or by the kernels.
 
-Imported where `kdlib.losses.kd` has found that the kernels run, and only there: it needs Triton.
+The forward pass finds the gradient too and keeps it, in the student's dtype, in place of the logits; `backward`
+multiplies it by what arrives there. There is no second derivative. `torch.compile` takes it as one operation.
 """
 
 import torch
 from torch import Tensor
 
-from kdlib.losses.kd import Divergence, Reduction, _check_options, _weighted
-from kdlib.losses.kernels import _checked_width, _launch, scale_rows
+from kdlib.losses import closed_form
+from kdlib.losses.divergences import LossSettings, Reduction, weighted
 
-__all__ = ["fused_kd_loss"]
+__all__ = ["kd_loss_with_gradient"]
+
+_SLICE = 1 << 22  # logits that the closed form works on at once: 16 MB in float32
 
 
-def fused_kd_loss(
+def kd_loss_with_gradient(
     student_logits: Tensor,
     teacher_logits: Tensor | None,
     labels: Tensor | None,
+    settings: LossSettings,
+    ignore_index: int,
+    reduction: Reduction,
     *,
-    temperature: float = 4.0,
-    alpha: float = 0.5,
-    divergence: Divergence = "forward",
-    beta: float = 0.5,
-    ignore_index: int = -100,
-    reduction: Reduction = "mean",
+    kernels: bool,
 ) -> Tensor:
-    """`kdlib.losses.kd.kd_loss`, on the kernels: arguments, result and gradient are the same.
-
-    The gradient is computed with the loss and held in the student's dtype in place of the logits. `backward`
-    multiplies it by what arrives there, in place, unless that is 1: a second `backward` through the same loss
-    (retain_graph=True) is refused by autograd. There is no second derivative. `torch.compile` takes it as one
-    operation, without a break of the graph.
+    """`kdlib.losses.kd.plain_kd_loss`: arguments, result and gradient are the same.
 
     Args:
-        student_logits, teacher_logits: (..., V), V ≥ 2, float32, bfloat16 or float16, on a GPU.
-        labels: (...) integers; None means that alpha is 0.
-        temperature, alpha, divergence, beta, ignore_index, reduction: see `kdlib.losses.kd.kd_loss`.
-
-    Returns:
-        A scalar, or (...) for reduction="none", float32. Zero, with zero gradient, if no position counts.
-
-    Raises:
-        ValueError: naming the argument, its value and what was expected. Values are not looked at.
+        kernels: whether the kernels compute it. `backward` then scales the gradient in place, and autograd
+            refuses a second one through the same loss (retain_graph=True), unless what arrives there is 1.
     """
-    _check_options(temperature, divergence, beta, reduction)
-    alpha = alpha if labels is not None else 0.0
     places, classes = student_logits.shape[:-1], student_logits.shape[-1]
     student = student_logits.reshape(-1, classes)
-    teacher = None
-    if alpha < 1 and teacher_logits is not None:
-        if teacher_logits.shape != student_logits.shape:
-            raise ValueError(
-                f"student_logits has shape {tuple(student_logits.shape)} but teacher_logits has "
-                f"{tuple(teacher_logits.shape)}; expected the same"
-            )
-        teacher = teacher_logits.detach().reshape(-1, classes)
-    if labels is not None:
-        if labels.shape != places:
-            raise ValueError(f"labels has shape {tuple(labels.shape)}; expected {tuple(places)}")
-        labels = labels.flatten()
-    _checked_width(student, teacher, labels, alpha, None)
-    wanted = torch.is_grad_enabled() and student.requires_grad
-    loss, _ = _reduced_loss(
+    teacher = None if teacher_logits is None else teacher_logits.detach().reshape(-1, classes)
+    labels = None if labels is None else labels.flatten().long()
+    temperature, alpha, divergence, beta = settings
+    loss, _ = _loss_and_gradient(
         student, teacher, labels, float(temperature), float(alpha), divergence, float(beta), ignore_index,
-        reduction, wanted,
+        reduction, torch.is_grad_enabled() and student.requires_grad, kernels,
     )  # fmt: skip
     return loss.view(places) if reduction == "none" else loss
 
 
-@torch.library.custom_op("kdlib::reduced_kd_loss", mutates_args=())
-def _reduced_loss(
+@torch.library.custom_op("kdlib::kd_loss_and_gradient", mutates_args=())
+def _loss_and_gradient(
     student: Tensor, teacher: Tensor | None, labels: Tensor | None, temperature: float, alpha: float,
-    divergence: str, beta: float, ignore_index: int, reduction: str, wanted: bool,
+    divergence: str, beta: float, ignore_index: int, reduction: str, wanted: bool, kernels: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The loss, (n,) or a scalar, and its gradient (n, V), or (0, V) where it is not wanted.
 
     The mean's 1 / count is in the gradient already: what arrives in backward is then 1, as a rule, and
     nothing is to be done there.
     """
-    rows, classes = student.shape
-    out = student.new_empty((rows if wanted else 0, classes))
+    compute = _by_kernels if kernels else _in_slices
+    settings = LossSettings(temperature, alpha, divergence, beta)
+    return compute(student, teacher, labels, settings, ignore_index, reduction, wanted)
+
+
+def _by_kernels(student, teacher, labels, settings, ignore_index, reduction, wanted):
+    from kdlib.losses.kernels import kd_terms
+
     share = None
     if reduction == "mean":
         # full, not tensor: nothing is copied to the device, so nothing waits.
-        counted = torch.full((), rows, device=student.device)
+        counted = torch.full((), len(student), device=student.device)
         if labels is not None:
             counted = (labels != ignore_index).sum()
         share = 1 / counted.clamp(min=1).float()
-    terms = _launch(
-        student, teacher, labels, temperature, alpha, divergence, beta, classes, ignore_index,
-        share, out if wanted else None,
+    gradient = student.new_empty(len(student) if wanted else 0, student.shape[1])
+    terms = kd_terms(
+        student, teacher, labels, settings, ignore_index=ignore_index,
+        gradient=gradient if wanted else None, gradient_scale=share,
     )  # fmt: skip
-    loss = _weighted(*terms, alpha)
+    loss = weighted(*terms, settings.alpha)
     if reduction != "none":
         loss = loss.sum() if share is None else loss.sum() * share
-    return loss, out
+    return loss, gradient
 
 
-@_reduced_loss.register_fake
-def _(student, teacher, labels, temperature, alpha, divergence, beta, ignore_index, reduction, wanted):
+def _in_slices(student, teacher, labels, settings, ignore_index, reduction, wanted):
     rows, classes = student.shape
-    shape = (rows,) if reduction == "none" else ()
-    return student.new_empty(shape, dtype=torch.float32), student.new_empty((rows if wanted else 0, classes))
+    if labels is None:
+        counted = torch.arange(rows, device=student.device)
+    else:
+        counted = (labels != ignore_index).nonzero().squeeze(1)
+    share = 1 / max(len(counted), 1) if reduction == "mean" else 1.0
+    loss = student.new_zeros(rows, dtype=torch.promote_types(student.dtype, torch.float32))
+    gradient = student.new_zeros(rows if wanted else 0, classes)
+    for some in counted.split(max(1, _SLICE // classes)):
+        some_labels = None if labels is None else labels[some]
+        terms, slope = closed_form.kd_terms_and_gradient(student[some], teacher[some], some_labels, settings)
+        loss[some] = weighted(*terms, settings.alpha)
+        if wanted:
+            gradient[some] = slope.mul_(share)
+    return loss if reduction == "none" else loss.sum() * share, gradient
+
+
+@_loss_and_gradient.register_fake
+def _(student, teacher, labels, temperature, alpha, divergence, beta, ignore_index, reduction, wanted, *_):
+    shape = student.shape[:1] if reduction == "none" else ()
+    loss = student.new_empty(shape, dtype=torch.promote_types(student.dtype, torch.float32))
+    return loss, student.new_empty(len(student) if wanted else 0, student.shape[1])
 
 
 @torch.library.custom_op("kdlib::scale_rows_", mutates_args=("gradient",))
 def _scale_in_place(gradient: Tensor, factors: Tensor) -> None:
     """Rows of the gradient times factors, (n,) or one for all."""
+    from kdlib.losses.kernels import scale_rows
+
     scale_rows(gradient, factors)
 
 
 def _remember(ctx, inputs, output) -> None:
+    ctx.kernels = inputs[-1]
     ctx.save_for_backward(output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, factors, _):
+def _backward(ctx, by, _):
     (gradient,) = ctx.saved_tensors
-    if factors is None:
-        return (None,) * 10
-    _scale_in_place(gradient, factors)
-    return gradient, *(None,) * 9
+    if by is None:
+        gradient = None
+    elif ctx.kernels:
+        _scale_in_place(gradient, by)
+    elif by.dim() or by.device.type != "cpu" or by != 1:  # on the CPU a look at the usual 1 is free
+        gradient = gradient * (by.unsqueeze(-1) if by.dim() else by).to(gradient.dtype)
+    return gradient, *(None,) * 10
 
 
-_reduced_loss.register_autograd(_backward, setup_context=_remember)
+_loss_and_gradient.register_autograd(_backward, setup_context=_remember)

@@ -7,9 +7,8 @@ from that:
 - **Leave the tail out**, and let the k probabilities sum to 1: the target is surer of itself than the
   teacher, and so will be the student. Anshumann et al. 2025 ("Sparse Logit Sampling", 2503.16870) prove
   that it is biased and find that it costs quality and calibration; they sample the classes to keep instead.
-- **Spread the tail evenly** over the other classes, as `kdlib.cache.images.CachedTeacher.logits` does. With a few
-  hundred classes that is close. With 151,665 it teaches that all other tokens are equally likely, and it
-  builds a dense teacher.
+- **Spread the tail evenly** over the other classes, as the cache of images does. With a few hundred classes
+  that is close. With 151,665 it teaches that all other tokens are equally likely, and builds a dense teacher.
 - **One event for all the others**, which is done here: k + 1 events, the k classes and "any other". The
   teacher's probability of each is exact, so nothing is biased; how the student spreads its tail is not
   judged. TRL has this as `loss_add_tail` (1.16, `trl.experimental.server_distillation`).
@@ -32,20 +31,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdlib.losses.kd import (
+from kdlib.losses import checks
+from kdlib.losses.divergences import (
     RULED_OUT,
     Divergence,
+    LossSettings,
     Reduction,
-    _check_classes,
-    _check_logits,
-    _check_mask,
-    _check_not_probabilities,
-    _check_options,
-    _check_temperature,
-    _full_precision,
-    _may_look_at_values,
-    _reduce,
-    _softened_divergence,
+    full_precision,
+    reduce,
+    softened_divergence,
 )
 
 __all__ = ["TopK", "top_k_loss", "top_k_of"]
@@ -84,14 +78,13 @@ def top_k_of(logits: Tensor, k: int, temperature: float = 1.0) -> TopK:
     Raises:
         ValueError: naming the argument, its value and what was expected.
     """
-    _check_temperature(temperature)
-    _check_logits("logits", logits)
-    if not isinstance(k, int) or not 1 <= k <= logits.shape[-1]:
-        raise ValueError(f"k must be a whole number from 1 to the {logits.shape[-1]} classes; got {k}")
+    checks.check_temperature(temperature)
+    checks.check_logits("logits", logits)
+    checks.check_k(k, logits.shape[-1])
     logits = logits.detach()
     values, indices = logits.topk(k, dim=-1)
     log_tail = _log_tail(logits, indices, temperature)
-    values = _full_precision(values)
+    values = full_precision(values)
     values = (values / temperature).masked_fill(values <= RULED_OUT, -torch.inf)
     return TopK(values, indices, log_tail.masked_fill(log_tail <= RULED_OUT, -torch.inf))
 
@@ -131,17 +124,17 @@ def top_k_loss(
             and probabilities in place of logits are looked for on every call on the CPU, and on the first
             call on an accelerator, where each look would wait for the device.
     """
-    _check_options(temperature, divergence, beta, reduction)
-    _check_classes("student_logits", student_logits)
-    _check_not_probabilities("student_logits", student_logits)
-    _check_teacher(student_logits, teacher)
-    _check_mask(mask, student_logits)
+    settings = LossSettings(temperature, 0.0, divergence, beta)
+    checks.check_settings(settings, reduction)
+    checks.check_classes("student_logits", student_logits)
+    checks.check_top_k(student_logits, teacher)
+    checks.check_mask(mask, student_logits)
     values, indices, log_tail = teacher
     # Log-masses of k + 1 events at T: their softmax is the distribution.
     merged = _Merged.apply(student_logits, indices, temperature, mask)
     target = torch.cat([values, log_tail.unsqueeze(-1).to(values.dtype)], dim=-1)
-    distance = _softened_divergence(merged, target, 1.0, divergence, beta, mask)
-    return _reduce(temperature**2 * distance, mask, reduction)
+    distance = softened_divergence(merged, target, settings._replace(temperature=1.0), mask)
+    return reduce(temperature**2 * distance, mask, reduction)
 
 
 class _Merged(torch.autograd.Function):
@@ -153,7 +146,7 @@ class _Merged(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits: Tensor, indices: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
-        kept = _full_precision(logits.gather(-1, indices))
+        kept = full_precision(logits.gather(-1, indices))
         # Before dividing: −1e30 / T would not count as ruled out any more.
         kept = (kept / temperature).masked_fill(kept <= RULED_OUT, RULED_OUT)
         tail = _log_tail(logits, indices, temperature)
@@ -191,32 +184,3 @@ def _log_tail(logits: Tensor, indices: Tensor, temperature: float) -> Tensor:
 def _widened(logits: Tensor) -> Tensor:
     """A copy in float32 or better, to be worked on in place."""
     return logits.detach().to(torch.promote_types(logits.dtype, torch.float32), copy=True)
-
-
-def _check_teacher(student_logits: Tensor, teacher: TopK) -> None:
-    if not isinstance(teacher, TopK):
-        raise ValueError(f"teacher must be a TopK, as top_k_of makes it; got {type(teacher).__name__}")
-    values, indices, log_tail = teacher
-    _check_logits("teacher.values", values)
-    places, classes = student_logits.shape[:-1], student_logits.shape[-1]
-    if values.shape[:-1] != places or indices.shape != values.shape or log_tail.shape != places:
-        raise ValueError(
-            f"teacher has values {tuple(values.shape)}, indices {tuple(indices.shape)} and log_tail "
-            f"{tuple(log_tail.shape)}; expected (..., k), (..., k) and (...) with the positions of "
-            f"student_logits {tuple(student_logits.shape)}"
-        )
-    if indices.dtype != torch.int64:
-        raise ValueError(f"teacher.indices must be int64 classes; got {indices.dtype}")
-    if not 1 <= values.shape[-1] <= classes:
-        raise ValueError(
-            f"teacher keeps {values.shape[-1]} classes of a position; expected 1 to the student's {classes}"
-        )
-    if indices.numel() and _may_look_at_values("teacher.indices", student_logits):
-        low, high = indices.min().item(), indices.max().item()
-        if low < 0 or high >= classes:
-            raise ValueError(
-                f"teacher.indices holds {low if low < 0 else high}; expected 0 to {classes - 1}, the classes "
-                "of student_logits: is the teacher's vocabulary larger? Cut its logits first"
-            )
-        if (indices.sort(dim=-1).values.diff(dim=-1) == 0).any():
-            raise ValueError("teacher.indices names a class twice in one position; expected k different ones")

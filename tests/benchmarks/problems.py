@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kdlib.losses.kd import Divergence, _check_alpha, _check_options
+from kdlib.losses.checks import check_settings
+from kdlib.losses.divergences import Divergence, LossSettings
+from kdlib.losses.kd import plain_kd_loss
 
 __all__ = ["IGNORED", "Errors", "Problem", "Setting", "Sizes", "errors", "make_problem"]
 
@@ -35,8 +37,11 @@ class Setting:
     beta: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_options(self.temperature, self.divergence, self.beta, "mean")
-        _check_alpha(self.alpha)
+        check_settings(self.of_loss, "mean")
+
+    @property
+    def of_loss(self) -> LossSettings:
+        return LossSettings(self.temperature, self.alpha, self.divergence, self.beta)
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,7 @@ def _furthest(given: Tensor, wanted: Tensor) -> tuple[float, float]:
 
 
 def _reference(problem: Problem, setting: Setting) -> tuple[float, tuple[Tensor, ...]]:
-    """Loss and gradients in float64, from the definitions, 64 rows at a time."""
+    """Loss and gradients in float64, by autograd, 64 rows at a time."""
     counted = (problem.labels != IGNORED).nonzero().squeeze(1)
     inputs = [tensor.detach() for tensor in problem.inputs]
     gradients = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in inputs]
@@ -188,27 +193,11 @@ def _reference(problem: Problem, setting: Setting) -> tuple[float, tuple[Tensor,
         z_teacher = z_teacher @ teacher_weight.T if linear else z_teacher
         z.requires_grad_()
         with torch.enable_grad():
-            loss = _definition(z, z_teacher, problem.labels[rows], setting) / len(counted)
+            labels = problem.labels[rows]
+            loss = plain_kd_loss(z, z_teacher, labels, setting.of_loss, IGNORED, "sum") / len(counted)
             (slope,) = torch.autograd.grad(loss, z)
         total += loss.item()
         gradients[0][rows] = slope @ weight if linear else slope
         if linear:
             gradients[1].addmm_(slope.T, hidden)
     return total, tuple(gradients)
-
-
-def _definition(student: Tensor, teacher: Tensor, labels: Tensor, setting: Setting) -> Tensor:
-    """The sum over rows."""
-    log_q = torch.log_softmax(student / setting.temperature, -1)
-    log_p = torch.log_softmax(teacher / setting.temperature, -1)
-    p, q = log_p.exp(), log_q.exp()
-    if setting.divergence == "forward":
-        distance = p * (log_p - log_q)
-    elif setting.divergence == "reverse":
-        distance = q * (log_q - log_p)
-    else:
-        beta = setting.beta
-        log_m = (beta * p + (1 - beta) * q).log()
-        distance = beta * p * (log_p - log_m) + (1 - beta) * q * (log_q - log_m)
-    hard = -torch.log_softmax(student, -1).gather(1, labels[:, None])
-    return setting.alpha * hard.sum() + (1 - setting.alpha) * setting.temperature**2 * distance.sum()

@@ -11,7 +11,7 @@ from benchmarks.measuring import copy_rate, matrix_rate, memory_let_go
 from benchmarks.problems import Problem, Setting, Sizes, make_problem
 from benchmarks.race import Rates, Row, arms_in_turn, race
 from benchmarks.training import language_steps, loading, vision_steps, whole_notebooks
-from kdlib.losses.kd import Divergence
+from kdlib.losses.divergences import Divergence
 
 __all__ = ["DEFAULT_TASKS", "TASKS", "Request", "measure_rates"]
 

@@ -38,7 +38,7 @@ def entrant(kind, name):
 
 
 def expected(problem, setting):
-    """Loss and gradients in float64, from kdlib.losses.kd on whole logits."""
+    """Loss and gradients in float64, from kd_loss on whole logits."""
     inputs = [t.detach().double().requires_grad_() for t in problem.inputs]
     teacher = [t.double() for t in problem.teacher]
     if problem.kind == "linear":

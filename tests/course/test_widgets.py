@@ -12,7 +12,8 @@ import torch
 
 from kdlib.course import plots, widgets
 from kdlib.language.plan.plan import plan
-from kdlib.losses.kd import jensen_shannon_divergence, kd_loss, kl_divergence, soft_target_loss, soften
+from kdlib.losses.divergences import jensen_shannon_divergence, kl_divergence
+from kdlib.losses.kd import kd_loss, soft_target_loss, soften
 
 CLASSES = ["8", "3", "5"]
 LOGITS = torch.tensor([4.0, 2.0, 0.0])

@@ -1,4 +1,4 @@
-"""The loss and its gradient by formula, against autograd through `kdlib.losses.kd` in float64."""
+"""The loss and its gradient by formula, against autograd through the plain loss in float64."""
 
 import math
 
@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdlib.cost import peak_memory
-from kdlib.losses import closed_form
-from kdlib.losses import kd as losses
-from kdlib.losses.closed_form import kd_terms_and_gradient
+from kdlib.losses import backend, closed_form, operators
+from kdlib.losses.divergences import LossSettings
 from kdlib.losses.kd import kd_loss, soft_target_loss
 
 DIVERGENCES = ["forward", "reverse", "jsd"]
@@ -35,6 +34,11 @@ def by_autograd(student, teacher, labels, *, alpha, width=None, dtype=torch.floa
         soft = soft_target_loss(z[:, :width], teacher.to(dtype)[:, :width], reduction="none", **options)
         terms[1], loss = soft.detach(), loss + (1 - alpha) * soft
     return terms, torch.autograd.grad(loss.sum(), z)[0]
+
+
+def kd_terms_and_gradient(student, teacher, labels, *, width=None, beta=0.5, **options):
+    settings = LossSettings(beta=beta, **options)
+    return closed_form.kd_terms_and_gradient(student, teacher, labels, settings, width)
 
 
 def compare(student, teacher, labels, rtol=1e-10, atol=1e-12, **options):
@@ -152,8 +156,8 @@ def small_slices(monkeypatch):
         taken.append(logits.shape)
         return True
 
-    monkeypatch.setattr(closed_form, "_SLICE", 3 * 17 + 5)
-    monkeypatch.setattr(losses, "_in_slices", large)
+    monkeypatch.setattr(operators, "_SLICE", 3 * 17 + 5)
+    monkeypatch.setattr(backend, "in_slices", large)
     return taken
 
 
@@ -162,7 +166,7 @@ def both_ways(monkeypatch, loss, student, *rest, **options):
     found = []
     for sliced in (True, False):
         if not sliced:
-            monkeypatch.setattr(losses, "_in_slices", lambda logits: False)
+            monkeypatch.setattr(backend, "in_slices", lambda logits: False)
         z = student.clone().requires_grad_()
         value = loss(z, *rest, **options)
         weights = torch.linspace(0.5, 2, value.numel(), dtype=value.dtype).view(value.shape)
@@ -210,11 +214,11 @@ def test_backward_twice_and_no_second_derivative(small_slices):
 
 def test_which_logits_are_taken_in_slices():
     large = torch.empty(64, 65_536)
-    assert losses._in_slices(large) and losses._in_slices(large.view(4, 16, -1))
-    assert not losses._in_slices(large[:63])
-    assert not losses._in_slices(torch.empty(64, 65_536, device="meta"))
+    assert backend.in_slices(large) and backend.in_slices(large.view(4, 16, -1))
+    assert not backend.in_slices(large[:63])
+    assert not backend.in_slices(torch.empty(64, 65_536, device="meta"))
     seen = []
-    torch.func.vmap(lambda part: seen.append(losses._in_slices(part)) or part.sum())(torch.stack([large] * 2))
+    torch.func.vmap(lambda part: seen.append(backend.in_slices(part)) or part.sum())(torch.stack([large] * 2))
     assert seen == [False]
 
 
@@ -225,8 +229,8 @@ def test_in_slices_less_memory_is_held():
 
     def run(sliced):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(losses, "_in_slices", lambda logits: sliced)
-            patch.setattr(closed_form, "_SLICE", 16_384 * 16)
+            patch.setattr(backend, "in_slices", lambda logits: sliced)
+            patch.setattr(operators, "_SLICE", 16_384 * 16)
             student.grad = None
             return peak_memory(lambda: kd_loss(student, teacher, None).backward())
 

@@ -2,7 +2,9 @@
 
 import math
 import re
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +16,8 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import expit, rel_entr
 from torch.autograd import gradcheck
 
-from kdlib.losses import kd as losses
-from kdlib.losses.kd import (
+from kdlib.losses import (
+    backend,
     jensen_shannon_divergence,
     kd_loss,
     kl_divergence,
@@ -414,42 +416,67 @@ def test_the_lowest_number_of_a_dtype_rules_a_class_out_like_minus_infinity(dive
 # --- where something faster is --------------------------------------------------------------------
 
 
-def gpu_logits(cuda=True):
-    return SimpleNamespace(is_cuda=cuda, dtype=torch.float32, device=torch.device("cuda", 0))
+def gpu_logits(dtype=torch.float32, cuda=True):
+    return SimpleNamespace(is_cuda=cuda, dtype=dtype, device=torch.device("cuda", 0))
 
 
-def test_kernels_are_asked_on_gpus_only(monkeypatch):
-    asked = []
-    kernels = SimpleNamespace(takes=lambda *logits: asked.append(logits) or True)
-    monkeypatch.setitem(sys.modules, "kdlib.losses.kernels", kernels)
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """One that Triton may run on; how often that is tried is counted."""
+    tried = []
     monkeypatch.delenv("KDLIB_KERNELS", raising=False)
-    student, teacher = gpu_logits(), gpu_logits()
-    assert losses._on_kernels(student, teacher) and losses._on_kernels(student, None)
-    assert asked == [(student, teacher), (student,)]
-    assert not losses._on_kernels(gpu_logits(cuda=False), teacher)
+    monkeypatch.setattr(backend, "_RUN_ON", {})
+    monkeypatch.setattr(backend, "kernels_run", lambda device: tried.append(device) or True)
+    monkeypatch.setattr(backend, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    return tried
+
+
+def test_kernels_are_tried_once_and_on_gpus_only(monkeypatch, a_gpu):
+    student, teacher = gpu_logits(), gpu_logits(torch.bfloat16)
+    assert backend.on_kernels(student, teacher) and backend.on_kernels(student, None)
+    assert a_gpu == [torch.device("cuda", 0)]
+    assert not backend.on_kernels(gpu_logits(cuda=False), teacher)
+    assert not backend.on_kernels(student, gpu_logits(torch.float64))
     monkeypatch.setenv("KDLIB_KERNELS", "0")
-    assert not losses._on_kernels(student, teacher)
-    assert len(asked) == 2
+    assert not backend.on_kernels(student, teacher)
 
 
-def test_without_triton_pytorch_computes(monkeypatch):
-    monkeypatch.delenv("KDLIB_KERNELS", raising=False)
-    monkeypatch.setitem(sys.modules, "kdlib.losses.kernels", None)  # importing it fails
-    assert not losses._on_kernels(gpu_logits(), None)
+def test_old_gpus_others_than_nvidias_and_no_triton_leave_it_to_pytorch(monkeypatch, a_gpu):
+    for owner, name, value in (
+        (torch.cuda, "get_device_capability", lambda device: (7, 5)), (torch.version, "cuda", None),
+        (backend, "find_spec", lambda name: None),
+    ):  # fmt: skip
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, value)
+            assert not backend.on_kernels(gpu_logits())
+        backend._RUN_ON.clear()
+    assert not a_gpu
 
 
-def test_compiled_code_asks_once():
-    function = lambda z: 2 * z if losses._kernels_wanted() else z  # noqa: E731
+def test_compiled_code_asks_once(a_gpu):
+    function = lambda z: 2 * z if backend._kernels_run_on(0) else z  # noqa: E731
     compiled = torch.compile(function, backend="eager", fullgraph=True)
-    assert compiled(torch.ones(1)) == function(torch.ones(1))
+    assert compiled(torch.ones(1)) == function(torch.ones(1)) == 2
 
 
-def test_only_the_losses_and_what_computes_them_name_triton():
-    """And the benchmark, which times its settings; everything else need not know whether it exists."""
-    package = Path(losses.__file__).parent
+def test_only_the_kernels_and_what_chooses_them_name_triton():
+    package = Path(backend.__file__).parents[1]
     naming = {
-        str(path.relative_to(package)) for path in package.rglob("*.py")
-        if re.search(r"^\s*(import|from) (triton|kdlib\.(kernels|operators))|import (kernels|operators)\b",
+        path.name for path in package.rglob("*.py")
+        if re.search(r"^\s*(import|from) triton|losses\.kernels import|losses import kernels",
                      path.read_text(encoding="utf-8"), re.MULTILINE)
     }  # fmt: skip
-    assert naming == {"kernels.py", "operators.py", "losses.py", "fused.py"}
+    assert naming == {"kernels.py", "operators.py", "backend.py"}
+
+
+def test_the_losses_work_without_triton():
+    code = """
+        import sys
+        sys.modules["triton"] = None  # importing it fails
+        import torch
+        from kdlib.losses import kd_loss, linear_kd_loss, top_k_loss
+        kd_loss(torch.zeros(2, 3), torch.ones(2, 3), None)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)

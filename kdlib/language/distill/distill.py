@@ -24,7 +24,8 @@ from kdlib.language.distill.run_folder import claim, newest_checkpoint
 from kdlib.language.distill.teachers import HiddenTeacher, LiveTeacher, StoredTeacher
 from kdlib.language.distill.trainer import DistillationTrainer, Objective, Sampling
 from kdlib.language.models.vocabulary import align_special_tokens, check_same_tokens, logit_width
-from kdlib.losses.kd import Divergence, _check_alpha
+from kdlib.losses.checks import check_alpha
+from kdlib.losses.divergences import Divergence
 from kdlib.runtime import Precision, accelerated, seeded
 from kdlib.storage import fingerprint
 
@@ -375,7 +376,7 @@ def _check_arguments(
     if teacher is student:
         raise ValueError("teacher and student are the same module; expected two")
     if alpha is not None:
-        _check_alpha(alpha)
+        check_alpha(alpha)
     if teacher is None and on_policy:
         raise ValueError("on_policy=True needs a teacher, which judges what the student writes; got None")
     if teacher is None and alpha not in (None, 1):

@@ -24,8 +24,9 @@ from kdlib.language.distill.batches import EpochOrder, Packing, TokenExample, co
 from kdlib.language.distill.fsdp import shard_on_cpus, sharding
 from kdlib.language.distill.output_layer import at_output_layer
 from kdlib.language.distill.teachers import HiddenTeacher, can_narrow, predictions
-from kdlib.losses.kd import Divergence, soft_target_loss
-from kdlib.losses.linear import linear_kd_terms
+from kdlib.losses.divergences import Divergence
+from kdlib.losses.kd import soft_target_loss
+from kdlib.losses.linear import linear_kd_loss
 from kdlib.losses.top_k import TopK, top_k_loss
 from kdlib.runtime import eval_mode, seeded, substream
 
@@ -71,10 +72,10 @@ class Objective:
         teacher_weight: Tensor | None, teacher_bias: Tensor | None, labels: Tensor, width: int,
     ) -> dict[str, Tensor]:  # fmt: skip
         """The same sums, from (n, H) and (n, H') of which output layers would make the logits."""
-        terms = linear_kd_terms(
+        terms = linear_kd_loss(
             hidden, weight, teacher, teacher_weight, labels, temperature=self.temperature, alpha=self.alpha,
             divergence=self.divergence, beta=self.beta, ignore_index=None, student_bias=bias,
-            teacher_bias=teacher_bias, classes=width, reduction="sum",
+            teacher_bias=teacher_bias, classes=width, reduction="sum", return_terms=True,
         )  # fmt: skip
         return {name: getattr(terms, name) for name in self.names()}
 

@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from kdlib.cost import time_call
-from kdlib.losses.kd import _on_kernels
+from kdlib.losses.backend import on_kernels
 from kdlib.runtime import best_device
 
 __all__ = ["HARDWARE", "Hardware", "copy_rate", "find_hardware", "matrix_rate", "this_machine"]
@@ -126,7 +126,7 @@ def this_machine(device: torch.device | str | None = None) -> Hardware:
     flops = matrix_rate(device, dtype)
     return Hardware(
         name, memory, flops, bandwidth, bandwidth, source="measured by this_machine()",
-        kernels=_on_kernels(torch.empty(0, 2, dtype=dtype, device=device)),
+        kernels=on_kernels(torch.empty(0, 2, dtype=dtype, device=device)),
     )  # fmt: skip
 
 

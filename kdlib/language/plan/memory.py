@@ -25,7 +25,7 @@ from typing import Literal
 from kdlib.language.distill.output_layer import LARGE_VOCABULARY
 from kdlib.language.plan.architecture import Architecture, WeightType
 from kdlib.language.plan.hardware import Hardware
-from kdlib.losses.kd import Divergence
+from kdlib.losses.divergences import Divergence
 from kdlib.losses.linear import chunk_tokens
 
 __all__ = [
@@ -138,7 +138,7 @@ def loss_bytes(
 ) -> float:  # fmt: skip
     """Bytes of logits and loss at their fullest moment, for losses of kdlib as their formulas are written.
 
-    The student's logits are float32. From four million logits on `kdlib.losses.kd` works in slices and needs
+    The student's logits are float32. From four million logits on `kd_loss` works in slices and needs
     less than this; the fused loss never holds all logits at once.
 
     Args:

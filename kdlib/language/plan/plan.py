@@ -35,7 +35,7 @@ from kdlib.language.plan.memory import (
     sampling_memory,
     training_memory,
 )
-from kdlib.losses.kd import Divergence
+from kdlib.losses.divergences import Divergence
 from kdlib.runtime import Precision
 
 __all__ = ["Phase", "Plan", "plan"]

@@ -145,13 +145,13 @@ def test_logits_are_never_all_there(monkeypatch):
     student, teacher, given, called = qwen(), qwen(1), [], []
     for model in (student, teacher):
         model.lm_head.register_forward_hook(lambda module, inputs, output: given.append(output))
-    original = trainer.linear_kd_terms
+    original = trainer.linear_kd_loss
 
     def noted(*args, **options):
         called.append(args)
         return original(*args, **options)
 
-    monkeypatch.setattr(trainer, "linear_kd_terms", noted)
+    monkeypatch.setattr(trainer, "linear_kd_loss", noted)
     distill_language_model(student, word_tokenizer(), pairs(24), teacher=teacher, fused=True, **SETTINGS)
     assert len(called) == 6 and len(given) == 12
     for hidden, terms in zip(given[::2], given[1::2], strict=True):

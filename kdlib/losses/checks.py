@@ -1,0 +1,239 @@
+"""What the losses refuse: each `ValueError` names the argument, its value and what was expected."""
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from kdlib.losses.divergences import DIVERGENCES, RULED_OUT, LossSettings
+
+# --- settings ---------------------------------------------------------------------------------------
+
+
+def check_temperature(temperature: float) -> None:
+    if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be a positive finite number; got {temperature}")
+
+
+def check_alpha(alpha: float) -> None:
+    if not isinstance(alpha, Real) or not 0 <= alpha <= 1:
+        raise ValueError(f"alpha, the weight of the hard label, must lie in [0, 1]; got {alpha}")
+
+
+def check_settings(settings: LossSettings, reduction: str) -> None:
+    temperature, alpha, divergence, beta = settings
+    check_temperature(temperature)
+    check_alpha(alpha)
+    if divergence not in DIVERGENCES:
+        raise ValueError(f'divergence must be "forward", "reverse" or "jsd"; got {divergence!r}')
+    if divergence == "jsd" and not (isinstance(beta, Real) and 0 < beta < 1):
+        raise ValueError(
+            f"beta must lie strictly between 0 and 1; got {beta}. The divergence is 0 at both ends; for the "
+            'limits use divergence="forward" (beta to 0) or "reverse" (beta to 1)'
+        )
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'reduction must be "mean", "sum" or "none"; got {reduction!r}')
+
+
+# --- logits -----------------------------------------------------------------------------------------
+
+
+def check_logits(name: str, logits: Tensor) -> None:
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"{name} must be a floating-point tensor of logits; got {kind}")
+    if logits.dim() == 0:
+        raise ValueError(f"{name} must have a class axis, shape (..., C); got a scalar")
+
+
+def check_classes(name: str, logits: Tensor) -> None:
+    """Logits of two classes or more, and no probabilities."""
+    check_logits(name, logits)
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"{name} has a class axis of {logits.shape[-1]}, shape {tuple(logits.shape)}; expected two "
+            "classes or more, softmax over one is always 1. A sigmoid classifier with one logit z is "
+            "the two-class softmax of [0, z]: pass torch.cat([torch.zeros_like(z), z], dim=-1)"
+        )
+    if _may_look_at_values(name, logits) and _are_probabilities(logits):
+        raise ValueError(
+            f"{name} holds probabilities (each row lies in [0, 1] and sums to 1); expected logits. "
+            "Pass the model's output before softmax, or the logarithm of the probabilities"
+        )
+
+
+def check_models(student_logits: Tensor, teacher_logits: Tensor | None, *, needed: bool) -> None:
+    """Logits of one shape on one device; those of the teacher may be None where they are not needed."""
+    if teacher_logits is None and needed:
+        raise ValueError("teacher_logits is None: only alpha=1 with labels can do without a teacher")
+    check_classes("student_logits", student_logits)
+    if teacher_logits is None:
+        return
+    check_classes("teacher_logits", teacher_logits)
+    if student_logits.shape != teacher_logits.shape:
+        hint = ""
+        if student_logits.shape[:-1] == teacher_logits.shape[:-1]:
+            hint = "; where vocabularies differ by padding only, slice both to the common classes"
+        raise ValueError(
+            f"student_logits has shape {tuple(student_logits.shape)} but teacher_logits has "
+            f"{tuple(teacher_logits.shape)}; expected the same{hint}"
+        )
+    _check_device("teacher_logits", teacher_logits, student_logits)
+
+
+_looked_at: set[tuple[str, torch.device, int]] = set()
+
+
+def _may_look_at_values(name: str, tensor: Tensor) -> bool:
+    """Whether a check may read values: always on the CPU, once per kind of input elsewhere."""
+    if torch.compiler.is_compiling() or tensor.device.type == "meta":
+        return False
+    key = (name, tensor.device, tensor.shape[-1])
+    if tensor.device.type != "cpu" and key in _looked_at:
+        return False
+    _looked_at.add(key)
+    return True
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    """Whether the first rows lie in [0, 1] and sum to 1. Not so if all are one-hot, which can be logits."""
+    rows = logits.detach().reshape(-1, logits.shape[-1])[:64].float()
+    off = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 2e-2
+    within = (rows >= 0).all() and (rows <= 1).all() and ((rows.sum(-1) - 1).abs() < off).all()
+    return bool(rows.numel() and within and (rows != rows.round()).any())
+
+
+# --- which positions count, and their labels --------------------------------------------------------
+
+
+def _check_device(name: str, tensor: Tensor, student: Tensor) -> None:
+    if tensor.device != student.device:
+        raise ValueError(f"{name} is on {tensor.device}; expected {student.device}, as the student's")
+
+
+def _check_positions(name: str, tensor: Tensor, student: Tensor) -> None:
+    if not isinstance(tensor, Tensor) or tensor.shape != student.shape[:-1]:
+        shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(
+            f"{name} has shape {shape}; expected {tuple(student.shape[:-1])}, that of the student's "
+            f"{tuple(student.shape)} without the last axis"
+        )
+    _check_device(name, tensor, student)
+
+
+def check_mask(mask: Tensor | None, student_logits: Tensor) -> None:
+    if mask is not None:
+        _check_positions("mask", mask, student_logits)
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask must be bool, True where a position counts; got {mask.dtype}")
+
+
+def check_labels(labels: Tensor, student: Tensor, classes: int, ignore_index: int | None) -> None:
+    """Labels of positions of the student's logits or hidden states."""
+    _check_positions("labels", labels, student)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels must be integers (class indices); got {labels.dtype}")
+    if _may_look_at_values("labels", student):
+        outside = (labels < 0) | (labels >= classes)
+        outside = outside if ignore_index is None else outside & (labels != ignore_index)
+        if outside.any():
+            raise ValueError(
+                f"labels holds {labels[outside][0].item()}; expected 0 to {classes - 1} for {classes} "
+                f"classes, or ignore_index={ignore_index}"
+            )
+
+
+def check_possible(labels: Tensor, student_logits: Tensor, ignore_index: int) -> None:
+    if _may_look_at_values("possible labels", student_logits):
+        counted = labels != ignore_index
+        chosen = student_logits.gather(-1, labels.masked_fill(~counted, 0).long().unsqueeze(-1))
+        impossible = counted & (chosen.squeeze(-1) <= RULED_OUT)
+        if impossible.any():
+            raise ValueError(
+                f"labels holds {labels[impossible][0].item()} where student_logits rules that class out "
+                "with -inf; expected a class with a finite logit, or ignore_index"
+            )
+
+
+# --- the largest logits of a teacher ----------------------------------------------------------------
+
+
+def check_k(k: int, classes: int) -> None:
+    if not isinstance(k, int) or not 1 <= k <= classes:
+        raise ValueError(f"k must be a whole number from 1 to the {classes} classes; got {k}")
+
+
+def check_top_k(student_logits: Tensor, teacher: tuple[Tensor, Tensor, Tensor]) -> None:
+    if not hasattr(teacher, "log_tail"):
+        raise ValueError(f"teacher must be a TopK, as top_k_of makes it; got {type(teacher).__name__}")
+    values, indices, log_tail = teacher
+    check_logits("teacher.values", values)
+    *places, classes = student_logits.shape
+    if [*values.shape[:-1]] != places or indices.shape != values.shape or [*log_tail.shape] != places:
+        raise ValueError(
+            f"teacher has values {tuple(values.shape)}, indices {tuple(indices.shape)} and log_tail "
+            f"{tuple(log_tail.shape)}; expected (..., k), (..., k) and (...) with the positions of "
+            f"student_logits {tuple(student_logits.shape)}"
+        )
+    if indices.dtype != torch.int64:
+        raise ValueError(f"teacher.indices must be int64 classes; got {indices.dtype}")
+    if indices.numel() and _may_look_at_values("teacher.indices", student_logits):
+        low, high = indices.min().item(), indices.max().item()
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"teacher.indices holds {low if low < 0 else high}; expected 0 to {classes - 1}, the classes "
+                "of student_logits: is the teacher's vocabulary larger? Cut its logits first"
+            )
+        if (indices.sort(dim=-1).values.diff(dim=-1) == 0).any():
+            raise ValueError("teacher.indices names a class twice in one position; expected k different ones")
+
+
+# --- hidden states and output layers ----------------------------------------------------------------
+
+
+def check_linear(
+    student: tuple, teacher: tuple, labels: Tensor | None, alpha: float, ignore_index: int | None
+) -> None:
+    """Of each model hidden states, weight and bias; of the teacher also a `TopK`, None and None."""
+    hidden, weight, _ = student
+    _check_layer("student", *student)
+    if labels is not None:
+        check_labels(labels, hidden, len(weight), ignore_index)
+    if alpha == 1:
+        return
+    given, teacher_weight, _ = teacher
+    if given is None:
+        raise ValueError("teacher_hidden is None: only alpha=1 with labels can do without a teacher")
+    stored = hasattr(given, "log_tail")
+    if stored != (teacher_weight is None):
+        raise ValueError(
+            f"teacher_weight is {'given' if stored else None}; expected the weight of the teacher's output "
+            "layer beside its hidden states, or None beside a TopK"
+        )
+    if not stored:
+        _check_layer("teacher", *teacher)
+    places = given.log_tail.shape if stored else given.shape[:-1]
+    if places != hidden.shape[:-1]:
+        raise ValueError(
+            f"teacher_hidden has positions {tuple(places)}, student_hidden {tuple(hidden.shape[:-1])}; "
+            "expected the same"
+        )
+
+
+def check_chunks(classes: int | None, common: int, chunk_tokens: int | None) -> None:
+    if classes is not None and not 2 <= classes <= common:
+        raise ValueError(f"classes must lie in 2 … {common}, the logits that both have; got {classes}")
+    if chunk_tokens is not None and (not isinstance(chunk_tokens, int) or chunk_tokens < 1):
+        raise ValueError(f"chunk_tokens must be a whole number, at least 1; got {chunk_tokens!r}")
+
+
+def _check_layer(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    width = hidden.shape[-1]
+    if not hidden.is_floating_point() or weight.dim() != 2 or weight.shape[1] != width:
+        raise ValueError(
+            f"{name}_weight must be (V, {width}), as {name}_hidden is {width} wide, of floating dtype; got "
+            f"{tuple(weight.shape)} and {hidden.dtype}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{name}_bias must be ({len(weight)},); got {tuple(bias.shape)}")
