@@ -28,9 +28,7 @@ def same_answer(answer: str, expected: str) -> bool:
         return _same_number(other, number)
     if _words(answer) == _words(expected):
         return True
-    if not (_is_formula(answer) and _is_formula(expected)):
-        return False
-    return same_mathematics(answer, expected)
+    return _is_formula(answer) and _is_formula(expected) and same_mathematics(answer, expected)
 
 
 _DRESS = re.compile(r"\\(?:text[a-z]{0,3}|math(?:rm|bf|it|sf)|mbox|operatorname)\s*+\{([^{}]*+)\}")

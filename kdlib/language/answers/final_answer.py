@@ -3,9 +3,9 @@
 Where an answer is looked for (`final_answer`), first that is found:
 
 1. Thought: only what follows the last `</think>` counts, for a thought may try answers and drop them. A
-   text with `<think>` and nothing that closes it holds no answer. A text with neither is read as a whole:
-   it is a reference, or the text of a model that writes no thoughts. (R1's template writes `<think>` into
-   the prompt: put `"<think>\\n"` before a completion, and one cut off inside its thought has no answer.)
+   text with `<think>` and nothing that closes it holds no answer; one with neither is read as a whole.
+   (R1's template writes `<think>` into the prompt: put `"<think>\\n"` before a completion, and one cut off
+   inside its thought has no answer.)
 2. The last complete `\\boxed{…}`, braces nested at will.
 3. The last `#### …` (GSM8K) that reads as a number, counts or a formula; other such lines are headings.
 4. The first sentence after the last "Answer:", "the answer is", "答案:" or "答案是", also when it stands in
@@ -53,10 +53,7 @@ def final_answer(text: str) -> str | None:
     if text is None:
         return None
     text = text[-SEARCHED:].replace("\r\n", "\n")
-    for found in (_boxed(text), _after_hashes(text), _after_cue(text), _bare(text)):
-        if found is not None:
-            return found
-    return None
+    return _boxed(text) or _after_hashes(text) or _after_cue(text) or _bare(text)
 
 
 def has_format(text: str) -> bool:
@@ -81,11 +78,8 @@ def verify_answer(text: str, reference: str) -> bool:
 
     Raises:
         ValueError: for a reference that says nothing.
-        ModuleNotFoundError: where mathematics in LaTeX has to be compared and math-verify is missing.
     """
-    expected = final_answer(reference)
-    if expected is None:
-        expected = reference.strip()
+    expected = final_answer(reference) or reference.strip()
     if not expected or len(expected) > LONGEST:
         raise ValueError(
             f"reference: expected an answer of 1 to {LONGEST} characters, got {expected[:40]!r}"
@@ -122,17 +116,15 @@ def _boxed(text: str) -> str | None:
     unbraced = max(_UNBRACED.finditer(text), key=re.Match.start, default=None)
     if unbraced is not None and (last is None or unbraced.start() > last[1]):
         return _trimmed(unbraced[1])
-    if last is None or last[1] - last[0] > LONGEST:
-        return None
-    inner = _trimmed(text[slice(*last)])
+    inner = _trimmed(text[slice(*last)]) if last else None
     return inner and (_boxed(inner) or inner)
 
 
 def _after_hashes(text: str) -> str | None:
     lines = (line.rpartition("####")[2] for line in reversed(text.split("\n")) if "####" in line)
     for line in islice(lines, _TRIES):
-        content = _trimmed(line) if len(line) <= LONGEST else None
-        if content is not None and is_answer(content):
+        content = _trimmed(line)
+        if content and is_answer(content):
             return content
     return None
 
@@ -149,25 +141,28 @@ _SENTENCE = re.compile(r"([^\n]*?)(?:(?:[.?]|(?<=[A-Za-z]{2})!)(?=\s|\*|\Z)|。|
 def _after_cue(text: str) -> str | None:
     for cue in islice(reversed(list(_CUE.finditer(text))), _TRIES):
         sentence = _SENTENCE.match(text, cue.end(), cue.end() + LONGEST + 1)
-        content = _trimmed(sentence[1]) if sentence is not None and len(sentence[1]) <= LONGEST else None
-        if content is not None:
+        content = _trimmed(sentence[1]) if sentence else None
+        if content:
             return content
     return None
 
 
 def _bare(text: str) -> str | None:
-    content = text.strip()
-    if not content or len(content) > LONGEST or "\n" in content:
-        return None
-    content = _trimmed(content)
-    return content if content is not None and is_answer(content) else None
+    text = text.strip()
+    content = None if "\n" in text else _trimmed(text)
+    return content if content and is_answer(content) else None
 
 
 _END = re.compile(r"(?:[.。,;；，\s]|(?<=[A-Za-z]{2})!)++\Z")
 
 
 def _trimmed(answer: str) -> str | None:
-    """Without blanks, emphasis, closing punctuation; $…$ and its like opened; None if nothing is left."""
+    """Without blanks, emphasis, closing punctuation; $…$ and its like opened.
+
+    None if nothing is left, or for more than an answer is long.
+    """
+    if len(answer) > LONGEST:
+        return None
     before = None
     while answer != before:
         before = answer
