@@ -10,7 +10,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from kdlib.cli import traces as collecting
 from kdlib.language.models.small import without_bars
-from kdlib.language.traces import asking
 from kdlib.language.traces.file import load_traces
 from kdlib.language.traces.select import trace_report
 
@@ -82,9 +81,7 @@ def test_where_the_budget_ends_it_says_so_and_goes_on_the_next_time(files, capsy
     assert len(server.requests) == 3
 
 
-def test_what_failed_is_told_and_what_is_there_reported(files, capsys, monkeypatch):
-    monkeypatch.setattr(asking, "pause_before", lambda attempt, wait: 0.0)
-
+def test_what_failed_is_told_and_what_is_there_reported(files, capsys):
     async def answer(request):
         return as_json({"error": "no"}, 400) if request.statement == "1 heads" else await right(request)
 

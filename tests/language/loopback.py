@@ -32,13 +32,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """What goes back: a `share`, then the connection breaks; or a byte every `drip` seconds."""
+    """What goes back: a `share` of it, then the connection breaks."""
 
     content: bytes = b""
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
     share: float = 1.0
-    drip: float = 0.0
 
     def bytes(self) -> bytes:
         lines = [f"HTTP/1.1 {self.status} -", f"content-length: {len(self.content)}"]
@@ -113,14 +112,8 @@ class Server:
             response = await self._answer(request)
             whole = response.bytes()
             sent = whole[: round(response.share * len(whole))]
-            if response.drip:
-                for number in range(len(sent)):
-                    writer.write(sent[number : number + 1])
-                    await writer.drain()
-                    await asyncio.sleep(response.drip)
-            else:
-                writer.write(sent)
-                await writer.drain()
+            writer.write(sent)
+            await writer.drain()
         finally:
             self.in_flight -= 1
         return len(sent) == len(whole)
@@ -178,14 +171,12 @@ def fault(kind: str, response: Response) -> Response:
             return as_json({**json.loads(whole), "choices": []})
         case "null":
             return as_json(completion(None))
-        case "slow":
-            return Response(whole, drip=0.05)
     raise ValueError(kind)
 
 
 FAULTS = (
     "dropped", "broken off", "error", "overloaded", "limited", "garbage", "nothing", "truncated",
-    "no choices", "null", "slow",
+    "no choices", "null",
 )  # fmt: skip
 
 

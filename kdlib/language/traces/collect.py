@@ -10,6 +10,7 @@ of which those with a right answer are kept.
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,9 +50,9 @@ def collect_traces(
 
     With a path the traces go to a file of JSON lines (UTF-8; the first is a header, each further one a
     `Trace`), batch by batch. A run that was killed at any moment continues when it is called again. More
-    problems or more samples continue as well: only what is missing is sampled. The file is bound to the
-    model's weights, which are read for it (a 7B model's take tens of seconds), the tokenizer and its chat
-    template, temperature, top_p, max_new_tokens, seed and the name of `verify`.
+    problems or more samples continue as well: only what is missing is sampled. The file is bound to all that
+    shapes a text: the model's weights, which are read for it (a 7B model's take tens of seconds), tokenizer,
+    chat template, the settings of sampling, and the name of `verify`.
 
     Args:
         model: any causal language model of transformers; runs in eval mode on its own device, and is left in
@@ -83,34 +84,32 @@ def collect_traces(
         FloatingPointError: the model's logits are not finite.
     """
     problems = list(problems)
-    check_request(problems, temperature, samples=samples, batch_size=batch_size)
-    writer = Writer(model, tokenizer, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
-    prompts = [writer.prompt(problem.statement) for problem in problems]
+    check_request(
+        problems, samples, temperature, top_p, max_new_tokens=max_new_tokens, batch_size=batch_size
+    )
+    writer = Writer(model, tokenizer, temperature, top_p, max_new_tokens)
+    prompts = {problem.key: writer.prompt(problem.statement) for problem in problems}
     settings = {} if path is None else _settings(writer, seed, verify)
     with TraceFile(path, settings) as file, eval_mode(model):
         check_same_problems(problems, file)
-        missing = [
-            (number, sample)
-            for number, problem in enumerate(problems)
-            for sample in range(samples)
-            if (problem.key, sample) not in file.traces
-        ]
+        wanted = [(problem, sample) for problem in problems for sample in range(samples)]
+        missing = [one for one in wanted if (one[0].key, one[1]) not in file.traces]
         # Like lengths together leave little padding. The longest first: if memory runs out, then at once.
-        missing.sort(key=lambda job: -len(prompts[job[0]]))
-        total = len(problems) * samples
-        with tqdm(desc="traces", total=total, initial=total - len(missing), disable=not progress) as bar:
+        missing.sort(key=lambda one: -len(prompts[one[0].key]))
+        done = len(wanted) - len(missing)
+        with tqdm(desc="traces", total=len(wanted), initial=done, disable=not progress) as bar:
             for start in range(0, len(missing), batch_size):
-                jobs = missing[start : start + batch_size]
-                seeds = [substream(seed, f"trace {problems[n].key}", sample) for n, sample in jobs]
-                completions = writer.write([prompts[n] for n, _ in jobs], seeds)
+                batch = missing[start : start + batch_size]
+                seeds = [substream(seed, f"trace {problem.key}", sample) for problem, sample in batch]
+                completions = writer.write([prompts[problem.key] for problem, _ in batch], seeds)
                 written: list[Trace] = []
                 try:
-                    for (number, sample), completion in zip(jobs, completions, strict=True):
-                        written.append(judged_trace(problems[number], sample, completion, verify))
+                    for (problem, sample), completion in zip(batch, completions, strict=True):
+                        written.append(judged_trace(problem, sample, completion, verify))
                 finally:
                     file.append(written)
                 bar.update(len(written))
-        return [file.traces[problem.key, sample] for problem in problems for sample in range(samples)]
+        return [file.traces[problem.key, sample] for problem, sample in wanted]
 
 
 def judged_trace(
@@ -152,8 +151,10 @@ def _settings(writer: Writer, seed: int, verify: Verifier) -> dict[str, object]:
     }
 
 
-def check_request(problems: Sequence[Problem], temperature: float, *, samples: int, **counts: int) -> None:
-    """See that counts are positive, temperature 0 is asked for one sample, and keys differ.
+def check_request(
+    problems: Sequence[Problem], samples: int, temperature: float, top_p: float, **counts: int
+) -> None:
+    """See that settings are in their range, counts positive, and keys different.
 
     Raises:
         ValueError: otherwise.
@@ -161,16 +162,20 @@ def check_request(problems: Sequence[Problem], temperature: float, *, samples: i
     for name, value in {"samples": samples, **counts}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1; got {value!r}")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be at least 0 (0: the likeliest token); got {temperature!r}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie above 0 and not above 1 (1: all tokens); got {top_p!r}")
     if temperature == 0 and samples > 1:
         raise ValueError(
             f"samples is {samples}, but temperature=0 writes the same text each time; pass samples=1, or a "
             f"temperature above 0"
         )
-    equal = [key for key, count in Counter(problem.key for problem in problems).items() if count > 1]
-    if equal:
+    key, count = max(Counter(problem.key for problem in problems).items(), key=itemgetter(1), default=("", 1))
+    if count > 1:
         raise ValueError(
-            f"problems must have different keys, or their traces could not be told apart; {len(equal)} keys "
-            f"occur more than once, such as {equal[0]!r}"
+            f"problems must have different keys, or their traces could not be told apart; {key!r} occurs "
+            f"{count} times"
         )
 
 

@@ -1,23 +1,23 @@
 """Completions of a causal language model; each with random numbers of its own, whatever the batch."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
 
-__all__ = ["Completion", "Writer", "check_sampling"]
+__all__ = ["Completion", "Writer"]
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,6 @@ class Completion:
     finished: bool
 
 
-def check_sampling(temperature: float, top_p: float, max_new_tokens: int) -> None:
-    """See that each setting is in its range.
-
-    Raises:
-        ValueError: otherwise.
-    """
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be at least 0 (0: the likeliest token); got {temperature!r}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie above 0 and not above 1 (1: all tokens); got {top_p!r}")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens!r}")
-
-
 class Writer:
     """A model and its tokenizer with the settings they write with.
 
@@ -62,23 +48,17 @@ class Writer:
         max_new_tokens: a completion ends there at the latest.
 
     Raises:
-        ValueError: a setting out of its range, or tokenizer and model that do not fit together.
+        ValueError: tokenizer and model do not fit together.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        *,
         temperature: float,
         top_p: float,
         max_new_tokens: int,
     ) -> None:
-        check_sampling(temperature, top_p, max_new_tokens)
-        if model.config.is_encoder_decoder:
-            raise ValueError(
-                f"model must be a causal language model; {type(model).__name__} has an encoder of its own"
-            )
         if not tokenizer.chat_template:
             raise ValueError("tokenizer has no chat template for the prompts; set tokenizer.chat_template")
         if tokenizer.eos_token_id is None:
@@ -92,7 +72,11 @@ class Writer:
             )
         self.model, self.tokenizer = model, tokenizer
         self.temperature, self.top_p, self.max_new_tokens = temperature, top_p, max_new_tokens
-        self._ends = _ends(model, tokenizer)
+        # A model made from a configuration has the end of that class's default, which means nothing to this
+        # tokenizer.
+        own = model.generation_config.eos_token_id
+        own = own if isinstance(own, list) else [own]
+        self._ends = own if tokenizer.eos_token_id in own else [tokenizer.eos_token_id]
         self._pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
     def prompt(self, statement: str) -> list[int]:
@@ -122,26 +106,26 @@ class Writer:
         Raises:
             FloatingPointError: logits that are not finite.
         """
-        longest = max(map(len, prompts))
-        ids = torch.full((len(prompts), longest), self._pad)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        device = self.model.device
-        choice = TokenChoice(
-            self._uniforms(seeds).to(device), longest, self._known, self.temperature, self.top_p
-        )
+        pad = partial(pad_sequence, batch_first=True, padding_side="left")
+        ids = pad([torch.tensor(prompt) for prompt in prompts], padding_value=self._pad)
+        mask = pad([torch.ones(len(prompt), dtype=torch.long) for prompt in prompts])
+        device, longest = self.model.device, ids.shape[1]
+        uniforms = self._uniforms(seeds).to(device)
+        choice = TokenChoice(uniforms, longest, self._known, self.temperature, self.top_p)
         settings = GenerationConfig(
             # The choice leaves one token with a finite score; finding that takes no random number.
             do_sample=False, max_new_tokens=self.max_new_tokens, use_cache=True,
             eos_token_id=self._ends, pad_token_id=self._pad,
         )  # fmt: skip
-        with _no_settings_of_its_own(self.model):
+        # What these settings leave open, generate takes from the model's own.
+        own, self.model.generation_config = self.model.generation_config, GenerationConfig()
+        try:
             written = self.model.generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings,
                 logits_processor=LogitsProcessorList([choice]),
             )  # fmt: skip
+        finally:
+            self.model.generation_config = own
         if not choice.finite:
             raise FloatingPointError(
                 "the model's logits are not finite: its weights are damaged, or its dtype is too narrow "
@@ -177,28 +161,25 @@ class TokenChoice(LogitsProcessor):
         start: length of the prompts, so that the step is known.
         known: tokens from this one on are never chosen.
         temperature, top_p: as in `Writer`.
+
+    Attributes:
+        finite: whether all logits so far were numbers, −∞ among them.
     """
 
     def __init__(self, uniforms: Tensor, start: int, known: int, temperature: float, top_p: float) -> None:
         self._uniforms, self._start, self._known = uniforms, start, known
-        self._temperature = TemperatureLogitsWarper(float(temperature)) if temperature else None
-        self._share, self._top_p = top_p, TopPLogitsWarper(float(top_p))
-        self._finite = torch.ones((), dtype=torch.bool, device=uniforms.device)
-
-    @property
-    def finite(self) -> bool:
-        """Whether all logits so far were numbers, −∞ among them."""
-        return bool(self._finite)
+        self._temperature, self._share, self._top_p = temperature, top_p, TopPLogitsWarper(float(top_p))
+        # Kept on the device: asking would wait for it at each step.
+        self.finite = torch.ones((), dtype=torch.bool, device=uniforms.device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, V) float32 scores with one finite number a row, for (B, L) tokens so far."""
-        # Kept on the device: asking would wait for it at each step.
-        self._finite &= scores.amax(-1).isfinite().all()
+        self.finite &= scores.amax(-1).isfinite().all()
         known = scores[:, : self._known]
-        if self._temperature is None:
+        if self._temperature == 0:
             chosen = known.argmax(-1)
         else:
-            chosen = self._drawn(self._temperature(input_ids, known), input_ids.shape[1] - self._start)
+            chosen = self._drawn(known / self._temperature, input_ids.shape[1] - self._start)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0)
 
     def _drawn(self, scores: Tensor, step: int) -> Tensor:
@@ -226,21 +207,3 @@ def inverted(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     below_total = torch.nextafter(total, torch.zeros_like(total))
     reached = torch.minimum(uniforms * total, below_total)
     return (cumulative > reached[:, None]).int().argmax(-1)
-
-
-def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a completion: the tokenizer's, and those that the model has beside it."""
-    own = model.generation_config.eos_token_id
-    own = own if isinstance(own, list) else [own]
-    # A model made from a configuration has that class's default, which means nothing to this tokenizer.
-    return own if tokenizer.eos_token_id in own else [tokenizer.eos_token_id]
-
-
-@contextmanager
-def _no_settings_of_its_own(model: PreTrainedModel) -> Iterator[None]:
-    # What a generation config leaves open, generate takes from the model's.
-    aside, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = aside

@@ -10,14 +10,11 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import replace
-from email.utils import formatdate
 
 import pytest
 from loopback import Response, Server, always, as_json, completion
 
 from kdlib.language.problems import Problem
-from kdlib.language.traces import asking
-from kdlib.language.traces.asking import pause_before
 from kdlib.language.traces.file import TraceFile, load_traces
 from kdlib.language.traces.remote import BudgetReached, TracesMissing, collect_remote_traces
 from kdlib.storage import ForeignFile
@@ -46,7 +43,9 @@ def collect(server, path=None, *, asked=None, model="teacher", **changed):
 
 
 @pytest.fixture(autouse=True)
-def no_keys(monkeypatch):
+def no_keys_and_no_pauses(monkeypatch):
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.0)
+    monkeypatch.setattr("kdlib.language.traces.remote._LONGEST_PAUSE", 0.0)
     for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
 
@@ -54,19 +53,6 @@ def no_keys(monkeypatch):
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "traces.jsonl"
-
-
-@pytest.fixture
-def pauses(monkeypatch):
-    """(attempt, what the server wants) of each pause; none of them takes time."""
-    made = []
-
-    def pause(attempt, wait):
-        made.append((attempt, wait))
-        return 0.0
-
-    monkeypatch.setattr(asking, "pause_before", pause)
-    return made
 
 
 def notes(path):
@@ -187,7 +173,7 @@ def test_the_server_may_move_but_not_become_another(path):
 def test_what_each_reply_has_cost_and_who_wrote_it_stands_in_the_file(path):
     with Server(right) as server:
         collect(server, path)
-    usage = {"replies": 1, "input_tokens": 5, "output_tokens": 7}
+    usage = {"input_tokens": 5, "output_tokens": 7}
     assert notes(path) == [{"usage": usage, "model": "taught-1"}] * 6
 
 
@@ -300,70 +286,49 @@ def test_the_bar_shows_tokens_and_cost(capsys):
 # --- what fails ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 529])
-def test_what_may_pass_is_tried_again_after_longer_and_longer_pauses(pauses, status):
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 503, 529])
+def test_what_may_pass_is_tried_again(status):
     async def answer(request):
         return as_json({"error": {"message": "no"}}, status) if request.number < 3 else await right(request)
 
     with Server(answer) as server:
         (trace,) = collect(server, asked=problems(1), samples=1)
     assert trace.correct and len(server.requests) == 4
-    assert pauses == [(0, None), (1, None), (2, None)]
     assert len({request.content for request in server.requests}) == 1  # the same seed
 
 
-@pytest.mark.parametrize(
-    ("said", "heard"), [("3", 3), ("0.25", 0.25), ("-1", 0), ("soon", None), ("nan", None), ("600", 600)]
-)
-def test_the_server_says_when_to_come_back(pauses, said, heard):
+def test_the_server_says_when_to_come_back():
+    times = []
+
     async def answer(request):
-        return as_json({}, 429, Retry_After=said) if request.number < 1 else await right(request)
+        times.append(time.monotonic())
+        return as_json({}, 429, Retry_After="0.4") if request.number < 1 else await right(request)
 
     with Server(answer) as server:
         collect(server, asked=problems(1), samples=1)
-    assert pauses == [(0, heard)]
+    assert times[1] - times[0] >= 0.4
 
 
-def test_the_server_may_say_it_with_a_date(pauses):
-    async def answer(request):
-        later = formatdate(time.time() + 100, usegmt=True)
-        return as_json({}, 503, Retry_After=later) if request.number < 1 else await right(request)
-
-    with Server(answer) as server:
-        collect(server, asked=problems(1), samples=1)
-    ((attempt, wait),) = pauses
-    assert attempt == 0 and 60 < wait <= 100
-
-
-def test_nobody_waits_for_hours(pauses):
-    asked = problems(1)
-    with (
-        Server(always({}, 429, Retry_After="7200")) as server,
-        pytest.raises(TracesMissing, match="7,200 sec"),
-    ):
+def test_nobody_waits_for_hours():
+    asked, too_late = problems(1), always({}, 429, Retry_After="7200")
+    with Server(too_late) as server, pytest.raises(TracesMissing, match="Retry-After: 7200"):
         collect(server, asked=asked, samples=1)
-    assert len(server.requests) == 1 and not pauses
+    assert len(server.requests) == 1
 
 
-def test_pauses_double_up_to_a_minute_with_a_random_part_and_never_undercut_the_server():
-    for attempt, longest in [(0, 1), (1, 2), (2, 4), (5, 32), (6, 60), (7, 60), (5000, 60)]:
-        drawn = [pause_before(attempt, None) for _ in range(200)]
-        assert longest / 2 <= min(drawn) < 0.6 * longest and 0.9 * longest < max(drawn) <= longest
-        assert all(pause_before(attempt, wait) >= wait for wait in (0.5, 10.0, 500.0))
-
-
-def test_a_connection_that_breaks_and_a_reply_that_takes_too_long_are_tried_again(pauses):
+def test_a_connection_that_breaks_and_a_reply_that_does_not_come_are_tried_again():
     async def answer(request):
         response = await right(request)
-        spoilt = [replace(response, share=0.0), replace(response, share=0.5), replace(response, drip=0.05)]
-        return spoilt[request.number] if request.number < 3 else response
+        if request.number == 2:
+            await asyncio.sleep(2)
+        return replace(response, share=request.number / 2) if request.number < 2 else response
 
     with Server(answer) as server:
         collect(server, asked=problems(1), samples=1, timeout=0.5)
-    assert len(server.requests) == 4 and len(pauses) == 3
+    assert len(server.requests) == 4
 
 
-def test_a_request_is_given_up_after_its_retries_and_the_reason_told(pauses, path):
+def test_a_request_is_given_up_after_its_retries_and_the_reason_told(path):
     async def answer(request):
         return (
             as_json({"error": {"message": "no luck"}}, 500) if number(request) == 1 else await right(request)
@@ -377,7 +342,7 @@ def test_a_request_is_given_up_after_its_retries_and_the_reason_told(pauses, pat
     assert [(t.key, t.sample) for t in error.traces] == [("k0", 0), ("k0", 1), ("k2", 0), ("k2", 1)]
     for part in (
         "2 requests failed",
-        "500: no luck",
+        "500: ", "no luck",
         "'k1'",
         "4 of 6 traces are in",
         "20 input and 28 output",
@@ -389,15 +354,14 @@ def test_a_request_is_given_up_after_its_retries_and_the_reason_told(pauses, pat
     assert len(server.requests) == 2
 
 
-def test_a_server_that_is_gone_is_not_asked_for_everything(pauses):
+def test_a_server_that_is_gone_is_not_asked_for_everything():
     with Server(right) as server:
         url = server.url
     with pytest.raises(TracesMissing, match="stopped: 3 requests in a row got nothing.*onnect"):
         collect(url, asked=problems(500), concurrency=3, retries=1)
-    assert len(pauses) <= 6
 
 
-def test_a_failure_now_and_then_does_not_stop_the_others(pauses):
+def test_a_failure_now_and_then_does_not_stop_the_others():
     async def answer(request):
         return as_json({}, 500) if number(request) % 2 else await right(request)
 
@@ -406,7 +370,7 @@ def test_a_failure_now_and_then_does_not_stop_the_others(pauses):
     assert len(raised.value.traces) == 10 and len(server.requests) == 20
 
 
-def test_problems_that_cannot_be_asked_stop_nobody_unless_there_is_nothing_else(pauses):
+def test_problems_that_cannot_be_asked_stop_nobody_unless_there_is_nothing_else():
     async def answer(request):
         return as_json({}, 400) if number(request) < 9 else await right(request)
 
@@ -422,7 +386,7 @@ def test_problems_that_cannot_be_asked_stop_nobody_unless_there_is_nothing_else(
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_request_that_is_refused_is_not_repeated_and_costs_only_its_trace(pauses, status):
+def test_a_request_that_is_refused_is_not_repeated_and_costs_only_its_trace(status):
     async def answer(request):
         if number(request) == 1:
             return as_json({"error": {"message": "context too long"}}, status)
@@ -433,29 +397,30 @@ def test_a_request_that_is_refused_is_not_repeated_and_costs_only_its_trace(paus
         pytest.raises(TracesMissing, match="context too long.*max_new_tokens") as raised,
     ):
         collect(server, concurrency=3, samples=1)
-    assert len(raised.value.traces) == 2 and len(server.requests) == 3 and not pauses
+    assert len(raised.value.traces) == 2 and len(server.requests) == 3
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "mend"),
+    ("status", "body", "fix"),
     [
-        (401, {"error": {"message": "who are you"}}, "401: who are you.*key_variable"),
-        (403, {"detail": "not for you"}, "403: not for you.*key_variable"),
-        (402, {"error": {"message": "pay"}}, "402: pay.*balance"),
-        (429, {"error": {"message": "pay", "code": "insufficient_quota"}}, "429: pay.*quota"),
+        (401, {"error": {"message": "who are you"}}, "401: .*who are you.*key_variable"),
+        (403, {"detail": "not for you"}, "403: .*not for you.*key_variable"),
+        (402, {"error": {"message": "pay"}}, "402: .*pay.*balance"),
+        (429, {"error": {"message": "pay", "code": "insufficient_quota"}}, "429: .*pay.*quota"),
         (404, {"error": "nobody here"}, "404: nobody here.*up to /v1.*'teacher'.*/v1/models"),
         (307, {}, "307.*up to /v1"),
         (405, "what", "405: what.*up to /v1"),
     ],
 )
-def test_what_every_request_would_meet_ends_the_run_at_once(pauses, status, body, mend):
+def test_what_every_request_would_meet_ends_the_run_at_once(status, body, fix):
     elsewhere = "http://127.0.0.1:9/v1"
-    with Server(always(body, status, Location=elsewhere)) as server, pytest.raises(TracesMissing, match=mend):
+    with Server(always(body, status, Location=elsewhere)) as server, pytest.raises(TracesMissing, match=fix):
         collect(server, asked=problems(50))
-    assert len(server.requests) <= 2 and not pauses
+    # The client takes a quota that is used up for a limit that passes.
+    assert len(server.requests) <= (18 if status == 429 else 2)
 
 
-def test_a_reply_without_a_text_is_drawn_anew_and_paid_for(pauses, path):
+def test_a_reply_without_a_text_is_drawn_anew_and_paid_for(path):
     async def answer(request):
         return as_json(completion("")) if request.number < 2 else await right(request)
 
@@ -469,7 +434,7 @@ def test_a_reply_without_a_text_is_drawn_anew_and_paid_for(pauses, path):
 @pytest.mark.parametrize(
     "content", [b"", b"<html>busy</html>", b"\xff\xfe", b'{"choices": [', b"[" * 100_000]
 )
-def test_garbage_is_tried_again_and_then_reported(pauses, content):
+def test_garbage_is_tried_again_and_then_reported(content):
     async def answer(request):
         return Response(content)
 
@@ -517,7 +482,7 @@ def test_a_cost_budget_counts_prompts_too(path):
     assert len(server.requests) == 3
 
 
-def test_replies_that_were_no_good_count_too(pauses, path):
+def test_replies_that_were_no_good_count_too(path):
     async def answer(request):
         return as_json(completion(None)) if request.number < 2 else await right(request)
 
@@ -578,7 +543,7 @@ async def telling(request):
 
 @pytest.mark.parametrize("numbers", [range(6), [401], [403], [404], [418], [307]])
 def test_the_key_is_nowhere_to_be_found_even_if_the_server_sends_it_back(
-    monkeypatch, pauses, path, capfd, caplog, numbers
+    monkeypatch, path, capfd, caplog, numbers
 ):
     monkeypatch.setenv("TEACHER_KEY", KEY)
     asked = [Problem(f"k{n}", f"{n} heads", "1") for n in numbers]
@@ -666,7 +631,7 @@ def test_a_key_in_the_address_is_refused_and_not_repeated(url):
         ({"retries": -1}, "retries must be at least 0; got -1"),
         ({"timeout": 0}, "timeout must be above 0; got 0"),
         ({"token_budget": 0}, "token_budget must be above 0; got 0"),
-        ({"cost_budget": 1.0}, "cost_budget=1.0 needs prices"),
+        ({"cost_budget": 1.0}, r"prices must be \(input, output\).*got None with cost_budget=1.0"),
         ({"cost_budget": -1.0, "prices": (1, 1)}, "cost_budget must be above 0"),
         ({"prices": (1,)}, r"prices must be \(input, output\).*got \(1,\)"),
         ({"prices": (-1, 1)}, "prices must be"),

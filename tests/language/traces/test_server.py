@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from loopback import completion
 
 from kdlib.language.answers.final_answer import has_format
-from kdlib.language.traces.replies import BadReply, Usage, read_reply
+from kdlib.language.traces.server import BadReply, Usage, read_reply
 
 STATEMENT = "10 heads and\n28 feet?"
 WHOLE = "2a + 4b = 28\n</think>\n\n4 rabbits"
@@ -95,7 +95,7 @@ def test_thoughts_sent_apart_and_in_the_text_are_the_same(thought, answer):
 
 def test_what_ended_it_how_long_it_is_and_who_wrote_it():
     reply = read("4", tokens=9, prompt=3)
-    assert (reply.completion.finished, reply.completion.tokens, reply.usage) == (True, 9, Usage(1, 3, 9))
+    assert (reply.completion.finished, reply.completion.tokens, reply.usage) == (True, 9, Usage(3, 9))
     assert reply.model == "taught-1"
     assert not read("4", finish="length").completion.finished
 
@@ -115,17 +115,17 @@ def without(name):
         ("busy", "no choices", None),
         (None, "no choices", None),
         ({"error": {"message": "overloaded"}}, "overloaded", None),
-        (without("choices"), "no choices", Usage(1, 5, 7)),
-        (completion("4") | {"choices": []}, "no choices", Usage(1, 5, 7)),
-        (completion("4") | {"choices": [{"finish_reason": "stop"}]}, "no choices", Usage(1, 5, 7)),
-        (completion("4") | {"choices": [{"message": None}]}, "no choices", Usage(1, 5, 7)),
-        (completion("4", finish="content_filter"), "content_filter", Usage(1, 5, 7)),
-        (completion("4", finish="insufficient_system_resource"), "insufficient_system", Usage(1, 5, 7)),
-        (completion("4", finish=None), "finish_reason None", Usage(1, 5, 7)),
-        (completion(None), "empty", Usage(1, 5, 7)),
-        (completion(" \n"), "empty", Usage(1, 5, 7)),
-        (completion(f"{PROMPT}{EOS}"), "empty", Usage(1, 5, 7)),
-        (completion([{"type": "text"}]), "empty", Usage(1, 5, 7)),
+        (without("choices"), "no choices", Usage(5, 7)),
+        (completion("4") | {"choices": []}, "no choices", Usage(5, 7)),
+        (completion("4") | {"choices": [{"finish_reason": "stop"}]}, "no choices", Usage(5, 7)),
+        (completion("4") | {"choices": [{"message": None}]}, "no choices", Usage(5, 7)),
+        (completion("4", finish="content_filter"), "content_filter", Usage(5, 7)),
+        (completion("4", finish="insufficient_system_resource"), "insufficient_system", Usage(5, 7)),
+        (completion("4", finish=None), "finish_reason None", Usage(5, 7)),
+        (completion(None), "empty", Usage(5, 7)),
+        (completion(" \n"), "empty", Usage(5, 7)),
+        (completion(f"{PROMPT}{EOS}"), "empty", Usage(5, 7)),
+        (completion([{"type": "text"}]), "empty", Usage(5, 7)),
         (without("usage"), "no usage", None),
         (completion("4", tokens=None), "no usage", None),
     ],
@@ -137,6 +137,6 @@ def test_what_is_no_reply_is_told_with_what_it_cost(body, reason, usage):
 
 
 def test_costs_are_dollars_per_million_tokens():
-    usage = Usage(1, 1_000_000, 0) + Usage(1, 500_000, 2_000_000)
-    assert usage == Usage(2, 1_500_000, 2_000_000)
+    usage = Usage(1_000_000, 0) + Usage(500_000, 2_000_000)
+    assert usage == Usage(1_500_000, 2_000_000)
     assert usage.cost((0.5, 2.0)) == pytest.approx(0.75 + 4.0)
