@@ -1,38 +1,32 @@
 """The teacher's outputs on disk: run it once, distil from it as often as you like.
 
-A teacher that runs at every step costs a forward pass of a model many times larger than the student. Its
-outputs for a given picture never change, so they can be written down. What a cache may stand for depends on
-the data:
+What a cache may stand for depends on the data:
 
 - **Data that look the same in every epoch** (`Examples`, or a loader without augmentation): one pass is
   enough, for every seed and any number of epochs.
-- **Augmented data**: each epoch shows other crops. They depend on (seed, epoch, row) alone, so a cache with
-  `epochs=E` holds the teacher's opinion on exactly the crops that `fit(seed=seed, epochs=E)` will show. It
-  serves that seed and up to E epochs, and is refused for others. Different temperatures, losses and students
-  can share it.
-- **Clean outputs for augmented training** are allowed when asked for, by caching `loader.examples` once: the
-  teacher's opinion on the whole picture then stands for all its crops. Beyer et al. 2022 (arXiv 2106.05237)
-  call this a fixed teacher, and found a consistent one better over long training.
+- **Augmented data**: crops depend on (seed, epoch, row) alone, so a cache with `epochs=E` holds the teacher's
+  logits for exactly the crops that `fit(seed=seed, epochs=E)` will show. It serves that seed and up to E
+  epochs, whatever the temperature, the loss and the student.
+- **Clean outputs for augmented training**, by caching `loader.examples` once: the logits of the whole picture
+  then stand for all its crops. Beyer et al. 2022 (arXiv 2106.05237) call this a fixed teacher, and found a
+  consistent one better over long training.
 
-A folder holds `manifest.json` and one safetensors file for each shard, a run of rows of one epoch. Every file
-appears whole or not at all. The manifest names fingerprints of teacher and data; each shard carries the
-manifest's. Whoever is killed loses the shard in the making and nothing else; two processes that write the
-same cache make the same files.
+A folder holds `manifest.json`, with the fingerprints of teacher and data, and one safetensors file for each
+shard, a run of rows of one epoch. Every file appears whole or not at all: a process that is killed loses the
+shard in the making and nothing else.
 """
 
 import math
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
+import psutil
 import torch
 from torch import Tensor, nn
 
-from kdlib.cache import shards as files
-from kdlib.cache.shards import Manifest, Shards, as_class
+from kdlib.cache.shards import DTYPES, Manifest, Shards, as_class, claim, read_manifest
 from kdlib.data import Batch, Examples, TrainingData, as_float
-from kdlib.losses.top_k import TopK
 from kdlib.runtime import best_device, eval_mode
 from kdlib.storage import fingerprint
 
@@ -42,9 +36,8 @@ __all__ = ["CachedTeacher", "cache_teacher", "open_cache"]
 class CachedTeacher:
     """Teacher outputs of a complete cache; made by `cache_teacher` and `open_cache`.
 
-    Shards are read when their rows are first asked for, with their checksum compared, and stay mapped, not
-    copied: memory holds the pages in use. `to` brings everything onto a device, so that a step is one index
-    operation.
+    Shards are read when their rows are first asked for; `to` brings everything onto a device, so that a step
+    is one index operation.
     """
 
     def __init__(self, folder: str | os.PathLike, manifest: Manifest) -> None:
@@ -107,7 +100,7 @@ class CachedTeacher:
             seed, epochs: as given to `fit`.
 
         Raises:
-            ValueError: saying what differs and how to mend it.
+            ValueError: saying what differs and how to fix it.
         """
         m = self._manifest
         if not self._belongs_to(data):
@@ -136,24 +129,16 @@ class CachedTeacher:
         clean = None if self._manifest.varies else _unaugmented(data)
         return clean is not None and self._manifest.data == clean.inputs_fingerprint()
 
-    def to(self, device: torch.device | str, *, limit: int | None = None) -> Self:
-        """Hold all outputs as tensors on a device, if they fit; else they go on being read from the files.
-
-        Args:
-            device: where training runs.
-            limit: most bytes to hold. Default: half of the free memory of a CUDA device, else half of the
-                machine's.
-
-        Returns:
-            This object.
+    def to(self, device: torch.device | str) -> Self:
+        """Hold all outputs as tensors on a device, if they fit into half of its free memory; else read files.
 
         Raises:
             ValueError: a damaged shard. FileNotFoundError: a missing one.
         """
-        # With its number: "cuda" is the current one.
-        device = torch.empty(0, device=device).device
-        size = self.bytes_per_example * len(self) * self.epochs
-        if size > (_memory_for(device) if limit is None else limit):
+        device = torch.empty(0, device=device).device  # with its number: "cuda" is the current one
+        on_gpu = device.type == "cuda"
+        free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
+        if self.bytes_per_example * len(self) * self.epochs > free / 2:
             self._held = {}
         elif not self._held or next(iter(self._held.values())).device != device:
             self._held = self._shards.whole(device)
@@ -183,55 +168,30 @@ class CachedTeacher:
             (B, …, C) float32 on the device of the rows.
 
         Raises:
-            ValueError: an epoch that is not stored, rows of another kind, or a damaged shard.
-            FileNotFoundError: a shard that was deleted since the cache was opened.
+            ValueError: an epoch that is not stored, or a damaged shard. FileNotFoundError: a missing one.
             IndexError: a row outside the data. (On a CUDA device: its own assertion.)
         """
-        stored = self._rows(epoch, rows)
-        if self._manifest.top_k is None:
-            return stored["logits"].float()
-        others = self.classes - self._manifest.top_k
-        # Without others the logarithm does not matter: every place is overwritten.
-        each = (stored["log_tail"] - math.log(max(others, 1))).unsqueeze(-1)
-        dense = each.expand(*each.shape[:-1], self.classes).clone()
-        return dense.scatter_(-1, as_class(stored["indices"]), stored["values"].float())
-
-    def top_k(self, epoch: int, rows: Tensor) -> TopK:
-        """The k largest logits as stored, at T = 1; arguments and errors as for `logits`.
-
-        Raises:
-            ValueError: also for a cache of all classes.
-        """
-        if self._manifest.top_k is None:
-            raise ValueError(
-                f"the cache in {self.folder} holds all {self.classes} classes, not the largest k; use "
-                f"logits(), or make it with top_k=k"
-            )
-        stored = self._rows(epoch, rows)
-        return TopK(stored["values"].float(), as_class(stored["indices"]), stored["log_tail"])
-
-    def _rows(self, epoch: int, rows: Tensor) -> dict[str, Tensor]:
         m = self._manifest
-        if rows.dtype != torch.int64 or rows.dim() != 1:
-            raise ValueError(
-                f"rows must be int64 positions of shape (B); got {rows.dtype} of shape {tuple(rows.shape)}"
-            )
-        if not m.varies and epoch >= 0:
-            epoch %= m.epochs
-        if not 0 <= epoch < m.epochs:
+        if not m.varies:
+            epoch = 0
+        elif not 0 <= epoch < m.epochs:
             raise ValueError(
                 f"epoch must lie in 0 … {m.epochs - 1}, as stored in {self.folder}; got {epoch}. Make a "
                 f"cache with more epochs"
             )
-        if not self._held:
-            at = rows.cpu()
-            _check_rows(at, m.examples)
-            return {name: tensor.to(rows.device) for name, tensor in self._shards.gather(epoch, at).items()}
-        at = rows.to(next(iter(self._held.values())).device)
-        if at.device.type == "cpu":  # elsewhere a look at the values would wait for the device
-            _check_rows(at, m.examples)
-        return {name: tensor[epoch][at].to(rows.device) for name, tensor in self._held.items()}
-
+        if rows.device.type == "cpu" and len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows must lie in 0 … {len(self) - 1}; got {rows.min()} to {rows.max()}")
+        if self._held:
+            stored = {name: tensor[epoch][rows.to(tensor.device)] for name, tensor in self._held.items()}
+        else:
+            stored = self._shards.gather(epoch, rows.cpu())
+        stored = {name: tensor.to(rows.device) for name, tensor in stored.items()}
+        if m.top_k is None:
+            return stored["logits"].float()
+        # Without others the logarithm does not matter: every place is overwritten.
+        each = (stored["log_tail"] - math.log(max(self.classes - m.top_k, 1))).unsqueeze(-1)
+        dense = each.expand(*each.shape[:-1], self.classes).clone()
+        return dense.scatter_(-1, as_class(stored["indices"]), stored["values"].float())
 
 @torch.no_grad()
 def cache_teacher(
@@ -249,7 +209,7 @@ def cache_teacher(
     overwrite: bool = False,
     progress: bool = False,
 ) -> CachedTeacher:
-    """Run the teacher over the data, in eval mode without gradients, and write down what it says.
+    """Run the teacher over the data, in eval mode without gradients, and store its logits.
 
     Called again with the same arguments, it verifies what is there and makes only what is missing or damaged.
     Which epochs and seeds a cache can be used for stands at the head of `kdlib.cache.images`.
@@ -274,63 +234,52 @@ def cache_teacher(
 
     Raises:
         ValueError: bad arguments; a folder with another cache or other files; logits that are not finite
-            or do not fit the dtype. The message says how to mend it.
+            or do not fit the dtype. The message says how to fix it.
     """
     _check_arguments(data, epochs, top_k, dtype, shard_rows, batch_size)
     folder = Path(folder)
-    before = files.read_manifest(folder, overwrite=overwrite)
+    read_manifest(folder, overwrite=overwrite)  # refuses before the teacher runs
     device = torch.device(device) if device is not None else best_device()
     teacher, data = teacher.to(device), data.to(device)
     seen, images, varies = _look_at(data, seed)
-    manifest = Manifest(
-        teacher=fingerprint(teacher),
-        data=seen,
-        examples=len(data),
-        epochs=epochs,
-        seed=seed if varies else None,
-        varies=varies,
-        dtype=str(dtype).removeprefix("torch."),
-        top_k=top_k,
-        shard_rows=shard_rows,
-        shape=() if before is None else before.shape,
-    )
     with eval_mode(teacher):
-        if before is None:
-            manifest = replace(manifest, shape=tuple(_output(teacher, images).shape[1:]))
-            if top_k is not None and top_k > manifest.shape[-1]:
-                raise ValueError(f"top_k must be at most the {manifest.shape[-1]} classes; got {top_k}")
-        files.claim(folder, manifest, overwrite=overwrite)
-        Shards(folder, manifest).fill(
+        shape = tuple(_output(teacher, images).shape[1:])
+        if top_k is not None and top_k > shape[-1]:
+            raise ValueError(f"top_k must be at most the {shape[-1]} classes; got {top_k}")
+        manifest = Manifest(
+            teacher=fingerprint(teacher), data=seen, examples=len(data), epochs=epochs,
+            seed=seed if varies else None, varies=varies, dtype=str(dtype).removeprefix("torch."),
+            top_k=top_k, shard_rows=shard_rows, shape=shape,
+        )  # fmt: skip
+        claim(folder, manifest, overwrite=overwrite)
+        cached = CachedTeacher(folder, manifest)
+        cached._shards.fill(
             lambda shard: _compute(teacher, data, manifest, shard, seed, batch_size), progress=progress
         )
-    return CachedTeacher(folder, manifest)
+    return cached
 
 
 def open_cache(
-    folder: str | os.PathLike,
-    *,
-    teacher: nn.Module | None = None,
-    data: TrainingData | None = None,
-    verify: bool = True,
+    folder: str | os.PathLike, *, teacher: nn.Module | None = None, data: TrainingData | None = None
 ) -> CachedTeacher:
-    """A cache that `cache_teacher` has written.
+    """A cache that `cache_teacher` has written. Checksums are compared at the first use of each shard.
 
     Args:
         folder: where it is.
         teacher: if given, must be the one that was cached.
         data: if given, must be the data that were cached or, for a cache of clean outputs, a loader that
             augments them. `CachedTeacher.check` also compares seed and epochs.
-        verify: read every shard and compare its checksum now. False leaves that to the first use of each.
 
     Raises:
         FileNotFoundError: there is no cache, or a shard is missing.
         ValueError: it is damaged, or belongs to another teacher or other data.
     """
     folder = Path(folder)
-    manifest = files.read_manifest(folder)
+    manifest = read_manifest(folder)
     if manifest is None:
         raise FileNotFoundError(f"there is no cache in {folder}; make one with cache_teacher")
     cached = CachedTeacher(folder, manifest)
+    cached._shards.check_whole(verify=False)
     if teacher is not None and fingerprint(teacher) != manifest.teacher:
         raise ValueError(
             f"the teacher has changed since the cache in {folder} was written; {manifest.remake()}"
@@ -339,7 +288,6 @@ def open_cache(
         raise ValueError(
             f"{manifest.DATA_CHANGED} since the cache in {folder} was written; {manifest.remake()}"
         )
-    cached._shards.check_whole(verify=verify)
     return cached
 
 
@@ -399,11 +347,6 @@ def _compute(
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _check_rows(rows: Tensor, count: int) -> None:
-    if len(rows) and not (rows.min() >= 0 and rows.max() < count):
-        raise IndexError(f"rows must lie in 0 … {count - 1}; got {rows.min().item()} to {rows.max().item()}")
-
-
 def _check_arguments(
     data: TrainingData, epochs: int, top_k: int | None, dtype: torch.dtype, shard_rows: int, batch_size: int
 ) -> None:
@@ -413,14 +356,5 @@ def _check_arguments(
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be 1 or more; got {value}")
-    if dtype not in files.DTYPES.values():
+    if dtype not in DTYPES.values():
         raise ValueError(f"dtype must be float32, float16 or bfloat16; got {dtype}")
-
-
-def _memory_for(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return 2 << 30

