@@ -1,4 +1,4 @@
-"""The file of traces: JSON lines that survive a kill at any moment. `kdlib.language.traces.collect` is the face."""
+"""The file of traces: JSON lines that survive a kill at any moment."""
 
 import json
 import os
@@ -30,7 +30,7 @@ class Trace:
         tokens: how many it wrote, that of the end included.
         finished: whether it wrote the end; otherwise `max_new_tokens` cut it off.
         correct: whether it is finished and the verifier accepts it.
-        well_formed: `kdlib.language.answers.final_answer.has_format`: the thought closed once, an answer after it.
+        well_formed: whether it closes its thought once and answers after it (`has_format`).
     """
 
     key: str

@@ -117,7 +117,7 @@ def test_whatever_happens_on_the_way_nothing_is_lost_and_nothing_twice(port, fol
     with Server(between(port, lambda request: next(kinds, None))) as proxy:
         traces = collect_remote_traces(
             proxy.url, folders["llama"], problems, path, samples=3, max_new_tokens=8, temperature=1.0,
-            concurrency=2, timeout=2.0,
+            concurrency=2,
         )  # fmt: skip
     assert [(t.key, t.sample) for t in traces] == [(f"k{n}", s) for n in range(5) for s in range(3)]
     assert Counter(load_traces(path)) == Counter(traces)
