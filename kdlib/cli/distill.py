@@ -42,7 +42,7 @@ _LAUNCH = ("ddp", "fsdp2")  # for accelerate launch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the pipeline; 1 where that failed, with the mend on stderr; interrupted, 130."""
+    """Run the pipeline; 1 where that failed, with what to fix on stderr; interrupted, 130."""
     parser = _parser()
     names = [known.name for known in fields(PipelineOptions)]
     try:
@@ -146,7 +146,8 @@ def _planned(options: PipelineOptions, hardware: str, context: int, texts: int) 
         raise ValueError("--plan takes the length of a run from --texts and --epochs; leave --steps out")
     found = plan(
         None if options.teacher is None else _shape(options.teacher), _shape(options.student), hardware,
-        context * texts * options.epochs, method="logits" if options.method == "on-policy" else options.method,
+        context * texts * options.epochs,
+        method="logits" if options.method == "on-policy" else options.method,
         context=context, batch_size=options.batch_size, accumulation=options.accumulation,
         packing=options.packing, precision="no" if options.precision == "no" else "bf16",
         gradient_checkpointing=options.gradient_checkpointing,

@@ -30,8 +30,8 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from kdlib.language.distill.batches import HasText, TokenExample, tokenize
-from kdlib.language.traces.file import load_traces
+from kdlib.language.distill.batches import TokenExample, tokenize
+from kdlib.language.traces.file import Trace, load_traces
 from kdlib.language.traces.select import filter_traces
 from kdlib.storage import replaced
 
@@ -73,7 +73,7 @@ class Export:
 
 
 def export_for_trl(
-    traces: Sequence[HasText | tuple[str, str]],
+    traces: Sequence[Trace | tuple[str, str]],
     tokenizer: PreTrainedTokenizerBase,
     path: str | os.PathLike,
     *,
@@ -117,7 +117,7 @@ def _as_tokens(example: TokenExample) -> dict[str, list[int]]:
 
 def _as_texts(
     tokenizer: PreTrainedTokenizerBase,
-    traces: Sequence[HasText | tuple[str, str]],
+    traces: Sequence[Trace | tuple[str, str]],
     encoded: Sequence[TokenExample],
 ) -> Iterator[dict[str, str]]:
     eos = tokenizer.eos_token

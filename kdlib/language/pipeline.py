@@ -1,36 +1,38 @@
-"""The R1 recipe from beginning to end: a teacher writes, a program verifies, a student learns and is tested.
+"""The R1 recipe from beginning to end: collect -> filter -> cache the teacher -> train -> evaluate.
 
 `python -m kdlib distill` is the command line of `run_pipeline`.
 """
 
+import json
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdlib.cache.tokens import CachedTokens, cache_teacher_tokens
-from kdlib.course.studies.records import write_results
-from kdlib.language.distill.distill import LanguageHistory, distill_language_model
+from kdlib.cache.tokens import CachedTokens
+from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.distill.fsdp import sharding
+from kdlib.language.distill.teachers import cache_teacher_tokens
+from kdlib.language.distill.trainer import LanguageHistory
 from kdlib.language.models.load import load_checkpoint
 from kdlib.language.models.vocabulary import check_same_ordinary_tokens
 from kdlib.language.problems import Problem, load_problems
 from kdlib.language.traces.collect import Trace, collect_traces, load_traces
 from kdlib.language.traces.select import filter_traces, trace_report
 from kdlib.metrics import interval
-from kdlib.runtime import Precision, best_device, describe_environment
+from kdlib.runtime import best_device, describe_environment
+from kdlib.storage import replaced
 
 __all__ = ["Method", "PipelineOptions", "run_pipeline"]
 
 Method = Literal["texts", "logits", "cached", "on-policy"]
 
-_PART = 64  # problems of one file of traces: each is written by one process
+PART = 64  # problems of one file of traces: each is written by one process
 
 
 def option(default: object, text: str) -> object:
@@ -38,8 +40,8 @@ def option(default: object, text: str) -> object:
 
 
 @dataclass
-class PipelineOptions:
-    """What `run_pipeline` does; each field is an option of the command, and its help says what it means."""
+class Sources:
+    """What is there."""
 
     student: str = option("", "model to train: one of the six, a repository, or a folder")
     out: str = option("", "folder for traces, teacher outputs, checkpoints and the trained student")
@@ -49,7 +51,12 @@ class PipelineOptions:
     test: str | None = option(None, "file of problems that the student answers before and after")
     tokenizer: str = option("student", "whose tokenizer and chat template: student or teacher")
     teacher_quantise: str | None = option(None, "keep the teacher's weights as int8 or nf4")
-    # What the teacher writes.
+
+
+@dataclass
+class Collecting:
+    """What the teacher writes, and what is kept of it."""
+
     samples: int = option(4, "answers to each problem")
     sampling_temperature: float = option(0.6, "of what teacher and, on-policy, student write")
     top_p: float = option(0.95, "share of the most probable tokens that the teacher draws from")
@@ -57,8 +64,13 @@ class PipelineOptions:
     sampling_batch: int = option(32, "answers written at once by one device")
     shortest: bool = option(False, "of each problem's right answers keep the shortest")
     unverified: bool = option(False, "keep wrong answers too")
-    # How the student learns.
     method: str = option("texts", "texts (as R1-Distill), logits, cached (the largest logits), on-policy")
+
+
+@dataclass
+class Training:
+    """How the student learns: arguments of `distill_language_model`."""
+
     alpha: float | None = option(
         None, "weight of the hard label (texts 1, logits and cached 0.5, on-policy 0)"
     )
@@ -72,27 +84,33 @@ class PipelineOptions:
     accumulation: int = option(8, "micro-batches in a step")
     packing: bool = option(True, "lay short texts end to end")
     group_by_length: bool = option(False, "put texts of similar length into a step")
-    gradient_checkpointing: bool = option(False, "compute activations again rather than keep them")
     precision: str = option("auto", "auto, bf16 or no")
     seed: int = option(0, "of order and sampling")
     save_steps: int | None = option(None, "steps between checkpoints (a tenth of the run)")
     resume: bool = option(True, "go on from the newest checkpoint in the folder")
+
+
+@dataclass
+class PipelineOptions(Training, Collecting, Sources):
+    """What `run_pipeline` does; each field is an option of the command, and its help says what it means."""
+
+    gradient_checkpointing: bool = option(False, "compute activations again rather than keep them")
     training_arguments: dict | None = option(
         None, "more of transformers' TrainingArguments, as JSON; a mapping in a configuration"
     )
 
     def __post_init__(self) -> None:
         for name, known in (
-            ("method", ("texts", "logits", "cached", "on-policy")), ("tokenizer", ("student", "teacher")),
+            ("method", get_args(Method)), ("tokenizer", ("student", "teacher")),
             ("precision", ("auto", "bf16", "no")), ("divergence", (None, "forward", "reverse", "jsd")),
             ("teacher_quantise", (None, "int8", "nf4")),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 expected = ", ".join(value for value in known if value)
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {expected}")
-        for name in ("student", "out"):
+        for name, meaning in (("student", "the model to train"), ("out", "a folder to work in")):
             if not getattr(self, name):
-                raise ValueError(f"{name} is missing; expected {_MEANING[name]}")
+                raise ValueError(f"{name} is missing; expected {meaning}")
         sources = [name for name in ("problems", "traces") if getattr(self, name)]
         if len(sources) != 1:
             raise ValueError(
@@ -104,15 +122,17 @@ class PipelineOptions:
             raise ValueError(f"{needed} a teacher; give teacher, or learn from traces by method texts")
         if self.tokenizer == "teacher" and self.teacher is None:
             raise ValueError("tokenizer is 'teacher', and there is no teacher; give one")
+        if self.teacher_quantise and sharding():
+            raise ValueError(
+                f"teacher_quantise is {self.teacher_quantise!r}, but FSDP2 cannot spread packed weights; "
+                "leave it out, or launch with ddp"
+            )
         if self.epochs is None and self.steps is None:
             self.epochs = 2.0
 
 
-_MEANING = {"student": "the model to train", "out": "a folder to work in"}
-
-
 def run_pipeline(options: PipelineOptions, say: Callable[[str], None] = print) -> dict[str, object]:
-    """Collect, verify, train, test; each stage goes on where it was interrupted.
+    """Collect, filter, train, evaluate; each stage goes on where it was interrupted.
 
     Under `accelerate launch` every process calls it. They share the problems, a part of 64 each in turn, and
     the steps of training; the folder must be one that all of them see.
@@ -127,126 +147,113 @@ def run_pipeline(options: PipelineOptions, say: Callable[[str], None] = print) -
     Raises:
         ValueError, OSError: of the stages; see `load_checkpoint`, `collect_traces`, `distill_language_model`.
     """
-    if options.teacher_quantise and sharding():
-        raise ValueError(
-            f"teacher_quantise is {options.teacher_quantise!r}, but FSDP2 cannot spread packed weights; "
-            "leave it out, or launch with ddp"
-        )
     # A process may wait for hours while another writes.
-    place = PartialState(cpu=best_device().type == "cpu", timeout=timedelta(days=7))
-    tell = say if place.is_main_process else (lambda text: None)
+    processes = PartialState(cpu=best_device().type == "cpu", timeout=timedelta(days=7))
+    if not processes.is_main_process:
+        say = _nothing
     out = Path(options.out)
-    report: dict[str, object] = {"environment": describe_environment(), "processes": place.num_processes}
-    # Read before anything large is: a mistake in a file is told at once.
-    test = load_problems(options.test) if options.test else []
-    if options.problems:
-        problems = load_problems(options.problems)
-    else:
-        traces = load_traces(options.traces)
-        problems = [Problem(trace.key, trace.statement, trace.answer) for trace in _first_of_each(traces)]
-    if seen := {problem.statement for problem in test} & {problem.statement for problem in problems}:
-        raise ValueError(
-            f"{len(seen)} problems of {options.test} are trained on too, such as {min(seen)[:60]!r}; remove "
-            "them from one of the two files, or the test would show what was learnt by heart"
-        )
-    if test:
-        report["before"] = _tested(options, options.student, test, out / "test_before.jsonl", place, tell)
+    problems, traces, test = _read(options)  # before anything large is: a mistake in a file is told at once
+    report: dict[str, object] = {"environment": describe_environment(), "processes": processes.num_processes}
+    right_before = _evaluate(options, options.student, test, out / "test_before.jsonl", processes, say)
 
-    teacher, teacher_tokenizer = _teacher(options, place, writes=options.problems is not None)
+    teacher, teacher_tokenizer = _teacher(options, processes)
     if options.problems:
-        traces = _collected(options, problems, teacher, teacher_tokenizer, out / "traces", place)
-    tell(str(trace_report(traces)))
+        traces = _collect(options, problems, teacher, teacher_tokenizer, processes)
+    say(str(trace_report(traces)))
     kept = filter_traces(traces, correct=not options.unverified, shortest=options.shortest)
     if not kept:
         raise ValueError(
             f"none of the {len(traces):,} traces is right; ask more easily, let the teacher write beyond "
             f"max_new_tokens={options.max_new_tokens}, or keep wrong ones with unverified"
         )
-    tell(f"{len(kept):,} of {len(traces):,} traces are kept")
+    say(f"{len(kept):,} of {len(traces):,} traces are kept")
 
-    student, tokenizer = _student(options, place)
+    # In float32: a small step of the learning rate is lost in bfloat16.
+    device = "cpu" if sharding() else processes.device
+    student, tokenizer = load_checkpoint(options.student, dtype=torch.float32, device=device)
     if options.tokenizer == "teacher":
         check_same_ordinary_tokens(tokenizer, teacher_tokenizer)
         tokenizer = teacher_tokenizer
+    on_policy = options.method == "on-policy"
+    examples = problems if on_policy else [_as_example(trace, tokenizer) for trace in kept]
     if options.method == "texts":
         teacher = None  # its memory is wanted
         _free()
-    elif teacher is not None and sharding():
-        teacher.to("cpu")  # from where each process takes its part
-    if options.method == "on-policy":
-        examples = problems
-    else:
-        examples = [_as_example(trace, tokenizer) for trace in kept]
-    if options.method == "cached":
-        folder = out / "teacher_outputs"
-        teacher = _stored(options, teacher, tokenizer, teacher_tokenizer, examples, folder, place)
-    history = _trained(options, student, tokenizer, teacher, teacher_tokenizer, examples, out / "student")
+    elif options.method == "cached":
+        teacher = _cache_teacher(options, teacher, tokenizer, teacher_tokenizer, examples, processes)
+    history = _train(options, student, tokenizer, teacher, teacher_tokenizer, examples)
     report |= {
         "problems": len(problems), "traces": len(traces), "correct": sum(t.correct for t in traces),
         "kept": len(kept), "steps": history.steps, "tokens": history.tokens_trained,
         "seconds": history.seconds, "first_loss": history.loss[0], "last_loss": history.loss[-1],
         "peak_memory": history.peak_memory,
     }  # fmt: skip
-    tell(_told(history))
+    say(
+        f"{history.steps:,} steps, {history.tokens_trained:,} tokens learned at "
+        f"{history.tokens_trained / max(history.seconds, 1e-9):,.0f} a second; loss {history.loss[0]:.3f} at "
+        f"the first step, {history.loss[-1]:.3f} at the last; at most {history.peak_memory / 1e9:.2f} GB of "
+        "memory"
+    )
     del student, teacher
     _free()
 
-    if test:
-        trained = str(out / "student")
-        report["after"] = _tested(options, trained, test, out / "test_after.jsonl", place, tell)
-        if place.is_main_process and len(test) > 1:
-            files = out / "test_before.jsonl", out / "test_after.jsonl"
-            report["difference"] = _difference(*files, test, tell)
-    if place.is_main_process:
-        write_results(out / "report.json", report)
-        tell(f"The trained student is in {out / 'student'}.")
+    right_after = _evaluate(options, str(out / "student"), test, out / "test_after.jsonl", processes, say)
+    if processes.is_main_process:
+        report |= _compared(right_before, right_after, say)
+        with replaced(out / "report.json") as file:
+            file.write((json.dumps(report, indent=1) + "\n").encode())
+        say(f"The trained student is in {out / 'student'}.")
     return report
 
 
 # --- the stages -------------------------------------------------------------------------------------------
 
 
+def _read(options: PipelineOptions) -> tuple[list[Problem], list[Trace], list[Problem]]:
+    """Problems to learn from, traces that are there already, and problems to test on."""
+    test = load_problems(options.test) if options.test else []
+    traces = load_traces(options.traces) if options.traces else []
+    first = {trace.key: trace for trace in reversed(traces)}
+    problems = load_problems(options.problems) if options.problems else [
+        Problem(trace.key, trace.statement, trace.answer) for trace in reversed(first.values())
+    ]  # fmt: skip
+    if seen := {problem.statement for problem in test} & {problem.statement for problem in problems}:
+        raise ValueError(
+            f"{len(seen)} problems of {options.test} are trained on too, such as {min(seen)[:60]!r}; remove "
+            "them from one of the two files, or the test would show what was learned by heart"
+        )
+    return problems, traces, test
+
+
 def _teacher(
-    options: PipelineOptions, place: PartialState, *, writes: bool
+    options: PipelineOptions, processes: PartialState
 ) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase | None]:
-    if options.teacher is None:
-        return None, None
-    if options.method == "texts" and not writes and options.tokenizer == "student":
+    writes = options.problems is not None
+    if options.teacher is None or not writes and options.method == "texts" and options.tokenizer == "student":
         return None, None  # its traces are all that is needed
-    device = "cpu" if sharding() and not writes else place.device
+    device = "cpu" if sharding() and not writes else processes.device
     return load_checkpoint(options.teacher, device=device, quantise=options.teacher_quantise)
 
 
-def _student(
-    options: PipelineOptions, place: PartialState
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    # In float32: a small step of the learning rate is lost in bfloat16.
-    device = "cpu" if sharding() else place.device
-    return load_checkpoint(options.student, dtype=torch.float32, device=device)
-
-
-def _collected(
+def _collect(
     options: PipelineOptions, problems: list[Problem], teacher: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase, folder: Path, place: PartialState,
+    tokenizer: PreTrainedTokenizerBase, processes: PartialState,
 ) -> list[Trace]:  # fmt: skip
     """Every process writes its parts, and reads those of all."""
-    parts = [problems[start : start + _PART] for start in range(0, len(problems), _PART)]
-
-    def write(number: int, progress: bool) -> list[Trace]:
-        return collect_traces(
-            teacher, tokenizer, parts[number], folder / f"{number:05}.jsonl", samples=options.samples,
-            temperature=options.sampling_temperature, top_p=options.top_p, seed=options.seed,
-            max_new_tokens=options.max_new_tokens, batch_size=options.sampling_batch, progress=progress,
+    starts = range(0, len(problems), PART)
+    files = [Path(options.out) / "traces" / f"{number:05}.jsonl" for number in range(len(starts))]
+    for number in range(processes.process_index, len(files), processes.num_processes):
+        collect_traces(
+            teacher, tokenizer, problems[starts[number] : starts[number] + PART], files[number],
+            samples=options.samples, temperature=options.sampling_temperature, top_p=options.top_p,
+            seed=options.seed, max_new_tokens=options.max_new_tokens, batch_size=options.sampling_batch,
+            progress=processes.is_main_process,
         )  # fmt: skip
-
-    for number in range(place.process_index, len(parts), place.num_processes):
-        write(number, place.is_main_process)
-    place.wait_for_everyone()
-    asked = {problem.key for problem in problems}
-    written = [trace for number in range(len(parts)) for trace in load_traces(folder / f"{number:05}.jsonl")]
-    traces = [trace for trace in written if trace.key in asked and trace.sample < options.samples]
+    processes.wait_for_everyone()
     order = {problem.key: number for number, problem in enumerate(problems)}
-    return sorted(traces, key=lambda trace: (order[trace.key], trace.sample))
+    traces = [trace for file in files for trace in load_traces(file)]
+    asked = [trace for trace in traces if trace.key in order and trace.sample < options.samples]
+    return sorted(asked, key=lambda trace: (order[trace.key], trace.sample))
 
 
 def _as_example(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> Trace:
@@ -258,88 +265,81 @@ def _as_example(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> Trace:
     return replace(trace, text=f"<think>\n{trace.text}")
 
 
-def _stored(
-    options, teacher, tokenizer, teacher_tokenizer, examples, folder: Path, place: PartialState
-) -> CachedTokens:
-    """The first process writes them; the others find them."""
-    settings = {"temperature": options.temperature, "device": place.device}
-    if options.tokenizer == "student":
-        settings["teacher_tokenizer"] = teacher_tokenizer  # to be compared
-    if options.top_k is not None:
-        settings["top_k"] = options.top_k
-    with _first_process_first(place):
+def _cache_teacher(
+    options: PipelineOptions, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase, examples: list[Trace], processes: PartialState,
+) -> CachedTokens:  # fmt: skip
+    """The first process writes the outputs; the others find them."""
+    with processes.main_process_first():
         return cache_teacher_tokens(
-            teacher, tokenizer, examples, folder, progress=place.is_main_process,
-            overwrite=not options.resume, **settings,
+            teacher, tokenizer, examples, Path(options.out) / "teacher_outputs",
+            teacher_tokenizer=teacher_tokenizer, temperature=options.temperature,
+            device=processes.device, progress=processes.is_main_process, overwrite=not options.resume,
+            **({} if options.top_k is None else {"top_k": options.top_k}),
         )  # fmt: skip
 
 
-def _trained(
-    options, student, tokenizer, teacher, teacher_tokenizer, examples, folder: Path
-) -> LanguageHistory:
-    live = isinstance(teacher, PreTrainedModel)
-    own = teacher_tokenizer if live and options.tokenizer == "student" else None
-    precision: Precision = options.precision
-    writing = {} if options.method != "on-policy" else {
-        "on_policy": True, "max_new_tokens": options.max_new_tokens,
-        "sampling_temperature": options.sampling_temperature,
-    }  # fmt: skip
-    settings = dict(options.training_arguments or {})
+def _train(
+    options: PipelineOptions, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+    teacher: PreTrainedModel | CachedTokens | None, teacher_tokenizer: PreTrainedTokenizerBase,
+    examples: list[Trace] | list[Problem],
+) -> LanguageHistory:  # fmt: skip
+    settings = {known.name: getattr(options, known.name) for known in fields(Training)}
+    settings |= options.training_arguments or {}
+    if options.steps is not None:
+        settings["epochs"] = None
     if options.gradient_checkpointing:
         settings["gradient_checkpointing"] = True
+    if isinstance(teacher, PreTrainedModel):
+        settings["teacher_tokenizer"] = teacher_tokenizer
+        if sharding():
+            teacher.to("cpu")  # from where each process takes its part
+    else:
+        settings["top_k"] = None
+    if options.method == "on-policy":
+        settings |= {"on_policy": True, "max_new_tokens": options.max_new_tokens,
+                     "sampling_temperature": options.sampling_temperature}  # fmt: skip
     return distill_language_model(
-        student, tokenizer, examples, folder, teacher=teacher, teacher_tokenizer=own, alpha=options.alpha,
-        temperature=options.temperature, divergence=options.divergence,
-        top_k=options.top_k if live else None, **writing,
-        steps=options.steps, epochs=options.epochs if options.steps is None else None, lr=options.lr,
-        batch_size=options.batch_size, accumulation=options.accumulation, packing=options.packing,
-        group_by_length=options.group_by_length, seed=options.seed, save_steps=options.save_steps,
-        resume=options.resume, precision=precision, progress=True, **settings,
+        student, tokenizer, examples, Path(options.out) / "student", teacher=teacher, progress=True,
+        **settings,
     )  # fmt: skip
 
 
-def _tested(options, model: str, test: list[Problem], path: Path, place: PartialState, tell) -> float | None:
-    """Share of the problems that the most probable answers solve; by the first process, others wait."""
-    accuracy = None
-    if place.is_main_process:
-        loaded, tokenizer = load_checkpoint(model, device=place.device)
+def _evaluate(
+    options: PipelineOptions, model: str, test: Sequence[Problem], path: Path, processes: PartialState,
+    say: Callable[[str], None],
+) -> list[bool]:  # fmt: skip
+    """Which problems the most probable answers solve; by the first process, the others wait for it."""
+    right: list[bool] = []
+    if test and processes.is_main_process:
+        loaded, tokenizer = load_checkpoint(model, device=processes.device)
         answers = collect_traces(
             loaded, tokenizer, test, path, samples=1, temperature=0.0, max_new_tokens=options.max_new_tokens,
             batch_size=options.sampling_batch, progress=True,
         )  # fmt: skip
-        accuracy = sum(trace.correct for trace in answers) / len(answers)
-        tell(f"{model}: {sum(t.correct for t in answers)} of {len(answers)} test problems, {accuracy:.1%}")
+        right = [trace.correct for trace in answers]
+        say(f"{model}: {sum(right)} of {len(right)} test problems, {sum(right) / len(right):.1%}")
         del loaded
         _free()
-    place.wait_for_everyone()
-    return accuracy
+    processes.wait_for_everyone()
+    return right
 
 
-def _difference(before: Path, after: Path, test: Sequence[Problem], tell) -> dict[str, float]:
-    right = [{trace.key: trace.correct for trace in load_traces(path)} for path in (before, after)]
-    gains = [float(right[1][problem.key]) - float(right[0][problem.key]) for problem in test]
-    mean, half = interval(gains)
-    tell(
-        f"after − before: {100 * mean:+.1f} points, 95 % interval [{100 * (mean - half):+.1f}, "
-        f"{100 * (mean + half):+.1f}] over {len(test)} problems; one run, so not over seeds"
-    )
-    return {"mean": mean, "half_width": half, "problems": len(test)}
-
-
-# --- around them ------------------------------------------------------------------------------------------
-
-
-def _first_of_each(traces: Sequence[Trace]) -> list[Trace]:
-    return list({trace.key: trace for trace in reversed(traces)}.values())[::-1]
-
-
-@contextmanager
-def _first_process_first(place: PartialState):
-    if not place.is_main_process:
-        place.wait_for_everyone()
-    yield
-    if place.is_main_process:
-        place.wait_for_everyone()
+def _compared(
+    before: Sequence[bool], after: Sequence[bool], say: Callable[[str], None]
+) -> dict[str, object]:
+    """Shares of the test problems, and their difference, problem by problem."""
+    if not before:
+        return {}
+    report = {"before": sum(before) / len(before), "after": sum(after) / len(after)}
+    if len(before) > 1:
+        mean, half = interval([int(now) - int(then) for then, now in zip(before, after, strict=True)])
+        say(
+            f"after − before: {100 * mean:+.1f} points, 95 % interval [{100 * (mean - half):+.1f}, "
+            f"{100 * (mean + half):+.1f}] over {len(before)} problems; one run, so not over seeds"
+        )
+        report["difference"] = {"mean": mean, "half_width": half, "problems": len(before)}
+    return report
 
 
 def _free() -> None:
@@ -347,10 +347,5 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def _told(history: LanguageHistory) -> str:
-    rate = history.tokens_trained / max(history.seconds, 1e-9)
-    return (
-        f"{history.steps:,} steps, {history.tokens_trained:,} tokens learnt at {rate:,.0f} a second; loss "
-        f"{history.loss[0]:.3f} at the first step, {history.loss[-1]:.3f} at the last; "
-        f"at most {history.peak_memory / 1e9:.2f} GB of memory"
-    )
+def _nothing(text: str) -> None:
+    """What the processes beside the first say."""

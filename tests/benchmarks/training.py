@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from benchmarks.race import Row, arms_in_turn
 from kdlib.cache.images import cache_teacher
-from kdlib.cache.tokens import cache_teacher_tokens
 from kdlib.data import Examples, as_float
 from kdlib.language.distill.distill import distill_language_model
+from kdlib.language.distill.teachers import cache_teacher_tokens
 from kdlib.runtime import seeded
 from kdlib.training import fit
 from kdlib.vision.loader import Augmentation, Loader

@@ -12,13 +12,15 @@ import pytest
 import torch
 from small_models import llama, pairs, qwen, word_tokenizer
 
-from kdlib.cache.tokens import cache_teacher_tokens, open_token_cache
+from kdlib.cache import tokens
+from kdlib.cache.tokens import open_token_cache
 from kdlib.language.distill.batches import TokenExample, tokenize
+from kdlib.language.distill.teachers import cache_teacher_tokens
 from kdlib.losses.top_k import top_k_loss, top_k_of
 from kdlib.storage import DamagedFile
 
 TEXTS = pairs(30, seed=3)
-SETTINGS = {"top_k": 5, "shard_rows": 40, "batch_size": 4, "device": "cpu"}
+SETTINGS = {"top_k": 5, "batch_tokens": 60, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,11 @@ def teacher():
     return model
 
 
+@pytest.fixture(autouse=True)
+def small_files(monkeypatch):
+    monkeypatch.setattr(tokens, "SHARD_ROWS", 40)
+
+
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "cache"
@@ -62,6 +69,10 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
+def rows_of(cached, text):
+    return range(*cached.starts[text : text + 2])
+
+
 def every_row(cached):
     return cached.top_k(torch.arange(len(cached)))
 
@@ -75,29 +86,28 @@ def test_rows_are_what_a_direct_forward_pass_says_at_that_temperature(
     folder, tokenizer, teacher, family, temperature
 ):
     teacher = teacher if family == "qwen2" else sharp(llama(seed=2))
-    cached = make(folder, teacher, tokenizer, temperature=temperature, dtype=torch.float32)
+    cached = make(folder, teacher, tokenizer, temperature=temperature)
     encoded = tokenize(tokenizer, TEXTS)
-    assert cached.examples == 30 and len(cached) == sum(len(example.completion) for example in encoded)
-    assert (cached.k, cached.width, cached.temperature) == (5, 60, temperature)
+    assert len(cached) == sum(len(example.completion) for example in encoded)
     row = 0
     for number, example in enumerate(encoded):
-        rows = cached.rows_of(number)
+        rows = rows_of(cached, number)
         assert rows == range(row, row + len(example.completion))
         row = rows.stop
         top = cached.top_k(torch.tensor(rows))
         expected = top_k_of(directly(teacher, example), 5, temperature)
         assert torch.equal(top.indices, expected.indices)
         total = expected.log_total
-        torch.testing.assert_close(top.values, expected.values - total.unsqueeze(-1), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(top.values, expected.values - total.unsqueeze(-1), rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(top.log_tail, expected.log_tail - total, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(top.log_total, torch.zeros_like(total), rtol=0.0, atol=1e-5)
+        torch.testing.assert_close(top.log_total, torch.zeros_like(total), rtol=0.0, atol=1e-3)
 
 
 def test_the_loss_from_the_cache_is_the_loss_from_the_teacher(folder, tokenizer, teacher):
     cached, student = make(folder, teacher, tokenizer, temperature=2.0), qwen(seed=5)
     for number, example in enumerate(tokenize(tokenizer, TEXTS)[:8]):
         logits = directly(student, example)
-        found = top_k_loss(logits, cached.top_k(torch.tensor(cached.rows_of(number))), temperature=2.0)
+        found = top_k_loss(logits, cached.top_k(torch.tensor(rows_of(cached, number))), temperature=2.0)
         online = top_k_loss(logits, top_k_of(directly(teacher, example), 5, 2.0), temperature=2.0)
         torch.testing.assert_close(found, online, rtol=1e-3, atol=1e-3)
         assert online > 0.1
@@ -115,20 +125,16 @@ def test_rows_in_any_order_some_of_them_and_repeated(folder, tokenizer, teacher)
 
 
 def test_batches_padding_side_and_borders_of_files_change_nothing_but_rounding(
-    tmp_path, tokenizer, teacher
+    tmp_path, tokenizer, teacher, monkeypatch
 ):
-    expected = every_row(make(tmp_path / "one", teacher, tokenizer, batch_size=1, dtype=torch.float32))
+    expected = every_row(make(tmp_path / "one", teacher, tokenizer, batch_tokens=1))
     left = word_tokenizer()
     left.padding_side = "left"
-    changes = [
-        {"batch_size": 30}, {"batch_size": 7, "batch_tokens": 40}, {"shard_rows": 1}, {"shard_rows": 1000},
-        {"tokenizer": left},
-    ]  # fmt: skip
-    for number, change in enumerate(changes):
-        change = {"teacher": teacher, "tokenizer": tokenizer, "dtype": torch.float32} | change
-        found = every_row(make(tmp_path / f"{number}", **change))
+    for rows, chosen, batch_tokens in ((40, tokenizer, 9999), (1, tokenizer, 60), (1000, left, 60)):
+        monkeypatch.setattr(tokens, "SHARD_ROWS", rows)
+        found = every_row(make(tmp_path / f"{rows}", teacher, chosen, batch_tokens=batch_tokens))
         assert torch.equal(found.indices, expected.indices)
-        torch.testing.assert_close(found.values, expected.values, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.values, expected.values, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(found.log_tail, expected.log_tail, rtol=1e-5, atol=1e-5)
 
 
@@ -142,32 +148,23 @@ def test_a_forward_pass_holds_no_more_tokens_than_allowed(folder, tokenizer, tea
         )
 
     monkeypatch.setattr(teacher, "forward", watched)
-    make(folder, teacher, tokenizer, shard_rows=1000, batch_size=6, batch_tokens=50)
+    monkeypatch.setattr(tokens, "SHARD_ROWS", 1000)
+    make(folder, teacher, tokenizer, batch_tokens=50)
     shapes = [shape for shape, _ in seen]
-    assert all(shape[0] <= 6 and (shape.numel() <= 50 or shape[0] == 1) for shape in shapes)
+    assert all(shape.numel() <= 50 or shape[0] == 1 for shape in shapes)
     assert shapes[0][1] == max(shape[1] for shape in shapes), "the longest first"
     assert len(shapes) < 15, "many texts to a pass"
     padding = 1 - sum(tokens for _, tokens in seen) / sum(shape.numel() for shape in shapes)
     assert padding < 0.1
 
 
-def test_a_text_across_two_files_is_read_once(folder, tokenizer, teacher):
-    passes = []
-    hook = teacher.register_forward_hook(lambda *_: passes.append(1))
-    try:
-        make(folder, teacher, tokenizer, batch_size=1, shard_rows=5)
-    finally:
-        hook.remove()
-    assert len(passes) == 30
-
-
 def test_the_teacher_is_left_in_its_mode_and_has_no_dropout(folder, tokenizer):
     dropping = sharp(qwen(seed=1, attention_dropout=0.5)).train()
-    cached = make(folder, dropping, tokenizer, dtype=torch.float32)
+    cached = make(folder, dropping, tokenizer)
     assert dropping.training and dropping.model.layers[0].training
     example = tokenize(tokenizer, TEXTS[:1])[0]
     expected = top_k_of(directly(dropping.eval(), example), 5)
-    assert torch.equal(cached.top_k(torch.tensor(cached.rows_of(0))).indices, expected.indices)
+    assert torch.equal(cached.top_k(torch.tensor(rows_of(cached, 0))).indices, expected.indices)
 
 
 def test_cut_off_texts_have_no_end_and_may_be_empty(folder, tokenizer, teacher):
@@ -176,25 +173,15 @@ def test_cut_off_texts_have_no_end_and_may_be_empty(folder, tokenizer, teacher):
             self.statement, self.text, self.finished = statement, text, finished
 
     texts = [Text("w1", "w2 w3", True), Text("w1", "", False), Text("w4", "w5", False), Text("w6", "", True)]
-    cached = make(folder, teacher, tokenizer, texts, shard_rows=2)
-    assert [len(cached.rows_of(number)) for number in range(4)] == [3, 0, 1, 1]
-    assert open_token_cache(folder).rows_of(3) == range(4, 5)
+    cached = make(folder, teacher, tokenizer, texts)
+    assert [len(rows_of(cached, number)) for number in range(4)] == [3, 0, 1, 1]
+    assert rows_of(open_token_cache(folder), 3) == range(4, 5)
     empty = [Text("w1", "", False)]
     with pytest.raises(ValueError, match="examples hold no completion tokens; expected at least one"):
         make(folder.with_name("empty"), teacher, tokenizer, empty)
 
 
 # --- rounding and size -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype, unit", [(torch.float16, 2**-11), (torch.bfloat16, 2**-8)])
-def test_rounding_stays_within_the_bound_of_the_dtype(tmp_path, tokenizer, teacher, dtype, unit):
-    exact = every_row(make(tmp_path / "exact", teacher, tokenizer, dtype=torch.float32))
-    found = every_row(make(tmp_path / "rounded", teacher, tokenizer, dtype=dtype))
-    error = (found.values - exact.values).abs()
-    assert (error <= exact.values.abs() * unit * 1.001 + 2**-24).all()
-    assert (error > exact.values.abs() * unit / 2).any(), "the bound says something about this dtype"
-    assert torch.equal(found.indices, exact.indices) and torch.equal(found.log_tail, exact.log_tail)
 
 
 def test_logits_far_beyond_float16_are_stored_as_well_as_others(folder, tokenizer):
@@ -244,7 +231,7 @@ def test_logits_that_are_not_finite_are_refused(folder, tokenizer, value):
 
 def test_it_says_what_it_costs(folder, tokenizer, teacher):
     cached = make(folder, teacher, tokenizer, temperature=2.0)
-    assert cached.bytes_per_token == 5 * (2 + 1) + 4
+    assert cached.manifest.bytes_per_example == 5 * (2 + 1) + 4
     tokens = len(cached)
     assert str(cached) == (
         f"teacher outputs of {tokens} tokens in 30 texts, T = 2, top 5 of 60 in float16: 19 bytes a token, "
@@ -261,7 +248,7 @@ def test_388_bytes_a_token_with_the_vocabulary_of_qwen(folder, tokenizer):
     teacher = qwen(seed=0, vocabulary=65_537, hidden_size=8, num_attention_heads=1, num_key_value_heads=1,
                    num_hidden_layers=1)  # fmt: skip
     cached = make(folder, teacher, wide, [("w1", "w2 v65536")], top_k=64)
-    assert cached.bytes_per_token == 388
+    assert cached.manifest.bytes_per_example == 388
     example = tokenize(wide, [("w1", "w2 v65536")])[0]
     found = cached.top_k(torch.arange(3)).indices
     assert torch.equal(found, top_k_of(directly(teacher, example, 65_537), 64).indices)
@@ -293,11 +280,10 @@ def test_called_again_it_makes_only_what_is_missing_or_damaged(folder, tokenizer
 def test_opened_again_it_is_the_same(folder, tokenizer, teacher):
     made = make(folder, teacher, tokenizer, temperature=2.0)
     encoded = tokenize(tokenizer, TEXTS)
-    opened = open_token_cache(folder, teacher=teacher, examples=encoded)
-    assert str(opened) == str(made) and opened.fingerprint == made.fingerprint
+    opened = open_token_cache(folder)
+    assert str(opened) == str(made) and opened.manifest == made.manifest
     assert all(map(torch.equal, every_row(opened), every_row(made)))
-    opened.check(encoded, 2.0)
-    opened.check(encoded, 2.0, width=60)
+    opened.check(encoded, 2.0, 60)
 
 
 OTHERS = {
@@ -307,8 +293,6 @@ OTHERS = {
     "prompt": ({"texts": [("w50", TEXTS[0][1]), *TEXTS[1:]]}, "the texts, their order or their tokens"),
     "temperature": ({"temperature": 2.0}, "temperature was 1.0, is 2.0"),
     "k": ({"top_k": 6}, "top_k was 5, is 6"),
-    "dtype": ({"dtype": torch.bfloat16}, "dtype was float16, is bfloat16"),
-    "rows": ({"shard_rows": 17}, "shard_rows was 40, is 17"),
 }
 
 
@@ -324,7 +308,7 @@ def test_another_cache_in_the_folder_is_refused_and_left_alone(folder, tokenizer
     assert contents(folder) == before
     replaced = make(folder, **changed, overwrite=True)
     alone = make(folder.with_name("alone"), **changed)
-    assert contents(folder) == contents(alone.folder) and replaced.fingerprint == alone.fingerprint
+    assert contents(folder) == contents(alone.folder) and replaced.manifest == alone.manifest
 
 
 def test_a_tokenizer_with_more_tokens_is_refused(folder, tokenizer, teacher):
@@ -340,21 +324,16 @@ def test_a_tokenizer_with_more_tokens_is_refused(folder, tokenizer, teacher):
 
 
 def test_training_on_other_texts_at_another_temperature_or_width_is_refused(folder, tokenizer, teacher):
-    cached = make(folder, teacher, tokenizer, temperature=2.0)
-    encoded = tokenize(tokenizer, TEXTS)
-    with pytest.raises(ValueError, match="for other texts: the texts, their order.*cache_teacher_tokens"):
-        cached.check(encoded[:-1], 2.0)
+    cached, encoded = make(folder, teacher, tokenizer, temperature=2.0), tokenize(tokenizer, TEXTS)
     moved = [TokenExample(e.prompt + e.completion[:1], e.completion[1:]) for e in encoded]
-    with pytest.raises(ValueError, match="made for other texts"):
-        cached.check(moved, 2.0)
-    with pytest.raises(ValueError, match=r"made at temperature=2; got temperature=1\. Train at 2"):
-        cached.check(encoded, 1.0)
-    with pytest.raises(ValueError, match="over 60 tokens; the student's tokenizer has 61"):
-        cached.check(encoded, 2.0, width=61)
-    with pytest.raises(ValueError, match="the teacher has changed since the cache"):
-        open_token_cache(folder, teacher=qwen(seed=9))
-    with pytest.raises(ValueError, match="made for other texts"):
-        open_token_cache(folder, examples=encoded[::-1])
+    for examples, temperature, width, message in (
+        (encoded[:-1], 2.0, 60, "the texts, their order or their tokens have changed"),
+        (moved, 2.0, 60, "the texts, their order or their tokens have changed"),
+        (encoded, 1.0, 60, "temperature was 2.0, is 1.0"),
+        (encoded, 2.0, 61, r"shape was \(60,\), is \(61,\)"),
+    ):
+        with pytest.raises(ValueError, match=f"do not belong to this run: .*{message}.*cache_teacher_tokens"):
+            cached.check(examples, temperature, width)
 
 
 def test_what_is_no_cache_or_not_whole_is_refused(tmp_path, folder, tokenizer, teacher):
@@ -366,10 +345,7 @@ def test_what_is_no_cache_or_not_whole_is_refused(tmp_path, folder, tokenizer, t
     content[-1] ^= 1
     first.write_bytes(content)
     with pytest.raises(DamagedFile, match=r"shard 0 .* has changed.*call cache_teacher_tokens with the same"):
-        open_token_cache(folder)
-    unverified = open_token_cache(folder, verify=False)
-    with pytest.raises(DamagedFile, match="shard 0"):
-        unverified.top_k(torch.tensor([0]))
+        open_token_cache(folder).top_k(torch.tensor([0]))
     first.unlink()
     with pytest.raises(FileNotFoundError, match="there is no file.*call cache_teacher_tokens"):
         open_token_cache(folder)
@@ -394,30 +370,15 @@ def test_a_cache_of_images_is_not_taken_for_one_of_tokens(folder, tokenizer, tea
 @pytest.mark.parametrize("changed, message", [
     ({"top_k": 0}, "top_k must be a whole number from 1; got 0"),
     ({"top_k": 61}, "top_k must be at most the 60 tokens of the tokenizer; got 61"),
-    ({"batch_size": 0}, "batch_size must be a whole number"),
     ({"batch_tokens": 0}, "batch_tokens must be"),
-    ({"shard_rows": 2.5}, "shard_rows must be a whole number from 1; got 2.5"),
+    ({"batch_tokens": 2.5}, "batch_tokens must be a whole number from 1; got 2.5"),
     ({"temperature": 0.0}, "temperature must be a positive finite number; got 0.0"),
     ({"temperature": math.inf}, "temperature must be a positive finite number; got inf"),
-    ({"dtype": torch.float64}, "dtype must be float32, float16 or bfloat16; got torch.float64"),
-], ids=range(8))  # fmt: skip
+], ids=range(6))  # fmt: skip
 def test_bad_arguments_are_refused_before_anything_is_made(folder, tokenizer, teacher, changed, message):
     with pytest.raises(ValueError, match=message):
         make(folder, teacher, tokenizer, **changed)
     assert not folder.exists()
-
-
-def test_rows_that_there_are_not_are_refused(folder, tokenizer, teacher):
-    cached = make(folder, teacher, tokenizer)
-    for rows in ([-1], [len(cached)], [0, len(cached)]):
-        with pytest.raises(IndexError, match=rf"rows must lie in 0 … {len(cached) - 1}"):
-            cached.top_k(torch.tensor(rows))
-    for rows in (torch.zeros(2), torch.zeros(2, 2).long(), torch.zeros(2, dtype=torch.bool)):
-        with pytest.raises(ValueError, match=r"rows must be int64 of shape \(n\); got torch"):
-            cached.top_k(rows)
-    for number in (-1, 30):
-        with pytest.raises(IndexError, match=rf"example must lie in 0 … 29; got {number}"):
-            cached.rows_of(number)
 
 
 # --- who may be killed -----------------------------------------------------------------------------

@@ -100,9 +100,9 @@ def stand_still_at(moment: str, count: int, tell: Callable[[str], None]) -> None
             reached()
 
         save = DistillationTrainer.save_model
-        DistillationTrainer.save_model = lambda trainer, folder, **options: (
+        DistillationTrainer.save_model = lambda trainer, folder=None, **options: (
             save if options else half_model
-        )(trainer, folder, **options)  # with options: of a checkpoint
+        )(trainer, folder or trainer.args.output_dir, **options)  # with options: of a checkpoint
 
 
 def process(run: Callable[[], None], moment: tuple[str, int] | None) -> dict[str, object]:

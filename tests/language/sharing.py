@@ -17,6 +17,8 @@ from shutil import copytree, rmtree
 
 import torch
 import torch._dynamo  # the optimizer imports it at its first step: once, not in each fork  # noqa: F401
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 from small_models import llama, pairs, qwen, word_tokenizer
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -52,6 +54,19 @@ STEPS = 20
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def shard_on_cpus() -> None:
+    """Accelerate shards over accelerators only; on CPUs, with gloo, the same code runs."""
+    original = AcceleratorState.__init__
+
+    def initialised(state, *args, fsdp_plugin=None, **options) -> None:
+        original(state, *args, fsdp_plugin=fsdp_plugin, **options)
+        if fsdp_plugin is not None:
+            state.fsdp_plugin, state.distributed_type = fsdp_plugin, DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = initialised
 
 
 def train(folder: Path, name: str, **changed) -> None:
@@ -149,6 +164,7 @@ if __name__ == "__main__":
     torch.set_num_interop_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
     here = Path(sys.argv[1])
+    shard_on_cpus()
     gc.freeze()  # Trainer collects garbage as it begins, mostly among modules imported long ago
     for name, (processes, _) in WAYS.items():
         group(processes, lambda rank, name=name: work(here, name))

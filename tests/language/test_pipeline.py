@@ -16,7 +16,6 @@ from kdlib.language.puzzles.puzzle import Cage, Puzzle
 from kdlib.language.puzzles.text import problem
 from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
 from kdlib.language.traces.collect import collect_traces, load_traces
-from kdlib.language.traces.file import Trace, TraceFile
 
 # The teacher knows the first only.
 PROBLEMS = [TAUGHT] + [problem(Puzzle((Cage(("chickens", "rabbits"), 9, feet),))) for feet in (20, 24, 26)]
@@ -96,7 +95,7 @@ def test_each_method_trains_as_the_call_it_stands_for(place, tmp_path, method, m
     else:
         assert [trace.key for trace in examples] == [TAUGHT.key] and "on_policy" not in settings
     if method == "cached":
-        assert settings["teacher"].k == 5 and settings["top_k"] is None
+        assert settings["teacher"].manifest.top_k == 5 and settings["top_k"] is None
         assert (tmp_path / "teacher_outputs" / "manifest.json").exists()
     if method == "logits":
         assert settings["top_k"] == 5
@@ -114,7 +113,7 @@ def test_cached_is_logits(place, tmp_path):
 
 
 def test_each_stage_goes_on_where_it_was(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "_PART", 2)
+    monkeypatch.setattr(pipeline, "PART", 2)
     first = run_pipeline(options(place, tmp_path), lambda text: None)
     parts = sorted((tmp_path / "traces").glob("*.jsonl"))
     assert [path.name for path in parts] == ["00000.jsonl", "00001.jsonl"]
@@ -189,20 +188,14 @@ def test_a_base_takes_over_the_tokenizer_of_its_teacher(place, tmp_path):
         )
 
 
-def test_a_difference_is_paired(tmp_path):
-    asked = PROBLEMS + TEST
-    right = {"before": [1, 4], "after": [0, 1, 4, 5, 6]}  # three more, and none fewer
-    for name, numbers in right.items():
-        with TraceFile(tmp_path / name, {}) as file:
-            file.append(
-                Trace(p.key, p.statement, p.answer, 0, "", 1, True, number in numbers, True)
-                for number, p in reversed([*enumerate(asked)])
-            )
-    told = []
-    found = pipeline._difference(tmp_path / "before", tmp_path / "after", asked, told.append)
+def test_a_difference_is_paired():
+    before, after, told = [n in (1, 4) for n in range(7)], [n in (0, 1, 4, 5, 6) for n in range(7)], []
+    report = pipeline._compared(before, after, told.append)  # three more, and none fewer
     mean = 3 / 7
     half = stats.ttest_1samp([1, 0, 0, 0, 0, 1, 1], 0).confidence_interval().high - mean
-    assert found == {"mean": pytest.approx(mean), "half_width": pytest.approx(half), "problems": 7}
+    assert report["difference"] == {
+        "mean": pytest.approx(mean), "half_width": pytest.approx(half), "problems": 7
+    }  # fmt: skip
     ends = [100 * (mean - half), 100 * (mean + half)]
     assert f"+42.9 points, 95 % interval [{ends[0]:+.1f}, {ends[1]:+.1f}] over 7 problems" in told[0]
 

@@ -16,7 +16,8 @@ from forks import telling, told_to_the_end, told_until
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from kdlib import storage
-from kdlib.cache.tokens import cache_teacher_tokens
+from kdlib.cache import tokens
+from kdlib.language.distill.teachers import cache_teacher_tokens
 from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
 
 # "manifest": it has no name yet; "writing": a shard's bytes are on the disk, under another name; "written":
@@ -42,9 +43,8 @@ def cache(folder: Path, tell) -> None:
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3,
     )  # fmt: skip
     # More than half of the texts cross the border of two shards of 20 tokens.
-    cache_teacher_tokens(
-        Qwen2ForCausalLM(config), tokenizer, TEXTS, folder, top_k=6, shard_rows=20, batch_size=3, device="cpu"
-    )
+    tokens.SHARD_ROWS = 20
+    cache_teacher_tokens(Qwen2ForCausalLM(config), tokenizer, TEXTS, folder, top_k=6, device="cpu")
 
 
 def process(folder: Path, stand_still: tuple[str, int] | None) -> tuple[int, int]:

@@ -1,78 +1,52 @@
-"""A language model that learns from another: from its texts, its logits, or its opinion of what it writes."""
+"""A language model that learns from another: from its texts, its logits, or its verdict on what it writes."""
 
 import json
 import math
 import os
 import random
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from kdlib.cache.tokens import CachedTokens
-from kdlib.language.distill.batches import HasStatement, HasText, Packing, tokenize, tokenize_prompts
+from kdlib.language.distill.batches import Packing, TokenExample, tokenize, tokenize_prompts
 from kdlib.language.distill.fsdp import is_sharded, shard, sharding
-from kdlib.language.distill.output_layer import FAMILIES, LARGE_VOCABULARY, can_open, opened
-from kdlib.language.distill.run_folder import claim, newest_checkpoint
-from kdlib.language.distill.teachers import HiddenTeacher, LiveTeacher, StoredTeacher
-from kdlib.language.distill.trainer import DistillationTrainer, Objective, Sampling
+from kdlib.language.distill.output_layer import FAMILIES, LARGE_VOCABULARY, has_linear_output
+from kdlib.language.distill.teachers import ModelTeacher
+from kdlib.language.distill.trainer import DistillationTrainer, LanguageHistory, Objective
+from kdlib.language.models.small import without_bars
 from kdlib.language.models.vocabulary import align_special_tokens, check_same_tokens, logit_width
-from kdlib.losses.checks import check_alpha
-from kdlib.losses.divergences import Divergence
+from kdlib.language.problems import Problem
+from kdlib.language.traces.file import Trace
+from kdlib.losses.checks import check_settings
+from kdlib.losses.divergences import Divergence, LossSettings
 from kdlib.runtime import Precision, accelerated, seeded
-from kdlib.storage import fingerprint
+from kdlib.storage import fingerprint, replaced
 
 __all__ = ["LanguageHistory", "distill_language_model"]
 
-# What transformers 5.2x calls gradient checkpointing; the name of the field is to go there with version 6.
-_CHECKPOINTING = (
-    "activation_checkpointing"
-    if any(known.name == "activation_checkpointing" for known in fields(TrainingArguments))
+# transformers 5.2x renames it; the old name goes with version 6, and warns until then.
+CHECKPOINTING = (
+    "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing")
     else "gradient_checkpointing"
-)
-
-
-@dataclass
-class LanguageHistory:
-    """What happened, step by step.
-
-    Attributes:
-        loss: mean over the tokens of each step, in nats.
-        hard, soft: the two terms of the loss before they are weighted; empty where it has only one.
-        tokens: number of tokens that each step's loss is a mean of.
-        seconds: spent on training, in all processes that took up the run one after the other; what a killed
-            process did after its last checkpoint is not in it.
-        peak_memory: bytes, the most that this process held: on a CUDA device, allocated there since training
-            began; elsewhere, resident since the process did.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    hard: list[float] = field(default_factory=list)
-    soft: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    seconds: float = 0.0
-    peak_memory: int = 0
-
-    @property
-    def steps(self) -> int:
-        return len(self.loss)
-
-    @property
-    def tokens_trained(self) -> int:
-        return sum(self.tokens)
+)  # fmt: skip
 
 
 def distill_language_model(
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    examples: "Sequence[HasText | tuple[str, str]] | Sequence[HasStatement | str]",
+    examples: Sequence[Trace | tuple[str, str]] | Sequence[Problem | str],
     output_dir: str | os.PathLike | None = None,
     *,
     teacher: PreTrainedModel | CachedTokens | None = None,
@@ -108,13 +82,13 @@ def distill_language_model(
     - With a teacher: α·CE(next token) + (1 − α)·T²·D(teacher, student) on every token of those texts (Hinton
       et al. 2015, arXiv 1503.02531).
     - With a teacher and `on_policy`: the examples are only prompts; in each step the student completes them,
-      and the teacher judges each token. Agarwal et al. 2024 (arXiv 2306.13649) with λ = 1, that is without
-      gradient through the sampling; in Qwen3 it followed training on texts (arXiv 2505.09388, §4.5).
+      and is compared with the teacher on each token. Agarwal et al. 2024 (arXiv 2306.13649) with λ = 1,
+      without gradient through the sampling; in Qwen3 it followed training on texts (arXiv 2505.09388, §4.5).
 
     Everything is `transformers.Trainer`: AdamW, mixed precision, accumulation. Under `accelerate launch` or
     `torchrun` several processes share each step, each with the whole student (DDP) or, as accelerate's
-    configuration says, with a part of student and teacher (FSDP2). Only completions are learnt from; the loss
-    of a step is the mean over all its tokens, however they are spread over rows, micro-batches and processes.
+    configuration says, with a part of student and teacher (FSDP2). Only completions are learned from; the
+    loss of a step is the mean over all its tokens, however they are spread over rows and processes.
 
     Args:
         student: a causal language model, trained in the dtype that its weights have: load it in float32.
@@ -123,26 +97,22 @@ def distill_language_model(
             is what follows the template's generation prompt, so without the `<think>\\n` that R1's contains;
             it is closed with the end-of-text token, unless its `finished` is False. On-policy statements do.
         output_dir: where checkpoints go, to resume from, and the trained model in the end: it and each
-            `checkpoint-STEP` in it can be given to `from_pretrained` (a checkpoint not if accelerate's
-            configuration has FSDP2 write it in parts, SHARDED_STATE_DICT). None saves nothing. (With a model
-            of type qwen2 `AutoTokenizer` takes Qwen2's tokenizer whatever the folder holds; one of your own
-            is loaded by `PreTrainedTokenizerFast`.)
-        teacher: with the same tokens; run in eval mode without gradients, in the dtype that its weights have.
-            Or what it said of these examples, by `kdlib.cache.tokens.cache_teacher_tokens`.
-        teacher_tokenizer: to be compared with `tokenizer`; None if the teacher's is the same. Logits
-            beyond the tokens, which pad vocabularies to different sizes, are cut off from both before they
-            are compared.
-        alpha: weight of the hard label; default 0.5 with a teacher, 1 without, 0 on-policy, where there is
-            none.
+            `checkpoint-STEP` in it can be given to `from_pretrained` (not where FSDP2 writes checkpoints in
+            parts, SHARDED_STATE_DICT). None saves nothing. (With a model of type qwen2 `AutoTokenizer` takes
+            Qwen2's tokenizer whatever the folder holds; load one of your own by `PreTrainedTokenizerFast`.)
+        teacher: with the same tokens; runs in eval mode without gradients, in the dtype of its weights.
+            Or its stored outputs for these examples, by `cache_teacher_tokens`.
+        teacher_tokenizer: to be compared with `tokenizer`; None if the teacher's is the same. Logits beyond
+            the tokens, which pad vocabularies to different sizes, are cut off before they are compared.
+        alpha: weight of the hard label; default 0.5 with a teacher, 1 without, 0 (the only one) on-policy.
         temperature: T of the soft term, for teacher and student; R1-scale work takes 1.
-        divergence: "forward", "reverse" or "jsd", see `kdlib.losses.kd.kd_loss`; default "forward", on-policy
-            "reverse".
+        divergence: "forward", "reverse" or "jsd", see `kd_loss`; default "forward", on-policy "reverse".
         beta: weight of the teacher in the mixture of "jsd".
-        top_k: learn only from the teacher's k largest logits and the mass of all others, see
-            `kdlib.losses.top_k.top_k_loss`; None learns from all. What was stored has its own k.
-        fused: whether the loss is computed from hidden states, some tokens at a time, so that the logits of
-            all tokens are never held (`kdlib.losses.linear.linear_kd_loss`): the same but for rounding. Default: from
-            8,192 logits on, where the models are of `kdlib.language.distill.output_layer.FAMILIES`.
+        top_k: learn only from the teacher's k largest logits and the mass of all others, see `top_k_loss`;
+            None learns from all. A cache has its own k.
+        fused: compute the loss from hidden states, some tokens at a time, so that all logits are never held
+            at once (`linear_kd_loss`): the same but for rounding. Default: from 8,192 logits on, where the
+            models are of `kdlib.language.distill.output_layer.FAMILIES`.
         max_new_tokens: on-policy, the longest completion; one that is cut off counts without an end.
         sampling_temperature: on-policy, that of the student's sampling (nothing else restricts it).
         steps, epochs: how long, one of the two; a step is batch_size × accumulation × processes examples.
@@ -154,8 +124,8 @@ def distill_language_model(
             for rounding, changes nothing else: they do not see each other.
         seed: fixes order, dropout and sampling. Order depends on it and the number of examples alone.
         save_steps: steps between checkpoints; default a tenth of the run. The newest two are kept.
-        resume: take up the newest whole checkpoint in `output_dir`; on a CPU the run then goes on bit for bit
-            as if it had not been interrupted. False starts anew and removes them.
+        resume: go on from the newest whole checkpoint in `output_dir`; on a CPU bit for bit as if the run had
+            not been interrupted. False starts anew and removes them.
         device: default `best_device()`; a process has one.
         precision: "bf16", "no", or "auto", which takes bf16 on CUDA devices that compute in it.
         progress: show a progress bar.
@@ -168,126 +138,154 @@ def distill_language_model(
 
     Raises:
         ValueError: an argument that does not fit, vocabularies that differ, a completion that opens `<think>`
-            again, or an `output_dir` of another run; it says what differs and how to mend it.
+            again, or an `output_dir` of another run; it says what differs and how to fix it.
         FloatingPointError: a loss or a weight was not finite.
 
-    Trainer reads optimizer, schedule and random numbers with `torch.load(weights_only=True)`, and leaves
-    `training_args.bin`, a pickle that nothing here reads: resume from folders of your own only.
+    Resume from folders of your own only: Trainer loads optimizer and random numbers from them.
     """
-    _check_arguments(student, teacher, top_k, on_policy, alpha, steps, epochs, save_steps, batch_size,
-                     accumulation, max_new_tokens, sampling_temperature)  # fmt: skip
+    _check_length(steps, epochs, top_k=top_k, save_steps=save_steps, batch_size=batch_size,
+                  accumulation=accumulation, max_new_tokens=max_new_tokens)  # fmt: skip
+    _check_teacher(student, teacher, alpha, top_k, on_policy, sampling_temperature)
     if alpha is None:
         alpha = 1.0 if teacher is None else 0.0 if on_policy else 0.5
     objective = Objective(alpha, temperature, divergence or ("reverse" if on_policy else "forward"), beta)
-    objective.terms(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))  # looks at them
-    stored = isinstance(teacher, CachedTokens)
-    models = {"student": student} | ({"teacher": teacher} if teacher is not None and not stored else {})
+    check_settings(LossSettings(**asdict(objective)), "sum")
+    models = {"student": student} | ({"teacher": teacher} if isinstance(teacher, PreTrainedModel) else {})
     width = check_same_tokens(tokenizer, teacher_tokenizer, **models)
     encoded = (tokenize_prompts if on_policy else tokenize)(tokenizer, examples)
-    if stored:
-        teacher.check(encoded, temperature, width=width)
-    fused = _fused(fused, student, teacher if alpha < 1 and top_k is None and not stored else None)
-    sampling = Sampling(max_new_tokens, sampling_temperature, seed) if on_policy else None
-    given = {"lr_scheduler_type": "cosine", "warmup_steps": 0.05, "save_total_limit": 2,
-             "ddp_find_unused_parameters": False, **training_arguments}  # fmt: skip
-
-    with _undisturbed(), accelerated(device, precision) as place, seeded(seed, place.device), (
-        _folder(output_dir)
-    ) as folder, opened(*(models.values() if fused else ())):
-        in_step = batch_size * place.num_processes
-        total = steps or math.ceil(epochs * math.ceil(math.ceil(len(encoded) / in_step) / accumulation))
-
-        def run() -> dict[str, object]:
-            own = {
-                "examples": fingerprint([[e.prompt, e.completion] for e in encoded]),
-                "tokens": fingerprint(tokenizer.get_vocab()), "student": fingerprint(student),
-                "teacher": teacher and (teacher.fingerprint if stored else fingerprint(teacher)),
-                "alpha": alpha, "temperature": temperature, "divergence": objective.divergence, "beta": beta,
-                "top_k": top_k, "fused": fused, "on_policy": on_policy, "steps": total, "lr": lr,
-                "batch_size": batch_size, "accumulation": accumulation, "group_by_length": group_by_length,
-                "packing": packing, "seed": seed, "precision": place.mixed_precision,
-                "processes": place.num_processes, "sharding": sharding(),
-                "training_arguments": json.loads(json.dumps(given, default=str)),
-            }  # fmt: skip
-            if on_policy:
-                own |= {"max_new_tokens": max_new_tokens, "sampling_temperature": sampling_temperature}
-            return own
-
-        if output_dir is not None:
-            _claim(folder, run, resume, place)
-        arguments = _training_arguments(
-            given, place, output_dir=folder, max_steps=total, learning_rate=lr, seed=seed,
-            per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
-            save_strategy="no" if output_dir is None else "steps",
-            save_steps=save_steps or math.ceil(total / 10),
-        )  # fmt: skip
+    if isinstance(teacher, CachedTokens):
+        teacher.check(encoded, temperature, width)
+    fused = _fused(fused, models if alpha < 1 and top_k is None else {"student": student})
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": sampling_temperature} if on_policy else None
+    run = {
+        **asdict(objective), "on_policy": sampling, "top_k": top_k, "fused": fused, "lr": lr,
+        "batch_size": batch_size, "accumulation": accumulation, "packing": packing,
+        "group_by_length": group_by_length, "seed": seed, "training_arguments": training_arguments,
+        "sharding": sharding(),
+    }  # fmt: skip
+    with _undisturbed(), accelerated(device, precision) as accelerator, seeded(seed, accelerator.device), (
+        tempfile.TemporaryDirectory() if output_dir is None else nullcontext(output_dir)
+    ) as folder:
+        run |= {"precision": accelerator.mixed_precision, "processes": accelerator.num_processes}
+        micro_batches = math.ceil(len(encoded) / (batch_size * accelerator.num_processes))
+        run["steps"] = steps or math.ceil(epochs * math.ceil(micro_batches / accumulation))
+        if output_dir is not None and accelerator.is_main_process:  # which alone need hold all the weights
+            _claim(Path(folder), run, resume, encoded, tokenizer, student, teacher)
+        accelerator.wait_for_everyone()
+        arguments = _training_arguments(accelerator, run, os.fspath(folder), **{
+            "use_cache": student.config.use_cache, "save_steps": save_steps or math.ceil(run["steps"] / 10),
+            "save_strategy": "no" if output_dir is None else "steps",
+        })  # fmt: skip
+        if alpha == 1:
+            teacher = None
+        elif "teacher" in models:
+            place = "cpu" if sharding() else arguments.device  # one to shard is moved then
+            teacher = ModelTeacher(
+                teacher, place, width, top_k=top_k, temperature=temperature, fused=fused and top_k is None
+            )
         align_special_tokens(student, tokenizer)
-        checkpointing = getattr(student, f"is_{_CHECKPOINTING}")
-        if teacher is not None and not stored:
-            _place(teacher, arguments.device)
-        hidden = fused and top_k is None
-        opinion = (
-            None if alpha == 1 else StoredTeacher(teacher) if stored else HiddenTeacher(teacher) if hidden
-            else LiveTeacher(teacher, width, top_k, temperature)
-        )  # fmt: skip
         trainer = DistillationTrainer(
-            student, arguments, encoded, tokenizer, objective, teacher=opinion, fused=fused, width=width,
-            sampling=sampling, packing=_packing(student, teacher) if packing else None, seed=seed,
+            student, arguments, encoded, tokenizer, objective, teacher=teacher, width=width, fused=fused,
+            sampling=sampling, packing=_packing(models) if packing else None,
             group_by_length=group_by_length, progress=progress,
         )  # fmt: skip
-        if sharding() and isinstance(opinion, LiveTeacher | HiddenTeacher):
-            shard(trainer.accelerator, teacher)
-        try:
-            _train(trainer, newest_checkpoint(folder), total)
-        finally:
-            # Accelerate puts a forward of its own on the instance, which would outlive the run.
-            vars(student).pop("forward", None)
-            vars(student).pop("_original_forward", None)
-            student.eval()
-            if getattr(student, f"is_{_CHECKPOINTING}") and not checkpointing:
-                getattr(student, f"{_CHECKPOINTING}_disable")()
-        if output_dir is not None:
-            trainer.save_model(folder)
-    figures = {name: [record[name] for record in trainer.curve.records] for name in trainer.curve.names}
-    tokens = [record["tokens"] for record in trainer.curve.records]
-    return LanguageHistory(
-        **figures, tokens=tokens, seconds=trainer.curve.seconds, peak_memory=trainer.curve.peak_memory
-    )
+        _train(trainer, **models, save=output_dir is not None)
+    return trainer.history()
 
 
-def _train(trainer: DistillationTrainer, checkpoint: tuple | None, total: int) -> None:
-    if checkpoint is None:
-        trainer.train()
-    else:
-        path, step = checkpoint
-        trainer.take_up(TrainerState.load_from_json(path / "trainer_state.json").log_history)
-        if step >= total:  # nothing is left to do; Trainer would complain of an epoch without examples
-            trainer._load_from_checkpoint(str(path))
-            return
-        trainer.train(resume_from_checkpoint=str(path))
-    trainer.curve.seconds += trainer.elapsed()
-    trainer.curve.peak_memory = trainer.peak_memory()
+# --- before training --------------------------------------------------------------------------------------
 
 
-def _training_arguments(given: Mapping[str, object], place: Accelerator, **ours) -> TrainingArguments:
+def _check_length(steps: int | None, epochs: float | None, **counts: int | None) -> None:
+    if (steps is None) == (epochs is None):
+        raise ValueError(f"steps is {steps} and epochs is {epochs}; expected one of the two")
+    for name, value in {"steps": steps, **counts}.items():
+        if value is not None and not (isinstance(value, int) and value > 0):
+            raise ValueError(f"{name}={value}; expected a positive whole number")
+    if epochs is not None and not 0 < epochs < math.inf:
+        raise ValueError(f"epochs={epochs}; expected a positive number")
+
+
+def _check_teacher(
+    student: PreTrainedModel, teacher: PreTrainedModel | CachedTokens | None, alpha: float | None,
+    top_k: int | None, on_policy: bool, sampling_temperature: float,
+) -> None:  # fmt: skip
+    if teacher is student:
+        raise ValueError("teacher and student are the same module; expected two")
+    if teacher is None and on_policy:
+        raise ValueError("on_policy=True needs a teacher to compare with; got None")
+    if teacher is None and alpha not in (None, 1):
+        raise ValueError(f"alpha={alpha} without a teacher; expected None or 1: there are only hard labels")
+    if on_policy and isinstance(teacher, CachedTokens):
+        raise ValueError(
+            "on_policy=True needs a model as teacher: nothing is stored of what the student will write"
+        )
+    if on_policy and alpha not in (None, 0):
+        raise ValueError(
+            f"alpha={alpha} with on_policy=True; expected None or 0: what the student writes is no label"
+        )
+    if not 0 < sampling_temperature < math.inf:
+        raise ValueError(f"sampling_temperature={sampling_temperature}; expected a positive finite number")
+    if top_k is not None and not isinstance(teacher, PreTrainedModel):
+        kept = "None" if teacher is None else f"what was stored, its {teacher.manifest.top_k} largest logits"
+        raise ValueError(
+            f"top_k={top_k} chooses among the logits of a model; teacher is {kept}: leave it out"
+        )
+    for name, model in (("student", student), ("teacher", teacher)):
+        if is_sharded(model):
+            raise ValueError(
+                f"{name} is spread over processes already, by an earlier run; load it anew, a student from "
+                "the output_dir of that run"
+            )
+
+
+def _fused(wanted: bool | None, models: Mapping[str, PreTrainedModel]) -> bool:
+    """Whether the loss is computed from hidden states; models: those whose logits are all needed."""
+    other = [name for name, model in models.items() if not has_linear_output(model)]
+    if wanted and other:
+        raise ValueError(
+            f"fused=True with a {other[0]} of type {models[other[0]].config.model_type}; expected one of "
+            f"{', '.join(sorted(FAMILIES))}, with a plain output layer, on one device: leave fused out"
+        )
+    return not other and logit_width(models["student"]) >= LARGE_VOCABULARY if wanted is None else wanted
+
+
+def _packing(models: Mapping[str, PreTrainedModel]) -> Packing:
+    """As their attention can tell packed examples apart."""
+    flash = any("flash" in (model.config._attn_implementation or "") for model in models.values())
+    return "one row" if flash else "rows"
+
+
+def _training_arguments(
+    accelerator: Accelerator, run: Mapping[str, object], folder: str, **ours: object
+) -> TrainingArguments:
     # Trainer makes an accelerator of its own from them, and this one is then none any more.
-    device, single = place.device, place.num_processes == 1
+    device, single = accelerator.device, accelerator.num_processes == 1
     ours |= {
-        "bf16": place.mixed_precision == "bf16", "use_cpu": device.type == "cpu",
+        "output_dir": folder, "max_steps": run["steps"], "learning_rate": run["lr"], "seed": run["seed"],
+        "per_device_train_batch_size": run["batch_size"], "gradient_accumulation_steps": run["accumulation"],
+        "bf16": accelerator.mixed_precision == "bf16", "use_cpu": device.type == "cpu",
         # Quiet, and nothing read from the device for figures that nobody sees.
         "report_to": "none", "logging_strategy": "no", "logging_nan_inf_filter": False, "disable_tqdm": True,
         "log_level": "error", "log_level_replica": "error", "skip_memory_metrics": True,
         # The columns of a batch are not the arguments of the model.
         "remove_unused_columns": False, "dataloader_pin_memory": device.type == "cuda",
     }  # fmt: skip
+    given = {
+        CHECKPOINTING if name == "gradient_checkpointing" else name: value
+        for name, value in run["training_arguments"].items()
+    }
     if clash := sorted(ours.keys() & given.keys()):
         raise ValueError(
             f"training_arguments holds {', '.join(clash)}, which distill_language_model sets itself; use its "
             "own (lr, steps, epochs, batch_size, accumulation, save_steps, precision, device, progress)"
         )
-    given = {_CHECKPOINTING if name == "gradient_checkpointing" else name: v for name, v in given.items()}
-    arguments = TrainingArguments(**ours, **given)
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: nn.DataParallel is not for this
+    defaults = {"lr_scheduler_type": "cosine", "warmup_steps": 0.05, "save_total_limit": 2,
+                "ddp_find_unused_parameters": False}  # fmt: skip
+    arguments = TrainingArguments(**{**defaults, **ours, **given})
+    # One process, one device: else Trainer wraps the model in nn.DataParallel. It sets this itself for models
+    # that are spread over devices, https://github.com/huggingface/transformers/pull/9578
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     if single and (device.index or 0) != (arguments.device.index or 0):
         raise ValueError(
             f"device is {device}, but Trainer takes the first of its kind; name it with "
@@ -296,107 +294,98 @@ def _training_arguments(given: Mapping[str, object], place: Accelerator, **ours)
     return arguments
 
 
-def _claim(folder: str, run: Callable[[], dict], resume: bool, place: Accelerator) -> None:
-    """`claim` by one process, which alone need hold all the weights; every process learns what is wrong."""
-    error: list[str | None] = [None]
-    if place.is_main_process:
-        try:
-            claim(folder, run(), resume=resume)
-        except ValueError as raised:
-            error = [str(raised)]
-    if place.num_processes > 1:
-        broadcast_object_list(error)
-    if error[0] is not None:
-        raise ValueError(error[0])
+# --- the folder of a run ----------------------------------------------------------------------------------
 
 
-def _place(teacher: PreTrainedModel, device: torch.device) -> None:
-    # One that is spread over devices or quantised stays where it was loaded; one to be sharded is moved then.
-    if getattr(teacher, "hf_device_map", None) is None and not sharding():
-        teacher.to(device)
-    teacher.eval()
+def _claim(
+    folder: Path, run: Mapping[str, object], resume: bool, encoded: Sequence[TokenExample],
+    tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel,
+    teacher: PreTrainedModel | CachedTokens | None,
+) -> None:  # fmt: skip
+    """Record in `run.json` what the run is; remove checkpoints that it cannot go on from.
 
-
-def _fused(wanted: bool | None, student: PreTrainedModel, teacher: PreTrainedModel | None) -> bool:
-    """Whether the loss is computed from hidden states; teacher: one whose logits are all compared."""
-    models = {"student": student, "teacher": teacher}
-    closed = [name for name, model in models.items() if model is not None and not can_open(model)]
-    if wanted and closed:
+    Raises:
+        ValueError: the folder holds another run, saying what differs, or checkpoints of something else.
+    """
+    cached = isinstance(teacher, CachedTokens)
+    run = json.loads(json.dumps(run, default=str)) | {
+        "examples": fingerprint([[e.prompt, e.completion] for e in encoded]),
+        "tokens": fingerprint(tokenizer.get_vocab()), "student": fingerprint(student),
+        "teacher": teacher.manifest.fingerprint if cached else teacher and fingerprint(teacher),
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / "run.json"
+    if record.exists():
+        saved = json.loads(record.read_bytes())
+        names = sorted(name for name in {*saved, *run} if saved.get(name) != run.get(name))
+        if resume and names:
+            differing = "; ".join(f"{name} was {saved.get(name)}, is {run.get(name)}" for name in names)
+            raise ValueError(
+                f"output_dir {folder} belongs to another run: {differing}. Choose another folder, or start "
+                "anew in this one with resume=False, which removes its checkpoints"
+            )
+    elif newest := get_last_checkpoint(folder):
         raise ValueError(
-            f"fused=True with a {closed[0]} of type {models[closed[0]].config.model_type}; expected one of "
-            f"{', '.join(sorted(FAMILIES))}, with a plain output layer, on one device: leave fused out"
+            f"output_dir {folder} holds {Path(newest).name}, but no {record.name}: it was not written by "
+            "distill_language_model; choose another folder"
         )
-    return not closed and logit_width(student) >= LARGE_VOCABULARY if wanted is None else wanted
+    while (newest := get_last_checkpoint(folder)) and not (resume and _state(newest)):
+        shutil.rmtree(newest)
+    with replaced(record) as file:
+        file.write(json.dumps(run, indent=1, sort_keys=True).encode())
 
 
-def _packing(student: PreTrainedModel, teacher: PreTrainedModel | CachedTokens | None) -> Packing:
-    """As their attention can tell packed examples apart."""
-    models = [model for model in (student, teacher) if isinstance(model, PreTrainedModel)]
-    flash = any("flash" in (model.config._attn_implementation or "") for model in models)
-    return "one row" if flash else "rows"
+def _state(checkpoint: str) -> TrainerState | None:
+    """That of a checkpoint; None if a killed process left it unfinished: Trainer writes the state last, and
+    would fail without it, https://github.com/huggingface/transformers/issues/35525
+    """
+    try:
+        return TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+    except (OSError, ValueError):
+        return None
 
 
-@contextmanager
-def _folder(output_dir: str | os.PathLike | None) -> Iterator[str]:
-    with nullcontext(output_dir) if output_dir is not None else tempfile.TemporaryDirectory() as folder:
-        yield os.fspath(folder)
+# --- the training -----------------------------------------------------------------------------------------
+
+
+def _train(
+    trainer: DistillationTrainer, student: PreTrainedModel, teacher: PreTrainedModel | None = None, *,
+    save: bool,
+) -> None:  # fmt: skip
+    """From the newest checkpoint on; `save` the trained model."""
+    if sharding() and teacher is not None:
+        shard(trainer.accelerator, teacher)
+    checkpointing = getattr(student, f"is_{CHECKPOINTING}")
+    newest = get_last_checkpoint(trainer.args.output_dir)
+    try:
+        if newest and (state := _state(newest)).global_step >= trainer.args.max_steps:
+            # Nothing is left to do; Trainer would take another step.
+            trainer.state = state
+            trainer._load_from_checkpoint(newest)
+        else:
+            trainer.train(resume_from_checkpoint=newest)
+    finally:
+        # Accelerate leaves a forward of its own on the instance, which a copy of it would call with these
+        # weights: https://github.com/huggingface/accelerate/issues/858
+        vars(student).pop("forward", None)
+        vars(student).pop("_original_forward", None)
+        student.eval()
+        if getattr(student, f"is_{CHECKPOINTING}") and not checkpointing:
+            getattr(student, f"{CHECKPOINTING}_disable")()
+    if save:
+        if trainer.is_fsdp_enabled:  # checkpoints may be kept in parts; this is what `from_pretrained` reads
+            trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        trainer.save_model()
 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """What Trainer changes in the process, as it was: random numbers, how much transformers prints."""
-    python, numpy = random.getstate(), np.random.get_state()
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    python, numpy, verbosity = random.getstate(), np.random.get_state(), logging.get_verbosity()
     try:
-        yield
+        with without_bars():
+            yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
         logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _check_arguments(
-    student, teacher, top_k, on_policy, alpha, steps, epochs, save_steps, batch_size, accumulation,
-    max_new_tokens, sampling_temperature,
-) -> None:  # fmt: skip
-    if (steps is None) == (epochs is None):
-        raise ValueError(f"steps is {steps} and epochs is {epochs}; expected one of the two")
-    counts = {"steps": steps, "epochs": epochs, "top_k": top_k, "save_steps": save_steps,
-              "batch_size": batch_size, "accumulation": accumulation,
-              "max_new_tokens": max_new_tokens}  # fmt: skip
-    for name, value in counts.items():
-        if value is not None and not (value > 0 and (name == "epochs" or isinstance(value, int))):
-            kind = "number" if name == "epochs" else "whole number"
-            raise ValueError(f"{name}={value}; expected a positive {kind}")
-    if not 0 < sampling_temperature < math.inf:
-        raise ValueError(f"sampling_temperature={sampling_temperature}; expected a positive finite number")
-    if teacher is student:
-        raise ValueError("teacher and student are the same module; expected two")
-    if alpha is not None:
-        check_alpha(alpha)
-    if teacher is None and on_policy:
-        raise ValueError("on_policy=True needs a teacher, which judges what the student writes; got None")
-    if teacher is None and alpha not in (None, 1):
-        raise ValueError(f"alpha={alpha} without a teacher; expected None or 1: there are only hard labels")
-    if top_k is not None and not isinstance(teacher, PreTrainedModel):
-        kept = "None" if teacher is None else f"what was stored, its {teacher.k} largest logits"
-        raise ValueError(
-            f"top_k={top_k} chooses among the logits of a model; teacher is {kept}: leave it out"
-        )
-    if on_policy and isinstance(teacher, CachedTokens):
-        raise ValueError(
-            "on_policy=True needs a model as teacher: nothing is stored of what the student will write"
-        )
-    for name, model in (("student", student), ("teacher", teacher)):
-        if isinstance(model, PreTrainedModel) and is_sharded(model):
-            raise ValueError(
-                f"{name} is spread over processes already, by an earlier run; load it anew, a student from "
-                "the output_dir of that run"
-            )
-    if on_policy and alpha not in (None, 0):
-        raise ValueError(
-            f"alpha={alpha} with on_policy=True; expected None or 0: what the student writes is no label"
-        )

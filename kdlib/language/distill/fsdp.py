@@ -1,19 +1,18 @@
 """Models that no device holds alone: spread over processes by FSDP2, as `accelerate launch` asks for.
 
-Accelerate and Trainer shard the student. What they leave to do is the teacher, and processes on CPUs.
+Accelerate and Trainer shard the student; what is left to do is the teacher.
 """
 
 import os
 from copy import copy
 
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, fsdp2_prepare_model
+from accelerate.utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-__all__ = ["gather_output_layer", "is_sharded", "shard", "shard_on_cpus", "sharding"]
+__all__ = ["gather_output_layer", "is_sharded", "shard", "sharding"]
 
 
 def sharding() -> str | None:
@@ -33,27 +32,8 @@ def sharding() -> str | None:
     return "fsdp2"
 
 
-def shard_on_cpus(accelerator: Accelerator) -> None:
-    """Let an accelerator of CPU processes shard, as it would on GPUs; others stay as they are.
-
-    Accelerate shards over accelerators only. On CPUs, with gloo, the same code runs: for tests, and for
-    clusters without GPUs.
-    """
-    if accelerator.device.type == "cpu" and sharding():
-        plugin = FullyShardedDataParallelPlugin()
-        if accelerator.mixed_precision != "no":
-            plugin.set_mixed_precision(accelerator.mixed_precision)
-        AcceleratorState._shared_state |= {
-            "fsdp_plugin": plugin, "distributed_type": DistributedType.FSDP,
-        }  # fmt: skip
-        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-
-
 def shard(accelerator: Accelerator, teacher: PreTrainedModel) -> None:
-    """Spread a teacher over the processes, in place: it is frozen, and each process keeps its part.
-
-    Every layer's weights are gathered when they are needed, and dropped again.
-    """
+    """Spread a frozen teacher over the processes, in place; each layer is gathered while it computes."""
     if is_sharded(teacher):
         return
     teacher.requires_grad_(False)  # else accelerate would make its weights float32
@@ -66,14 +46,13 @@ def shard(accelerator: Accelerator, teacher: PreTrainedModel) -> None:
         state.fsdp_plugin = plugin
 
 
-def gather_output_layer(model: PreTrainedModel) -> None:
-    """See that the output layer's weights are whole, whichever way the model is spread.
-
-    They stay so: the next forward pass would gather them again.
-    """
-    for owner in (model, model.get_output_embeddings()):
+def gather_output_layer(model: PreTrainedModel) -> nn.Linear:
+    """The output layer, whose weights stay whole: the next forward pass would gather them again."""
+    layer = model.get_output_embeddings()
+    for owner in (model, layer):
         if is_sharded(owner):
             owner.unshard()
+    return layer
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -1,91 +1,195 @@
-"""What a teacher says of the tokens of a batch, by a forward pass now or from what it said before."""
+"""What a student is compared with: a teacher's outputs for the targets of a batch, live or from a cache."""
 
-import inspect
+import os
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from math import isfinite
+from numbers import Real
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdlib.language.distill.batches import kept_columns, model_inputs
+from kdlib.cache.tokens import CachedTokens, TokenManifest
+from kdlib.language.distill.batches import TokenExample, collate, forward_inputs, tokenize
 from kdlib.language.distill.fsdp import gather_output_layer
 from kdlib.language.distill.output_layer import at_output_layer
+from kdlib.language.models.vocabulary import check_same_tokens
+from kdlib.language.traces.file import Trace
 from kdlib.losses.top_k import TopK, top_k_of
+from kdlib.runtime import best_device, eval_mode
+from kdlib.storage import fingerprint
 
-__all__ = ["HiddenTeacher", "LiveTeacher", "StoredTeacher", "can_narrow", "kept_logits", "predictions"]
+__all__ = ["HiddenStates", "ModelTeacher", "Teacher", "cache_teacher_tokens", "predictions"]
 
-
-def predictions(model: PreTrainedModel, batch: dict[str, Tensor], narrowing: bool) -> Tensor:
-    """(n, V) logits: what predicts each token that counts; arguments as for `kept_logits`."""
-    logits = kept_logits(model, batch, narrowing)
-    return logits.flatten(0, 1).index_select(0, batch["places"])
+_ROWS = 256  # whose logits are looked at together: with 151,665 tokens 155 MB in float32
 
 
-def kept_logits(model: PreTrainedModel, batch: dict[str, Tensor], narrowing: bool) -> Tensor:
-    """(R, m, V) logits in the columns `kept` of a batch of `kdlib.language.distill.batches.collate`.
+class HiddenStates(NamedTuple):
+    """(n, H) hidden states, and the weight (V, H) and bias (V) or None that make logits of them."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
+Teacher = Callable[[dict[str, Tensor]], Tensor | TopK | HiddenStates]
+"""For a batch of `collate` what the loss compares with, for each of its n targets: logits (n, V), the largest
+of them, or hidden states. A `ModelTeacher` or a `CachedTokens`."""
+
+
+def predictions(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+    """(n, V) logits: those that predict each target of a batch of `collate`."""
+    # Of a vocabulary of 150,000 the logits take the memory: only columns that predict a target are made.
+    return model(**forward_inputs(batch)).logits.flatten(0, 1).index_select(0, batch["places"])
+
+
+class ModelTeacher:
+    """A model that runs at each step, without gradients.
 
     Args:
-        narrowing: whether the model takes `logits_to_keep`, see `can_narrow`.
-    """
-    # Of a vocabulary of 150,000 the logits take the memory: only those that predict a completion are made.
-    narrowed = {"logits_to_keep": kept_columns(batch)} if narrowing else {}
-    logits = model(**model_inputs(batch), **narrowed).logits
-    return logits if narrowing else logits.index_select(1, batch["kept"])
-
-
-def can_narrow(model: PreTrainedModel) -> bool:
-    """Whether it makes logits at chosen positions; asked before anything wraps its forward."""
-    return "logits_to_keep" in inspect.signature(model.forward).parameters
-
-
-class LiveTeacher:
-    """Runs at each step.
-
-    Args:
-        model: in eval mode, on the device of the batches.
+        model: moved to the device, unless a device map has spread it, and set to eval mode.
         width: number of logits that belong to a token.
         top_k: how many logits of each position the student learns from; None all.
         temperature: of the distributions of which these are the largest.
+        fused: stop before the output layer, for a loss that makes the logits a few at a time.
     """
 
     def __init__(
-        self, model: PreTrainedModel, width: int, top_k: int | None = None, temperature: float = 1.0
-    ) -> None:
-        self._model, self._width, self._top_k, self._temperature = model, width, top_k, temperature
-        self._narrowing = can_narrow(model)
+        self, model: PreTrainedModel, device: torch.device, width: int, *, top_k: int | None,
+        temperature: float, fused: bool,
+    ) -> None:  # fmt: skip
+        _move(model.eval(), device)
+        self._model, self._width, self._fused = model, width, fused
+        self._top_k, self._temperature = top_k, temperature
 
     @torch.no_grad()
-    def __call__(self, batch: dict[str, Tensor]) -> Tensor | TopK:
-        logits = predictions(self._model, batch, self._narrowing)[:, : self._width]
+    def __call__(self, batch: dict[str, Tensor]) -> Tensor | TopK | HiddenStates:
+        if self._fused:
+            hidden = at_output_layer(self._model, batch, lambda hidden, weight, bias: hidden)
+            layer = gather_output_layer(self._model)
+            return HiddenStates(hidden, layer.weight, layer.bias)
+        logits = predictions(self._model, batch)[:, : self._width]
         return logits if self._top_k is None else top_k_of(logits, self._top_k, self._temperature)
 
 
-class HiddenTeacher:
-    """Runs at each step up to its output layer, for a loss that makes its logits a few at a time.
+def cache_teacher_tokens(
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Trace | tuple[str, str]],
+    folder: str | os.PathLike,
+    *,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+    top_k: int = 64,
+    temperature: float = 1.0,
+    batch_tokens: int = 16_384,
+    device: torch.device | str | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> CachedTokens:
+    """Run the teacher over texts, in eval mode without gradients, and store its outputs for each token.
+
+    Called again with the same arguments, it verifies what is there and makes only what is missing or damaged.
+    A killed process loses the file that it was writing, and two processes that write the same cache make the
+    same files.
 
     Args:
-        model: `kdlib.language.distill.output_layer.opened`, in eval mode, on the device of the batches.
-    """
+        teacher: a causal language model; moved to the device, unless a device map has spread it.
+        tokenizer: the student's. Logits beyond its tokens, which pad vocabularies, are cut off.
+        examples: as for `distill_language_model`: traces, or pairs (statement, completion).
+        folder: a folder of its own; made if need be.
+        teacher_tokenizer: to be compared with `tokenizer`; None if the teacher's is the same.
+        top_k: how many logits to keep for each token.
+        temperature: T of the loss that the student will be trained with.
+        batch_tokens: tokens of one forward pass, padding included; a longer text goes alone. Its logits take
+            batch_tokens × vocabulary × bytes of the teacher's dtype: 5 GB for 16,384 tokens and Qwen's
+            vocabulary in bfloat16. Results agree up to rounding.
+        device: where the teacher runs; default `best_device()`.
+        overwrite: replace whatever cache of tokens the folder holds.
+        progress: show a progress bar.
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
+    Raises:
+        ValueError: bad arguments; vocabularies that differ; a folder with another cache or other files;
+            logits that are not finite. The message says how to fix it.
+    """
+    width = check_same_tokens(tokenizer, teacher_tokenizer, teacher=teacher)
+    for name, count in (("top_k", top_k), ("batch_tokens", batch_tokens)):
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} must be a whole number from 1; got {count}")
+    if top_k > width:
+        raise ValueError(f"top_k must be at most the {width} tokens of the tokenizer; got {top_k}")
+    if not isinstance(temperature, Real) or not (temperature > 0 and isfinite(temperature)):
+        raise ValueError(f"temperature must be a positive finite number; got {temperature}")
+    encoded = tokenize(tokenizer, examples)
+    cached = CachedTokens(
+        folder, TokenManifest.of(encoded, fingerprint(teacher), width, top_k, temperature)
+    )
+    _move(teacher, device if device is not None else best_device())
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     @torch.no_grad()
-    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
-        """(n, H'): what the output layer would be given for each token that counts."""
-        return at_output_layer(self._model, batch, lambda hidden, weight, bias: hidden)
+    def outputs(rows: range) -> dict[str, Tensor]:
+        """Those of some rows; texts that cross their borders are read for both sides."""
+        texts = range(bisect_right(cached.starts, rows.start) - 1, bisect_left(cached.starts, rows.stop))
+        found: dict[int, list[dict[str, Tensor]]] = {}
+        for batch in _batches(encoded, texts, batch_tokens):
+            found |= _outputs_of_texts(teacher, encoded, batch, pad, cached)
+        parts = [part for text in texts for part in found[text]]
+        offset = rows.start - cached.starts[texts[0]]
+        return {
+            name: torch.cat([part[name] for part in parts])[offset : offset + len(rows)] for name in parts[0]
+        }
 
-    def output_layer(self) -> tuple[Tensor, Tensor | None]:
-        """Its weight (W, H') and bias, whole, also where processes share the model."""
-        gather_output_layer(self._model)
-        layer = self._model.get_output_embeddings()
-        return layer.weight, layer.bias
+    with eval_mode(teacher):
+        cached.fill(outputs, overwrite=overwrite, progress=progress)
+    return cached
 
 
-class StoredTeacher:
-    """Reads what `kdlib.cache.tokens.cache_teacher_tokens` has written."""
+def _move(model: PreTrainedModel, device: torch.device | str) -> None:
+    # One that is spread over devices or quantised stays where it was loaded.
+    if getattr(model, "hf_device_map", None) is None:
+        model.to(device)
 
-    def __init__(self, stored) -> None:
-        self._stored = stored
 
-    def __call__(self, batch: dict[str, Tensor]) -> TopK:
-        return self._stored.top_k(batch["stored"])
+def _batches(
+    examples: Sequence[TokenExample], numbers: Sequence[int], batch_tokens: int
+) -> Iterator[list[int]]:
+    """Like lengths together leave little padding. The longest first: if memory runs out, then at once."""
+    numbers = sorted(numbers, key=lambda number: -len(examples[number]))
+    while numbers:
+        count = max(1, batch_tokens // len(examples[numbers[0]]))  # all are padded to the first
+        yield numbers[:count]
+        numbers = numbers[count:]
+
+
+def _outputs_of_texts(
+    teacher: PreTrainedModel, examples: Sequence[TokenExample], numbers: Sequence[int], pad: int,
+    cached: CachedTokens,
+) -> dict[int, list[dict[str, Tensor]]]:  # fmt: skip
+    """For each text its rows in some parts, as they go to disk."""
+    batch = collate([examples[number] for number in numbers], pad)
+    first = int(batch["kept"][0])
+    inputs = {name: tensor.to(teacher.device) for name, tensor in batch.items()}
+    logits = teacher(**forward_inputs(inputs)).logits[..., : cached.manifest.shape[-1]]
+    found = {}
+    for number, row in zip(numbers, logits, strict=True):
+        # Sliced, not picked: a copy of the predicting columns would take gigabytes.
+        end = len(examples[number]) - 1 - first
+        predicting = row[end - len(examples[number].completion) : end]
+        found[number] = []
+        for part in predicting.split(_ROWS):
+            top = top_k_of(part, cached.manifest.top_k, cached.manifest.temperature)
+            # The largest tells all: NaN and +inf come through, and −inf means that no token is left.
+            if not top.values[:, 0].isfinite().all():
+                raise ValueError(
+                    f"the teacher's logits for examples[{number}] are not finite; look at its weights, and "
+                    f"whether it overflows its dtype"
+                )
+            total = top.log_total
+            # At the end of float16's range a probability is 0, but the token is not ruled out.
+            values = (top.values - total.unsqueeze(-1)).clamp(min=torch.finfo(torch.float16).min)
+            values = values.masked_fill(top.values.isinf(), -torch.inf)
+            packed = cached.manifest.packed(TopK(values, top.indices, top.log_tail - total))
+            found[number].append({name: tensor.cpu() for name, tensor in packed.items()})
+    return found

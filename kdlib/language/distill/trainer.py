@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -20,17 +20,17 @@ from transformers import (
 )
 
 from kdlib.cost import process_peak, reset_process_peak
-from kdlib.language.distill.batches import EpochOrder, Packing, TokenExample, collate, collate_prompts
-from kdlib.language.distill.fsdp import shard_on_cpus, sharding
+from kdlib.language.distill.batches import EpochOrder, Packing, TokenExample, collate
+from kdlib.language.distill.fsdp import sharding
 from kdlib.language.distill.output_layer import at_output_layer
-from kdlib.language.distill.teachers import HiddenTeacher, can_narrow, predictions
+from kdlib.language.distill.teachers import HiddenStates, Teacher, predictions
 from kdlib.losses.divergences import Divergence
 from kdlib.losses.kd import soft_target_loss
 from kdlib.losses.linear import linear_kd_loss
 from kdlib.losses.top_k import TopK, top_k_loss
 from kdlib.runtime import eval_mode, seeded, substream
 
-__all__ = ["DistillationTrainer", "Objective", "Sampling"]
+__all__ = ["DistillationTrainer", "LanguageHistory", "Objective"]
 
 
 @dataclass(frozen=True)
@@ -42,65 +42,78 @@ class Objective:
     divergence: Divergence = "forward"
     beta: float = 0.5
 
-    def terms(
-        self, student: Tensor, teacher: Tensor | TopK | None, labels: Tensor, width: int | None = None
+    def from_logits(
+        self, student_logits: Tensor, teacher: Tensor | TopK | None, labels: Tensor, width: int
     ) -> dict[str, Tensor]:
         """Sums over n tokens, as of `kd_loss`: "loss" and, where both count, "hard" and "soft" unweighted.
 
         Args:
-            student: (n, V) logits.
-            teacher: (n, W) logits, or the largest of them, of the student's first W tokens; None where α is
-                1.
+            student_logits: (n, V).
+            teacher: (n, width) logits, or the largest of them; None where α is 1.
             labels: (n,) token ids.
-            width: W, by default V.
+            width: number of logits that belong to a token.
         """
         if self.alpha == 1:
-            return {"loss": _cross_entropy(student, labels)}
+            return {"loss": _cross_entropy(student_logits, labels)}
         divergence = top_k_loss if isinstance(teacher, TopK) else soft_target_loss
         soft = divergence(
-            student[:, :width], teacher, temperature=self.temperature,
-            divergence=self.divergence, beta=self.beta, reduction="sum",
+            student_logits[:, :width], teacher, temperature=self.temperature, divergence=self.divergence,
+            beta=self.beta, reduction="sum",
         )  # fmt: skip
         if self.alpha == 0:
             return {"loss": soft}
         # Over all of the student's logits: it learns not to choose those that are no token.
-        hard = _cross_entropy(student, labels)
+        hard = _cross_entropy(student_logits, labels)
         return {"loss": self.alpha * hard + (1 - self.alpha) * soft, "hard": hard, "soft": soft}
 
-    def terms_of_hidden(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, teacher: Tensor | TopK | None,
-        teacher_weight: Tensor | None, teacher_bias: Tensor | None, labels: Tensor, width: int,
+    def from_hidden(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, teacher: HiddenStates | TopK | None,
+        labels: Tensor, width: int,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """The same sums, from (n, H) and (n, H') of which output layers would make the logits."""
+        """The same sums, from the (n, H) hidden states of which the student's output layer makes logits."""
+        if not isinstance(teacher, HiddenStates):
+            teacher = HiddenStates(teacher, None, None)
         terms = linear_kd_loss(
-            hidden, weight, teacher, teacher_weight, labels, temperature=self.temperature, alpha=self.alpha,
-            divergence=self.divergence, beta=self.beta, ignore_index=None, student_bias=bias,
-            teacher_bias=teacher_bias, classes=width, reduction="sum", return_terms=True,
+            hidden, weight, teacher.hidden, teacher.weight, labels, temperature=self.temperature,
+            alpha=self.alpha, divergence=self.divergence, beta=self.beta, ignore_index=None,
+            student_bias=bias, teacher_bias=teacher.bias, classes=width, reduction="sum",
+            return_terms=True,
         )  # fmt: skip
-        return {name: getattr(terms, name) for name in self.names()}
+        return {name: getattr(terms, name) for name in self.names}
 
+    @property
     def names(self) -> tuple[str, ...]:
         return ("loss", "hard", "soft") if 0 < self.alpha < 1 else ("loss",)
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the student writes completions while it learns from them."""
-
-    max_new_tokens: int
-    temperature: float
-    seed: int
-
-
 @dataclass
-class Curve:
-    """The figures of each step so far; those of the last steps are still on the device."""
+class LanguageHistory:
+    """What happened, step by step.
 
-    names: tuple[str, ...]
-    records: list[dict] = field(default_factory=list)
-    pending: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    Attributes:
+        loss: mean over the tokens of each step, in nats.
+        hard, soft: the two terms of the loss before they are weighted; empty where it has only one.
+        tokens: number of tokens that each step's loss is a mean of.
+        seconds: spent on training, up to the last step and in all processes that took up the run one after
+            the other; what a killed process did after its last checkpoint is not in it.
+        peak_memory: bytes, the most that this process held: on a CUDA device, allocated there since training
+            began; elsewhere, resident since the process did.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    hard: list[float] = field(default_factory=list)
+    soft: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     seconds: float = 0.0
     peak_memory: int = 0
+
+    @property
+    def steps(self) -> int:
+        return len(self.loss)
+
+    @property
+    def tokens_trained(self) -> int:
+        return sum(self.tokens)
 
 
 class DistillationTrainer(Trainer):
@@ -110,74 +123,55 @@ class DistillationTrainer(Trainer):
     micro-batches and processes: accumulation and sharing change nothing but rounding. A mean of the
     micro-batches' means would give tokens of short completions a larger weight.
 
+    What each step came to is a record in `state.log_history`: its loss, terms and number of tokens; some have
+    the seconds and the peak memory up to there. Trainer keeps them in checkpoints.
+
     Args:
         student: trained in place.
-        args: Trainer's.
+        args: Trainer's; its seed is that of order and sampling too.
         examples: with completions, or prompts alone where `sampling` says how the student completes them.
         tokenizer: saved with each checkpoint.
         objective: the loss.
-        teacher: gives its opinion on a batch, see `kdlib.language.distill.teachers`; None where the objective needs
-            none.
-        fused: compute the loss inside the student's forward, which is `kdlib.language.distill.output_layer.opened`.
+        teacher: see `Teacher`; None where the objective needs none.
         width: number of logits that belong to a token, for teacher and student alike.
-        packing: see `collate`.
-        seed: of the order of the examples.
-        group_by_length: see `EpochOrder`.
+        fused: compute the loss inside the student's forward, from hidden states.
+        sampling: max_new_tokens and temperature of what the student writes.
+        packing, group_by_length: see `collate` and `EpochOrder`.
         progress: show a progress bar.
     """
 
-    loss_is_scaled_for_ga = True  # of newer transformers; for those before it see __init__
+    loss_is_scaled_for_ga = True  # compute_loss divides by all tokens of a step
 
     def __init__(
-        self,
-        student: PreTrainedModel,
-        args: TrainingArguments,
-        examples: list[TokenExample],
-        tokenizer: PreTrainedTokenizerBase,
-        objective: Objective,
-        *,
-        teacher: Callable[[dict[str, Tensor]], Tensor | TopK] | None,
-        fused: bool,
-        width: int,
-        sampling: Sampling | None,
-        packing: Packing | None,
-        seed: int,
-        group_by_length: bool,
+        self, student: PreTrainedModel, args: TrainingArguments, examples: list[TokenExample],
+        tokenizer: PreTrainedTokenizerBase, objective: Objective, *, teacher: Teacher | None, width: int,
+        fused: bool, sampling: dict[str, float] | None, packing: Packing | None, group_by_length: bool,
         progress: bool,
-    ) -> None:
-        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self._packing = packing
-        collator = self._collated if sampling is None else lambda batch: collate_prompts(batch, self._pad)
-        use_cache = student.config.use_cache
-        super().__init__(student, args, collator, examples, processing_class=tokenizer)
-        # Trainer turns the cache off in the configuration, and would save it so; the forward passes below say
-        # for themselves that they need none.
-        student.config.use_cache = use_cache
-        self.model_accepts_loss_kwargs = True  # Trainer shall not divide by the number of micro-batches
+    ) -> None:  # fmt: skip
+        self._pad = tokenizer.pad_token_id
+        self._objective, self._teacher, self._width, self._fused = objective, teacher, width, fused
+        self._sampling, self._packing = sampling, packing
+        super().__init__(student, args, self._collate, examples, processing_class=tokenizer)
+        self.model_accepts_loss_kwargs = True  # as loss_is_scaled_for_ga, for transformers that know no such
         self.remove_callback(PrinterCallback)
         self.add_callback(_Steps(self, progress and self.is_world_process_zero()))
-        self._objective, self._teacher, self._width, self._sampling = objective, teacher, width, sampling
-        self._narrowing, self._fused = can_narrow(student), fused
         group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        self._order = EpochOrder([*map(len, examples)], seed, group if group_by_length else None)
-        self._parameters = student.num_parameters(exclude_embeddings=True)
-        self.curve = Curve(objective.names())
-        self._sums: Tensor | None = None
+        self.order = EpochOrder([*map(len, examples)], args.seed, group if group_by_length else None)
+        self._sums: Tensor | None = None  # of the terms of this step so far
         self._items: Tensor | None = None
-        self._start = time.perf_counter()
-
-    def create_accelerator_and_postprocess(self) -> None:
-        super().create_accelerator_and_postprocess()
-        shard_on_cpus(self.accelerator)
-        self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
-
-    # --- what is trained on ---------------------------------------------------------------------------
+        self._pending: list[tuple[Tensor, Tensor]] = []  # of steps whose figures are still on the device
 
     def _get_train_sampler(self, train_dataset=None) -> EpochOrder:
-        return self._order
+        return self.order
 
-    def _collated(self, examples: list[TokenExample]) -> dict[str, Tensor]:
+    def _collate(self, examples: list[TokenExample]) -> dict[str, Tensor]:
+        if self._sampling is not None:
+            prompts = [{"input_ids": list(example.prompt)} for example in examples]
+            return dict(self.processing_class.pad(prompts, padding_side="left", return_tensors="pt"))
         return collate(examples, self._pad, self._packing)
+
+    def floating_point_ops(self, inputs) -> int:
+        return 0  # Trainer's own would count the parameters anew in each micro-batch
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         """The micro-batches of a step, and how many tokens count in them, over all processes.
@@ -188,93 +182,71 @@ class DistillationTrainer(Trainer):
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         if self._sampling is not None:
             batches = [self._completed(batch, number) for number, batch in enumerate(batches)]
-        items = torch.tensor(sum(len(batch["places"]) for batch in batches), device=device)
-        if self.args.world_size > 1:
-            items = self.accelerator.reduce(items, "sum")
-        self._items = items
-        return batches, items
+        items = torch.tensor(sum(len(batch["targets"]) for batch in batches), device=device)
+        self._items = self.accelerator.reduce(items, "sum") if self.args.world_size > 1 else items
+        return batches, self._items
 
     @torch.no_grad()
-    def _completed(self, prompts: dict[str, Tensor], number: int) -> dict[str, Tensor | int]:
+    def _completed(self, prompts: dict[str, Tensor], number: int) -> dict[str, Tensor]:
         """A batch of prompts with completions that the student writes now.
 
         The random numbers are of this step, micro-batch and process alone, so that a resumed run writes the
         same. A completion that reaches `max_new_tokens` counts as far as it goes, without an end.
         """
-        sampling, model = self._sampling, self.accelerator.unwrap_model(self.model)
-        place = self.state.global_step * self.args.world_size + self.args.process_index
-        seed = substream(substream(sampling.seed, "completions", place), "micro-batch", number)
-        device = self.args.device
+        model, device = self.accelerator.unwrap_model(self.model), self.args.device
+        own = model.generation_config.eos_token_id
+        ends = {self.processing_class.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+        no_tokens = list(range(self._width, model.get_output_embeddings().weight.shape[0]))
+        # All is said here: what is left out is taken from the model's own settings (top-k, penalties).
+        settings = GenerationConfig(
+            **self._sampling, max_length=None, min_length=0, do_sample=True, top_k=0, top_p=1.0,
+            repetition_penalty=1.0, num_beams=1, num_return_sequences=1, use_cache=True,
+            suppress_tokens=no_tokens or None, eos_token_id=sorted(ends), pad_token_id=self._pad,
+        )  # fmt: skip
+        step = self.state.global_step * self.args.world_size + self.args.process_index
+        seed = substream(substream(self.args.seed, "completions", step), "micro-batch", number)
         with eval_mode(model), seeded(seed, device):
             written = model.generate(
-                **{name: tensor.to(device) for name, tensor in prompts.items()},
-                generation_config=self._generation(model),
+                **{name: tensor.to(device) for name, tensor in prompts.items()}, generation_config=settings,
                 synced_gpus=sharding() is not None,  # layers are gathered by all, however long each writes
-            )
-        length, ends = prompts["input_ids"].shape[1], self._ends(model)
-        examples = [
-            TokenExample(tuple(row[start:length]), _until_end(row[length:], ends))
-            for row, start in zip(
-                written.tolist(), (length - prompts["attention_mask"].sum(-1)).tolist(), strict=True
-            )
-        ]
-        return self._collated(examples)
-
-    def _generation(self, model: PreTrainedModel) -> GenerationConfig:
-        # All is said here: what is left out is taken from the model's own settings (top-k, penalties).
-        beyond = list(range(self._width, model.get_output_embeddings().weight.shape[0]))
-        return GenerationConfig(
-            max_new_tokens=self._sampling.max_new_tokens, max_length=None, min_length=0, do_sample=True,
-            temperature=self._sampling.temperature, top_k=0, top_p=1.0, repetition_penalty=1.0,
-            num_beams=1, num_return_sequences=1, use_cache=True, suppress_tokens=beyond or None,
-            eos_token_id=sorted(self._ends(model)), pad_token_id=self._pad,
-        )  # fmt: skip
-
-    def _ends(self, model: PreTrainedModel) -> set[int]:
-        own = model.generation_config.eos_token_id
-        own = own if isinstance(own, list) else [own]
-        return {self.processing_class.eos_token_id, *(end for end in own if end is not None)}
-
-    # --- the loss -------------------------------------------------------------------------------------
+            )  # fmt: skip
+        examples, length = [], prompts["input_ids"].shape[1]
+        for row, mask in zip(written.tolist(), prompts["attention_mask"], strict=True):
+            completion = row[length:]
+            end = next((n for n, token in enumerate(completion, 1) if token in ends), len(completion))
+            prompt = row[length - int(mask.sum()) : length]
+            examples.append(TokenExample(tuple(prompt), tuple(completion[:end])))
+        return collate(examples, self._pad, self._packing)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's share of the step's mean over tokens."""
-        terms = (self._terms_of_hidden if self._fused else self._terms_of_logits)(model, inputs)
-        sums = torch.stack([terms[name].detach() for name in self.curve.names])
+        teacher, targets = None, inputs["targets"]
+        if self._teacher is not None:
+            with self.accelerator.autocast():
+                teacher = self._teacher(inputs)
+        if self._fused:
+            terms = at_output_layer(
+                model, inputs,
+                lambda *student: self._objective.from_hidden(*student, teacher, targets, self._width),
+            )  # fmt: skip
+        else:
+            terms = self._objective.from_logits(predictions(model, inputs), teacher, targets, self._width)
+        sums = torch.stack([terms[name].detach() for name in self._objective.names])
         self._sums = sums if self._sums is None else self._sums + sums
         # Sharing processes take the mean of their gradients, where the sum is meant.
         loss = terms["loss"] * self.args.world_size / num_items_in_batch.clamp(min=1)
         return (loss, None) if return_outputs else loss
 
-    def _terms_of_logits(self, model, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        student = predictions(model, batch, self._narrowing)
-        return self._objective.terms(student, self._opinion(batch), batch["targets"], self._width)
-
-    def _terms_of_hidden(self, model, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        teacher, layer = self._opinion(batch), (None, None)
-        if isinstance(self._teacher, HiddenTeacher):
-            layer = self._teacher.output_layer()
-        return at_output_layer(
-            model, batch, lambda *student: self._objective.terms_of_hidden(
-                *student, teacher, *layer, batch["targets"], self._width
-            ),
-        )  # fmt: skip
-
-    def _opinion(self, batch: dict[str, Tensor]) -> Tensor | TopK | None:
-        if self._teacher is None:
-            return None
-        with self.accelerator.autocast():
-            return self._teacher(batch)
-
-    def floating_point_ops(self, inputs) -> int:
-        # Trainer's would count the parameters anew in each micro-batch.
-        return 6 * inputs["input_ids"].numel() * self._parameters
-
-    # --- what is kept of it ---------------------------------------------------------------------------
+    def begin(self) -> None:
+        """Training begins, perhaps from a checkpoint."""
+        self._start = time.perf_counter()
+        reset_process_peak(self.args.device)
+        spent = [record for record in self.state.log_history if "seconds" in record]
+        self._before = spent[-1] if spent else {"seconds": 0.0, "peak_memory": 0}
 
     def close_step(self) -> None:
         """The optimizer has taken a step."""
-        self.curve.pending.append((self._sums, self._items))
+        self._pending.append((self._sums, self._items))
         self._sums = None
 
     def flush(self) -> None:
@@ -283,16 +255,13 @@ class DistillationTrainer(Trainer):
         Raises:
             FloatingPointError: a loss was not finite.
         """
-        curve = self.curve
-        if not curve.pending:
-            return
         # In float64 from here on: float32 does not hold every number of tokens.
-        sums = torch.stack([sums for sums, _ in curve.pending]).to(torch.float64)
-        items = torch.stack([items for _, items in curve.pending])
+        sums = torch.stack([sums for sums, _ in self._pending]).to(torch.float64)
+        items = torch.stack([items for _, items in self._pending])
         if self.args.world_size > 1:
             sums = self.accelerator.reduce(sums, "sum")
-        first = self.state.global_step - len(curve.pending) + 1
-        curve.pending.clear()
+        first = self.state.global_step - len(self._pending) + 1
+        self._pending.clear()
         for step, (values, tokens) in enumerate(zip(sums.tolist(), items.tolist(), strict=True), first):
             values = [value / max(tokens, 1) for value in values]
             if not math.isfinite(values[0]):
@@ -300,90 +269,63 @@ class DistillationTrainer(Trainer):
                     f"the loss of step {step} is {values[0]}; try a smaller lr (now "
                     f"{self.args.learning_rate}), max_grad_norm=1.0, and look for NaN in the teacher's logits"
                 )
-            named = dict(zip(curve.names, values, strict=True))
-            curve.records.append({"step": step, **named, "tokens": tokens})
+            terms = dict(zip(self._objective.names, values, strict=True))
+            self.state.log_history.append({"step": step, **terms, "tokens": tokens})
+        self.state.log_history[-1] |= {
+            "seconds": self._before["seconds"] + time.perf_counter() - self._start,
+            "peak_memory": max(self._before["peak_memory"], process_peak(self.args.device)),
+        }
+
+    def history(self) -> LanguageHistory:
+        """Of all steps, those before a checkpoint included."""
+        steps = [record for record in self.state.log_history if "tokens" in record]
+        figures = {name: [record[name] for record in steps] for name in (*self._objective.names, "tokens")}
+        return LanguageHistory(**figures, seconds=steps[-1]["seconds"], peak_memory=steps[-1]["peak_memory"])
 
     def _save_checkpoint(self, model, trial) -> None:
-        self.flush()
         if bad := [name for name, p in self.model.named_parameters() if not p.isfinite().all()]:
             raise FloatingPointError(
                 f"the weights {', '.join(bad[:3])} are not finite, though the loss was; try "
                 "max_grad_norm=1.0 and a smaller lr. Checkpoints of earlier steps are unchanged"
             )
-        # Trainer writes its history last: a checkpoint that has one is whole.
-        spent = {"seconds": self.curve.seconds + self.elapsed(), "peak_memory": self.peak_memory()}
-        self.state.log_history = [*self.curve.records, spent]
         super()._save_checkpoint(model, trial)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        # Checkpoints may be kept in parts; the trained model is what `from_pretrained` reads.
-        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
-        if plugin is None or _internal_call:
-            return super().save_model(output_dir, _internal_call)
-        parts = plugin.state_dict_type
-        plugin.set_state_dict_type("FULL_STATE_DICT")
-        try:
-            super().save_model(output_dir)
-        finally:
-            plugin.set_state_dict_type(parts)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()  # each process writes one; then the first may write the history
-
-    def take_up(self, history: list[dict]) -> None:
-        """The figures of the steps that a checkpoint holds."""
-        self.curve.records = [record for record in history if "loss" in record and "tokens" in record]
-        spent = [record for record in history if "loss" not in record]
-        self.curve.seconds = sum(record.get("seconds", 0.0) for record in spent)
-        self.curve.peak_memory = max((record.get("peak_memory", 0) for record in spent), default=0)
-
-    def peak_memory(self) -> int:
-        return max(self.curve.peak_memory, process_peak(self.args.device))
-
-    def elapsed(self) -> float:
-        return time.perf_counter() - self._start
+        # Each process writes one; then the first may write the state, with which a checkpoint is whole.
+        self.accelerator.wait_for_everyone()
 
 
 class _Steps(TrainerCallback):
     """Tells the trainer of its steps, and shows them."""
 
     def __init__(self, trainer: DistillationTrainer, progress: bool) -> None:
-        self._trainer, self._progress, self._bar = trainer, progress, None
+        self._trainer, self._progress = trainer, progress
 
     def on_train_begin(self, args, state, control, **_) -> None:
-        self._trainer._start = time.perf_counter()
-        reset_process_peak(args.device)
-        if self._progress:
-            self._bar = tqdm(desc="steps", total=state.max_steps, initial=state.global_step, leave=False)
+        self._trainer.begin()
+        self._bar = tqdm(
+            desc="steps", total=state.max_steps, initial=state.global_step, leave=False,
+            disable=not self._progress,
+        )  # fmt: skip
 
     def on_epoch_begin(self, args, state, control, **_) -> None:
         # Accelerate does not reach the order behind the batches of a resumed epoch that processes share.
-        self._trainer._order.set_epoch(int(state.epoch))
+        self._trainer.order.set_epoch(int(state.epoch))
 
     def on_step_end(self, args, state, control, **_) -> None:
         self._trainer.close_step()
         # Seldom: reading the figures waits for the device.
-        if state.global_step % 50 == 0 or state.global_step >= state.max_steps:
+        if state.global_step % 50 == 0 or control.should_save or control.should_training_stop:
             self._trainer.flush()
-        if self._bar is not None:
-            if state.global_step % 50 == 0:
-                loss = self._trainer.curve.records[-1]["loss"]
-                self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-            self._bar.update()
+            self._bar.set_postfix_str(f"loss {state.log_history[-1]['loss']:.3f}", refresh=False)
+        self._bar.update()
 
     def on_train_end(self, args, state, control, **_) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Sum over tokens, in float32 or better, as `kd_loss` has it; here no position is left out."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, labels, reduction="sum")
-
-
-def _until_end(tokens: list[int], ends: set[int]) -> tuple[int, ...]:
-    """The tokens up to the first end-of-text token, which is kept; all of them where there is none."""
-    end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-    return tuple(tokens[: end + 1])

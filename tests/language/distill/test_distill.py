@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from small_models import llama, pairs, qwen, word_tokenizer
 from transformers import get_cosine_schedule_with_warmup
 
-from kdlib.cache.tokens import cache_teacher_tokens
 from kdlib.language.distill import distill, teachers, trainer
 from kdlib.language.distill.batches import EpochOrder, tokenize
 from kdlib.language.distill.distill import distill_language_model
+from kdlib.language.distill.teachers import cache_teacher_tokens
 from kdlib.losses.kd import kd_loss
 
 
@@ -33,8 +33,8 @@ def plain_loop(student, examples, steps, lr, batch_size, teacher=None, **options
                     loss = F.cross_entropy(logits, labels, reduction="sum")
                 else:
                     with torch.no_grad():
-                        opinion = teacher(ids).logits[0, predicting]
-                    loss = kd_loss(logits, opinion, labels, reduction="sum", **options)
+                        teacher_logits = teacher(ids).logits[0, predicting]
+                    loss = kd_loss(logits, teacher_logits, labels, reduction="sum", **options)
                 total, count = total + loss, count + len(labels)
             optimizer.zero_grad()
             (total / count).backward()
@@ -90,8 +90,8 @@ def test_logit_distillation_is_that_of_a_loop_with_kd_loss():
 )
 def test_packing_changes_nothing_but_rows(attention, options, monkeypatch):
     tokenizer, data, shapes = word_tokenizer(), pairs(21), []
-    monkeypatch.setattr(trainer, "predictions", lambda model, batch, narrowing: shapes.append(
-        tuple(batch["input_ids"].shape)) or teachers.predictions(model, batch, narrowing))  # fmt: skip
+    monkeypatch.setattr(trainer, "predictions", lambda model, batch: shapes.append(
+        tuple(batch["input_ids"].shape)) or teachers.predictions(model, batch))  # fmt: skip
     runs = []
     for packing in (False, True):
         student, teacher = qwen().double(), llama(1).double()
@@ -116,8 +116,9 @@ def test_flash_attention_is_given_one_row():
     """It knows packed texts apart in a single row only; it needs a GPU, so here it is only named."""
     student = qwen()
     student.config._attn_implementation = "flash_attention_2"
-    assert distill._packing(student, None) == distill._packing(llama(), student) == "one row"
-    assert distill._packing(llama(), qwen()) == "rows"
+    assert distill._packing({"student": student}) == "one row"
+    assert distill._packing({"student": llama(), "teacher": student}) == "one row"
+    assert distill._packing({"student": llama(), "teacher": qwen()}) == "rows"
 
 
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
@@ -142,24 +143,23 @@ def test_a_teacher_that_was_stored_teaches_as_if_it_were_there(tmp_path):
     student, other, teacher = qwen(), qwen(), llama(1)
     live = distill_language_model(student, tokenizer, data, teacher=teacher, top_k=7, **settings)
     stored = cache_teacher_tokens(
-        teacher, tokenizer, data, tmp_path / "tokens", top_k=7, temperature=2.0, dtype=torch.float32,
-        device="cpu",
+        teacher, tokenizer, data, tmp_path / "tokens", top_k=7, temperature=2.0, device="cpu"
     )  # fmt: skip
     del teacher
     read = distill_language_model(other, tokenizer, data, tmp_path / "run", teacher=stored, **settings)
-    assert read.soft == pytest.approx(live.soft, rel=1e-5)
-    assert_same_weights(other, student, 1e-5)
+    assert read.soft == pytest.approx(live.soft, rel=3e-3)  # stored in float16
+    assert_same_weights(other, student, 1e-3)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["teacher"] == stored.fingerprint
+    assert record["teacher"] == stored.manifest.fingerprint
 
 
 def test_what_was_stored_is_refused_for_other_texts_and_temperatures(tmp_path):
     tokenizer, data = word_tokenizer(), pairs(6)
     stored = cache_teacher_tokens(llama(1), tokenizer, data, tmp_path, top_k=7, device="cpu")
     settings = {"teacher": stored, "steps": 1, "lr": 1e-3, "device": "cpu"}
-    with pytest.raises(ValueError, match="made for other texts"):
+    with pytest.raises(ValueError, match="the texts, their order or their tokens have changed"):
         distill_language_model(qwen(), tokenizer, data[::-1], **settings)
-    with pytest.raises(ValueError, match="made at temperature=1; got temperature=2"):
+    with pytest.raises(ValueError, match="temperature was 1.0, is 2.0"):
         distill_language_model(qwen(), tokenizer, data, temperature=2.0, **settings)
     with pytest.raises(ValueError, match="top_k=3 chooses among .* is what was stored, its 7 largest"):
         distill_language_model(qwen(), tokenizer, data, top_k=3, **settings)

@@ -114,10 +114,10 @@ def test_on_policy_the_teacher_judges_each_token_that_the_student_wrote(gradient
             ids = torch.tensor([prompt + completion])
             places = slice(len(prompt) - 1, -1)
             with torch.no_grad():
-                opinion = teacher(ids).logits[0, places, :60]
+                teacher_logits = teacher(ids).logits[0, places, :60]
             logits = fresh(ids).logits[0, places, :60]
             loss = loss + soft_target_loss(
-                logits, opinion, temperature=1.5, divergence="reverse", reduction="sum"
+                logits, teacher_logits, temperature=1.5, divergence="reverse", reduction="sum"
             )
             count += len(completion)
     assert len(ends) == 8 and 0 < sum(ends) < 8  # some came to an end, some were cut off
