@@ -21,9 +21,9 @@ that, and one α keeps its meaning while T is changed (Hinton et al. 2015, end o
 weights, for either direction of KL, and T²·JSD → β(1 − β) · Var(d) / 2: the student is asked to match logits
 up to a constant (Hinton et al. 2015, §2.1, eq. 4, where logits have zero mean).
 
-**Three implementations.** `plain_kd_loss` below is the formula as it stands above, differentiated by autograd.
-`kdlib.losses.closed_form` computes the gradient by its formula, `kdlib.losses.kernels` does so on GPUs; both are
-tested against the first. `kdlib.losses.backend` chooses.
+**Three implementations.** `plain_kd_loss` below is the formula as it stands above, differentiated by
+autograd. `closed_form` computes the gradient by its formula, `kernels` does so on GPUs; both are tested
+against the first. `backend` chooses.
 """
 
 import torch

@@ -24,21 +24,21 @@ The loss needs no pass of its own. It could be put together from sums of the fir
 Σ p·(t − s)/T − δ, but that is a small difference of large numbers. It is summed where the gradient is written
 (for JSD in the pass for H), from terms none of which is negative (`kdlib.losses.divergences`, "Rounding").
 
-**Terms near r = 0**, where p·r + q − p or log(m/q) would be all rounding, are polynomials of r:
+**Terms near r = 0**, where p·r + q − p or log(m/q) would be all rounding, are polynomials of r, cut off where
+the next term is below 1e-4 of the first at |r| = 1/4:
 
     p·r + q − p = p·f(r),  q − p = p·(f(r) − r),  f(r) = r + exp(−r) − 1 = r²/2 − r³/6 + r⁴/24 − …
     JSD: β·p·log(p/m) + (1 − β)·q·log(q/m) = m·(r·h′(r) − h(r))
          h(r) = Σ κₙ·rⁿ/n!,  r·h′ − h = Σ κₙ·rⁿ·(n − 1)/n!
 
 h is the cumulant generating function of a coin that shows heads with probability β, and κₙ are its cumulants:
-β, v = β(1 − β), v(1 − 2β), v(1 − 6v), v(1 − 2β)(1 − 12v). Cut off where the next term is below 1e-4 of the
-first at |r| = 1/4.
+β, v = β(1 − β), v(1 − 2β), v(1 − 6v), v(1 − 2β)(1 − 12v).
 
 **Costs** of a class in a row, in bf16: KL moves 4 and 6 bytes in some 20 and 30 operations, JSD 4, 4 and 6 in
 19, 45 and 33 (counted in machine code for compute capability 9.0). At 4.3 TB/s and 29 · 10¹² operations a
 second KL should wait for memory, and JSD is about balanced. None has been timed on a GPU yet.
 
-With TRITON_INTERPRET=1 all this runs on the CPU in Triton's interpreter, which is how it is tested without a GPU.
+With TRITON_INTERPRET=1 all this runs in Triton's interpreter, which is how it is tested without a GPU.
 """
 
 import contextlib
@@ -133,16 +133,16 @@ def _jsd_terms(p, q, r, beta):
 def _loss_and_gradient(
     student_ptr,  # logits of the student, (rows, n_cols)
     student_stride,  # numbers from one row of them to the next
-    teacher_ptr,  # logits of the teacher, (rows, n_compared or more); not read unless SOFT
+    teacher_ptr,  # logits of the teacher, (rows, n_compared or more)
     teacher_stride,
-    labels_ptr,  # int64, (rows); not read unless LABELS
+    labels_ptr,  # int64, (rows)
     ignore_index,  # label of rows whose terms and gradient are zero
     terms_ptr,  # float32, (2, rows): the hard terms and the soft terms, written
     gradient_ptr,  # (rows, n_cols), written if GRADIENT; may be student_ptr
     gradient_stride,
     gradient_scale_ptr,  # one float32 that multiplies the gradient
     n_cols,  # V, the classes of the student
-    n_compared,  # how many of the first classes the soft term compares
+    n_compared,  # how many of the first classes the soft term compares; 0 where there is none
     temperature,
     floor,  # what a class that is ruled out has for a logit: below all others, and above −∞
     alpha,  # weight of the hard term in the gradient
@@ -150,7 +150,6 @@ def _loss_and_gradient(
     DIVERGENCE: tl.constexpr,  # _FORWARD, _REVERSE or _JSD
     SOFT: tl.constexpr,  # whether there is a soft term
     HARD: tl.constexpr,  # whether there is a hard term
-    LABELS: tl.constexpr,  # whether there are labels
     GRADIENT: tl.constexpr,  # whether the gradient is written
     LANES: tl.constexpr,  # threads of a program
     EACH: tl.constexpr,  # neighbouring classes of a thread in a block
@@ -169,39 +168,31 @@ def _loss_and_gradient(
     first = tl.arange(0, LANES)[:, None] * EACH + tl.arange(0, EACH)[None, :]
     blocks = tl.cdiv(n_cols, LANES * EACH)
 
-    label = -1
-    if LABELS:
-        label = tl.load(labels_ptr + row)
-        if label == ignore_index:
-            tl.store(terms_ptr + row, 0.0)
-            tl.store(terms_ptr + n_rows + row, 0.0)
-            if GRADIENT:
-                for block in range(blocks):
-                    at = block * (LANES * EACH) + first
-                    nothing = tl.zeros([LANES, EACH], dtype=gradient_ptr.dtype.element_ty)
-                    tl.store(gradient_row + at, nothing, mask=at < n_cols)
-            return
+    label = tl.load(labels_ptr + row)
+    if label == ignore_index:
+        tl.store(terms_ptr + row, 0.0)
+        tl.store(terms_ptr + n_rows + row, 0.0)
+        if GRADIENT:
+            for block in range(blocks):
+                at = block * (LANES * EACH) + first
+                nothing = tl.zeros([LANES, EACH], dtype=gradient_ptr.dtype.element_ty)
+                tl.store(gradient_row + at, nothing, mask=at < n_cols)
+        return
 
     # First pass: offsets and sums, and for the reverse divergence Σ exp(s/T)·(s − t).
     inverse = 1 / temperature
     scale = _LOG2_E * inverse
-    student_top = tl.zeros([LANES], dtype=tl.float32) + floor * scale
-    teacher_top = student_top
-    raw_top = tl.full([LANES], _RULED_OUT, dtype=tl.float32)
-    student_sum = tl.zeros([LANES], dtype=tl.float32)
-    teacher_sum = tl.zeros([LANES], dtype=tl.float32)
-    raw_sum = tl.zeros([LANES], dtype=tl.float32)
-    lead_sum = tl.zeros([LANES], dtype=tl.float32)
+    zeros = tl.zeros([LANES], dtype=tl.float32)
+    student_top, teacher_top, raw_top = zeros + floor * scale, zeros + floor * scale, zeros + _RULED_OUT
+    student_sum, teacher_sum, raw_sum, lead_sum = zeros, zeros, zeros, zeros
     for block in range(blocks):
         at = block * (LANES * EACH) + first
+        raw, s, t = _pair(student_row, teacher_row, at, n_cols, n_compared, floor)
         if SOFT:
-            raw, s, t = _pair(student_row, teacher_row, at, n_cols, n_compared, floor)
             student_top, student_sum, keep, weights = _step(student_top, student_sum, s, scale)
             teacher_top, teacher_sum, keep_t, weights_t = _step(teacher_top, teacher_sum, t, scale)
             if DIVERGENCE == _REVERSE:
                 lead_sum = lead_sum * keep + tl.sum(weights * (s - t), axis=1)
-        else:
-            raw = tl.load(student_row + at, mask=at < n_cols, other=-float("inf")).to(tl.float32)
         if HARD:
             raw_top, raw_sum, keep_1, weights_1 = _step(raw_top, raw_sum, raw, _LOG2_E)
 
@@ -244,8 +235,8 @@ def _loss_and_gradient(
                 block = step
             at = block * (LANES * EACH) + first
             slope = tl.zeros([LANES, EACH], dtype=tl.float32)
+            raw, s, t = _pair(student_row, teacher_row, at, n_cols, n_compared, floor)
             if SOFT:
-                raw, s, t = _pair(student_row, teacher_row, at, n_cols, n_compared, floor)
                 q = tl.exp2(s * scale - student_log)
                 r = (t - s) * inverse - shift
                 if DIVERGENCE == _JSD:
@@ -260,8 +251,6 @@ def _loss_and_gradient(
                         term, change = _kl_terms(q, p, -r)
                         slope = soft_slope * q * ((s - t) - lead)
                     distances += term
-            else:
-                raw = tl.load(student_row + at, mask=at < n_cols, other=-float("inf")).to(tl.float32)
             if GRADIENT:
                 if HARD:
                     probability = tl.exp2(raw * _LOG2_E - raw_log)
@@ -299,9 +288,8 @@ def _scale_rows(
 # a·b + c in one operation and one rounding. Said here because Triton 3.10 changes what is usual.
 OPTIONS = {} if _INTERPRETED else {"enable_fp_fusion": True}
 
-# A warp has 32 lanes, a lane 16 bytes of each row, the widest load there is, which makes 256 classes of bf16 a
-# warp. With eight warps four to six programs share the registers of a multiprocessor, and the joins of one row
-# hide behind the loads of others. To be timed on a GPU.
+# A warp has 32 lanes, a lane loads 16 bytes at once: 256 classes of bf16. With eight warps four to six
+# programs share a multiprocessor, and the joins of one row hide behind the loads of others. To be timed.
 MOST_WARPS = 8
 
 
@@ -338,19 +326,21 @@ def kd_terms(
     student = student_logits if student_logits.stride(-1) == 1 else student_logits.contiguous()
     teacher = student if alpha == 1 else teacher_logits
     teacher = teacher if teacher.stride(-1) == 1 else teacher.contiguous()
+    compared = 0 if alpha == 1 else width or classes
+    if labels is None:
+        labels, ignore_index = torch.zeros(rows, dtype=torch.int64, device=student.device), -100
     out = student if gradient is None else gradient
     scale = torch.ones_like(terms[0, :1]) if gradient_scale is None else gradient_scale
     warps = _warps(classes)
     with _on(student.device):
         _loss_and_gradient[(rows,)](
-            student, student.stride(0), teacher, teacher.stride(0), terms if labels is None else labels,
-            ignore_index, terms, out, out.stride(0), scale, classes, width or classes, float(temperature),
+            student, student.stride(0), teacher, teacher.stride(0), labels, ignore_index, terms, out,
+            out.stride(0), scale, classes, compared, float(temperature),
             # Below −1e30, and above it once divided by T. Times anything it is exact, being a power of two.
             -(2.0 ** (100 + min(0, math.floor(math.log2(temperature))))), float(alpha), float(beta),
             DIVERGENCE=DIVERGENCES.index(divergence), SOFT=alpha < 1, HARD=alpha > 0,
-            LABELS=labels is not None, GRADIENT=gradient is not None,
-            LANES=32 * warps, EACH=16 // max(student.element_size(), teacher.element_size()),
-            num_warps=warps, **OPTIONS,
+            GRADIENT=gradient is not None, LANES=32 * warps,
+            EACH=16 // max(student.element_size(), teacher.element_size()), num_warps=warps, **OPTIONS,
         )  # fmt: skip
     return terms
 

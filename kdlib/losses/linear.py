@@ -12,10 +12,11 @@ so a few tokens at a time are enough: make their logits and their G, add to both
 backward pass is then one multiplication by a number. What is computed is the same; what is held is one chunk,
 and ∂L/∂W. (Liger-Kernel, Hsu et al. 2024, arXiv 2410.10989, has this for the cross-entropy.)
 
-**Size of a chunk.** The products read W once for every chunk, and ∂L/∂W is read and written, so chunks should
-be large; what they hold is what is to be saved, so they should be small. PyTorch holds up to eight float32
-tensors of the size of a chunk's logits, and 256 MB are a compromise: 55 tokens at 151,936 classes. The kernels
-write G over the student's logits and hold nothing else but the teacher's: in a gigabyte 1,664 tokens in bf16.
+**Size of a chunk.** The products read W once for every chunk, and ∂L/∂W is read and written, so chunks
+should be large; what they hold is what is to be saved, so they should be small. PyTorch holds up to eight
+float32 tensors of the size of a chunk's logits, and 256 MB are a compromise: 55 tokens at 151,936 classes.
+The kernels write G over the student's logits and hold nothing else but the teacher's: 1,664 tokens of bf16
+in a gigabyte.
 """
 
 from typing import NamedTuple
@@ -39,17 +40,11 @@ _ROWS = 16_384  # of ∂L/∂W that are worked on at once where it needs a copy
 
 
 class LossTerms(NamedTuple):
-    """The loss and what it is made of, each reduced in the same way. The gradient is that of the loss.
+    """The loss and what it is made of, each reduced in the same way. Only the loss has a gradient."""
 
-    Attributes:
-        loss: α · hard + (1 − α) · soft.
-        hard: cross-entropy of the student, in nats; 0 where α is 0.
-        soft: T² times the divergence; 0 where α is 1.
-    """
-
-    loss: Tensor
-    hard: Tensor
-    soft: Tensor
+    loss: Tensor  # α · hard + (1 − α) · soft
+    hard: Tensor  # cross-entropy of the student, in nats; 0 where α is 0
+    soft: Tensor  # T² times the divergence; 0 where α is 1
 
 
 @torch.compiler.disable
@@ -74,11 +69,10 @@ def linear_kd_loss(
 ) -> Tensor | LossTerms:
     """`kd_loss` of the logits `student_hidden @ student_weight.T`, which are made a chunk at a time.
 
-    Loss and gradients are computed together, in the forward pass; the backward pass scales them. There is no
-    second derivative. Under autocast the products are in its dtype, as those of `nn.Linear` are; the loss is in
-    float32 or better, and so is the sum over chunks of the weight's gradient. With FSDP2 or DDP call it inside
-    the wrapped module's forward, where the weight is whole. `torch.compile` leaves it as it is, and compiles
-    what stands before and after it.
+    Loss and gradients are computed together, in the forward pass; there is no second derivative. Under
+    autocast the products are in its dtype; the loss is in float32 or better, as is the sum of the weight's
+    gradient. With FSDP2 or DDP call it inside the wrapped module's forward, where the weight is whole.
+    `torch.compile` leaves it as it is, and compiles what stands before and after it.
 
     Args:
         student_hidden: (..., H), what the output layer is given.
@@ -88,8 +82,8 @@ def linear_kd_loss(
             teacher_weight None. None, both, where alpha is 1.
         labels: (...) integers in [0, V), or ignore_index where a position does not count: its logits are not
             made. None means that alpha is 0 and all positions count.
-        temperature, alpha, divergence, beta, ignore_index: as for `kdlib.losses.kd.kd_loss`. Here ignore_index
-            may be None: every position counts, and a GPU need not be waited for to know how many do.
+        temperature, alpha, divergence, beta, ignore_index: as for `kd_loss`. Here ignore_index may be None:
+            every position counts, and a GPU need not be waited for to know how many do.
         chunk_tokens: positions of a chunk; default as many as keep it within 256 MB, and with the kernels
             within 1 GB.
         classes: how many leading logits the soft term compares, for vocabularies of unequal padding. Default
@@ -246,8 +240,11 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, slope, *_):
+        def scaled(gradient, dtype):  # rounded once, and without a copy of all of it in higher precision
+            return torch.mul(gradient, slope, out=torch.empty_like(gradient, dtype=dtype))
+
         gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return (*(None if g is None else _scaled(g, slope, dtype) for g, dtype in gradients), *(None,) * 5)
+        return (*(None if found is None else scaled(found, dtype) for found, dtype in gradients), *[None] * 5)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -260,13 +257,3 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     else:
         for first in range(0, len(total), _ROWS):
             total[first : first + _ROWS] += left[first : first + _ROWS] @ right
-
-
-def _scaled(gradient: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
-    """gradient · by, rounded once, and without a copy of all of it in higher precision."""
-    if gradient.dtype == dtype:
-        return gradient * by
-    scaled = torch.empty_like(gradient, dtype=dtype)
-    for first in range(0, len(gradient), _ROWS):
-        scaled[first : first + _ROWS] = gradient[first : first + _ROWS] * by
-    return scaled

@@ -1,7 +1,7 @@
 """Loss and gradient at once, as an operator of PyTorch: `kd_loss` by the closed form or by the kernels.
 
-The forward pass finds the gradient too and keeps it, in the student's dtype, in place of the logits; `backward`
-multiplies it by what arrives there. There is no second derivative. `torch.compile` takes it as one operation.
+The forward pass finds the gradient too and keeps it in place of the logits; `backward` multiplies it by what
+arrives there. There is no second derivative. `torch.compile` takes it as one operation.
 """
 
 import torch

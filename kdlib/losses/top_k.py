@@ -13,11 +13,11 @@ from that:
   teacher's probability of each is exact, so nothing is biased; how the student spreads its tail is not
   judged. TRL has this as `loss_add_tail` (1.16, `trl.experimental.server_distillation`).
 
-**What the last one measures.** The event is a function of the class, so by the data-processing inequality the
-divergence between the merged distributions is at most the one between all classes, for both directions of KL
-and for JSD. They are equal if k = C, and wherever teacher and student spread their tails in the same
-proportions. The gradient of T² · KL(p‖q) with respect to a kept logit is T · (q_j − p_j), as for all classes;
-for a class j of the tail it is T · (Q − P) · q_j / Q, P and Q being the tail's mass for teacher and student.
+**What the last one measures.** The event is a function of the class, so by the data-processing inequality
+the divergence between the merged distributions is at most the one between all classes. They are equal if
+k = C, and wherever teacher and student spread their tails in the same proportions. The gradient of
+T² · KL(p‖q) with respect to a kept logit is T · (q_j − p_j), as for all classes; for a class j of the tail it
+is T · (Q − P) · q_j / Q, P and Q being the tail's mass for teacher and student.
 
 **Rounding.** The tail's mass as 1 − Σ (kept mass) is rounding, or below zero, as soon as it is under 1e-7 in
 float32; TRL stops it there. A reverse KL is then far off: for the 10 % that a student puts on the tail it is
@@ -109,10 +109,7 @@ def top_k_loss(
         teacher: of the same positions, softened at the same temperature: `top_k_of(logits, k, temperature)`.
             values (..., k), indices (..., k) into C, log_tail (...).
         temperature: T > 0. The student is softened here; the teacher is taken as it is.
-        divergence: "forward" KL(teacher‖student), "reverse" KL(student‖teacher), or "jsd".
-        beta: weight of the teacher in the mixture of "jsd".
-        mask: (...) bool, True where a position counts; None counts all.
-        reduction: "mean" over the counted positions, "sum", or "none".
+        divergence, beta, mask, reduction: see `soft_target_loss`.
 
     Returns:
         A scalar in nats times T², or (...) for "none". Zero, with zero gradient, if nothing counts. At most
@@ -120,9 +117,8 @@ def top_k_loss(
         and equal to it for k = C.
 
     Raises:
-        ValueError: naming the argument, its value and what was expected. Indices out of range or repeated
-            and probabilities in place of logits are looked for on every call on the CPU, and on the first
-            call on an accelerator, where each look would wait for the device.
+        ValueError: naming the argument, its value and what was expected. On an accelerator values are looked
+            at on the first call only, as in `kd_loss`.
     """
     settings = LossSettings(temperature, 0.0, divergence, beta)
     checks.check_settings(settings, reduction)
@@ -140,8 +136,7 @@ def top_k_loss(
 class _Merged(torch.autograd.Function):
     """(..., C) logits -> (..., k + 1): z / T of the kept classes, and the log-sum-exp of all others.
 
-    By hand: a gradient through gather, division and logsumexp holds four float32 tensors of the size of the
-    logits beside them, this one none but itself.
+    By hand: autograd would hold four float32 tensors of the size of the logits, this holds its result alone.
     """
 
     @staticmethod

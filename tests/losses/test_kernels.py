@@ -245,10 +245,9 @@ def pairwise(settings: dict[str, tuple]) -> list[dict]:
                     n for n in range(len(values))
                     if makes_sense({k: settings[k][v] for k, v in {**chosen, name: n}.items()})
                 ]  # fmt: skip
-                meets = {
-                    n: sum(frozenset(((name, n), pair)) in missing for pair in chosen.items()) for n in possible
-                }
-                chosen[name] = max(possible, key=meets.get)
+                chosen[name] = max(
+                    possible, key=lambda n: sum(frozenset(((name, n), p)) in missing for p in chosen.items())
+                )
         missing -= {frozenset(pair) for pair in itertools.combinations(chosen.items(), 2)}
         found.append({name: settings[name][n] for name, n in chosen.items()})
     return found
@@ -618,7 +617,7 @@ def build(divergence: int, soft: bool, hard: bool, size: int, capability: int) -
 
     function = kernels._loss_and_gradient
     constants = {
-        "DIVERGENCE": divergence, "SOFT": soft, "HARD": hard, "LABELS": hard, "GRADIENT": True,
+        "DIVERGENCE": divergence, "SOFT": soft, "HARD": hard, "GRADIENT": True,
         "LANES": 256, "EACH": 16 // size,
     }  # fmt: skip
     logits = "*bf16" if size == 2 else "*fp32"

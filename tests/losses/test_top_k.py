@@ -382,7 +382,7 @@ STUDENT, TOP = logits(2, 6, seed=1), top_k_of(logits(2, 6, seed=2), 3)
     ({"teacher": TOP._replace(indices=TOP.indices + 4)}, r"teacher.indices holds \d+; expected 0 to 5"),
     ({"teacher": TOP._replace(indices=TOP.indices - 6)}, r"teacher.indices holds -\d; expected 0 to 5"),
     ({"teacher": TOP._replace(indices=torch.zeros(2, 3).long())}, "names a class twice"),
-    ({"teacher": TopK(torch.zeros(2, 7), torch.arange(7).repeat(2, 1), torch.zeros(2))}, "teacher.indices holds 6"),
+    ({"teacher": TopK(torch.zeros(2, 7), torch.arange(7).repeat(2, 1), torch.zeros(2))}, "indices holds 6"),
     ({"teacher": TOP._replace(values=TOP.indices)}, "teacher.values must be a floating-point tensor"),
     ({"student_logits": STUDENT.softmax(-1)}, "student_logits holds probabilities"),
     ({"student_logits": STUDENT[:, :1]}, "student_logits has a class axis of 1"),
