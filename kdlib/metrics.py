@@ -95,13 +95,13 @@ def reliability_curve(logits: Tensor, labels: Tensor, bins: int = 15) -> Reliabi
     confidence = confidence.numpy()
     right = (predicted == labels.cpu()).numpy().astype(float)
     edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.digitize(confidence, edges, right=True) - 1, 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
+    number = np.clip(np.digitize(confidence, edges, right=True) - 1, 0, bins - 1)
+    count = np.bincount(number, minlength=bins)
     with np.errstate(invalid="ignore"):
         return ReliabilityCurve(
             edges,
-            np.bincount(place, confidence, bins) / count,
-            np.bincount(place, right, bins) / count,
+            np.bincount(number, confidence, bins) / count,
+            np.bincount(number, right, bins) / count,
             count,
         )
 
@@ -135,7 +135,7 @@ def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor, temperature: f
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature T at which logits / T have the lowest negative log-likelihood; from 0.01 to 100.
 
-    Fit it on validation and divide the test logits by it: accuracy stays, confidence is mended.
+    Fit it on validation and divide the test logits by it: accuracy stays, confidence is put right.
 
     Args:
         logits: (N, C). labels: (N).

@@ -101,11 +101,11 @@ def accelerated(
     on_cpu = wanted.type == "cpu" if wanted else launched and best_device().type == "cpu"
     try:
         with patch_environment(**named):
-            place = Accelerator(cpu=on_cpu, mixed_precision="no").device
-        if launched and wanted is not None and wanted.type != place.type:
-            raise ValueError(f"device is {wanted}, but this process was launched on {place}; expected None")
+            found = Accelerator(cpu=on_cpu, mixed_precision="no").device
+        if launched and wanted is not None and wanted.type != found.type:
+            raise ValueError(f"device is {wanted}, but this process was launched on {found}; expected None")
         if precision == "auto":
-            native = place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            native = found.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
             precision = "bf16" if native else "no"
         AcceleratorState._shared_state.clear()
         with patch_environment(**named):

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import secrets
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -38,8 +37,8 @@ class ForeignFile(DamagedFile):
 def replaced(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Write a file that appears under its name whole, or not at all.
 
-    The bytes go to a temporary name beside it, reach the disk, and are renamed. Whoever is killed
-    meanwhile leaves the old file as it was.
+    The bytes go to a temporary name beside it, reach the disk, and are renamed. A process that is
+    killed meanwhile leaves the old file as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +69,7 @@ class JsonLines:
 
     Attributes:
         path: the file, resolved, so that two names of one file share the lock.
-        lock: for whoever wants the file for longer.
+        lock: to hold the file for longer than one write.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -178,7 +177,7 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
     Raises:
         FileNotFoundError: there is no such file.
         ForeignFile: something else has written it.
-        DamagedFile: it cannot be read or its checksum is wrong; the message says how to mend it.
+        DamagedFile: it cannot be read or its checksum is wrong; the message says how to fix it.
     """
     path = Path(path)
     if not path.is_file():
@@ -188,8 +187,7 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
             header = (file.metadata() or {}).get(_METADATA)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        reason = "is truncated" if _is_truncated(path) else f"cannot be read ({error})"
-        raise DamagedFile(f"{path} {reason}; delete it and make it again") from error
+        raise DamagedFile(f"{path} is truncated or damaged ({error}); delete it and make it again") from error
     if header is None:
         raise ForeignFile(f"{path} was not written by kdlib: it holds no checksum; choose another name")
     try:
@@ -201,23 +199,6 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
     if not sound:
         raise DamagedFile(f"{path} has changed since it was written; delete it and make it again")
     return tensors, json.loads(text)
-
-
-def _is_truncated(path: Path) -> bool:
-    """Whether the file ends before what its header announces (safetensors' format: length, JSON, data)."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 8
-        size = os.fstat(file.fileno()).st_size
-        # A header beyond 100 MB is none, as safetensors has it; those bytes are something else.
-        if len(start) < 8 or size < 8 + length <= 8 + 100_000_000:
-            return True
-        try:
-            entries = json.loads(file.read(min(length, size)))
-            ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return False
-    return size < 8 + length + max(ends, default=0)
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: str) -> str:

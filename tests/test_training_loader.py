@@ -1,4 +1,4 @@
-"""Training on a torch DataLoader: as on Examples, resumed exactly, refused where its order cannot come again."""
+"""Training on a torch DataLoader: as on Examples, resumed exactly, refused where its order is lost."""
 
 import pytest
 import torch
@@ -63,7 +63,8 @@ class OrderOfExamples(Sampler):
         return 5
 
     def __iter__(self):
-        return iter([rows.tolist() for rows in torch.randperm(22, generator=self.generator_of_examples).split(5)])
+        rows = torch.randperm(22, generator=self.generator_of_examples)
+        return iter([chunk.tolist() for chunk in rows.split(5)])
 
 
 # --- as on Examples --------------------------------------------------------------------------------
@@ -119,7 +120,9 @@ LOADERS = {
     "shuffled by a generator": lambda: DataLoader(
         dataset(), batch_size=5, shuffle=True, generator=torch.Generator().manual_seed(9)
     ),
-    "weighted": lambda: DataLoader(dataset(), batch_size=5, sampler=WeightedRandomSampler(torch.ones(22), 22)),
+    "weighted": lambda: DataLoader(
+        dataset(), batch_size=5, sampler=WeightedRandomSampler(torch.ones(22), 22)
+    ),
     "batches drawn": lambda: DataLoader(
         dataset(), batch_sampler=BatchSampler(RandomSampler(dataset()), 5, drop_last=True)
     ),
@@ -198,7 +201,7 @@ def test_a_loader_without_a_length_is_refused_and_one_with_a_length_trains():
         ),
     ],
 )
-def test_an_order_that_no_seed_brings_back_is_refused_where_a_checkpoint_is_asked_for(tmp_path, loader, reason):
+def test_an_order_that_no_seed_brings_back_is_refused_with_a_checkpoint(tmp_path, loader, reason):
     with pytest.raises(ValueError, match=f"whose order follows from a seed: .*{reason}.*Expected shuffle="):
         trained(loader(), checkpoint=tmp_path / "run")
     assert not (tmp_path / "run").exists()
