@@ -1,5 +1,7 @@
 # make lab     set up, then open the course in JupyterLab
-# make test    set up where needed, then run every test and every notebook
+# make test    set up where needed, then run every test and every notebook; what is heavy and has not changed,
+#              on a small recipe
+# make test-all  the same, everything on its real recipe
 # make course  execute the whole course; copies and HTML pages land in build/course
 # make check   is this machine ready?
 #
@@ -10,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 
-.PHONY: help lab test course check record lint lock clean
+.PHONY: help lab test test-all course check record lint lock clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -29,8 +31,12 @@ lab: $(READY)
 	$(BIN)/jupyter lab $(LAB_ARGS) notebooks/00_start_here.ipynb
 
 # Two workers with one thread each: on two cores that is faster than one worker with two threads.
+# Nor do the workers start workers of their own.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --nbval -n 2 --dist loadscope $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 $(BIN)/python -m pytest -q --nbval -n 2 --dist loadscope --durations=10 $(PYTEST_ARGS)
+
+test-all: PYTEST_ARGS += --all-notebooks
+test-all: test
 
 course: $(READY)
 	$(BIN)/python -m kdlib course
@@ -38,9 +44,10 @@ course: $(READY)
 check: $(READY)
 	$(BIN)/python -m kdlib check
 
-# For authors: execute the notebooks in place and store outputs and measured minutes.
+# For authors: execute the notebooks in place and store outputs, measured minutes and, of heavy notebooks, the
+# fingerprint of what they run. NAMES='04_cat_vs_dog' records only these.
 record: $(READY)
-	$(BIN)/python -m kdlib course --record
+	$(BIN)/python -m kdlib course --record $(NAMES)
 
 lint: $(READY)
 	$(BIN)/ruff check kdlib tests

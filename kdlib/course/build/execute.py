@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from kdlib.course.build.cleaning import ANSI, CourseError, clean, machine_paths, refuse_traces
 from kdlib.course.build.pages import FormulaError, check_formulas, index_page, render
+from kdlib.course.build.sources import notebook_fingerprint
 from kdlib.storage import replaced
 
 RESULTS = Path("data/results/course.json")
@@ -214,6 +215,8 @@ def run_course(root: Path, wanted: Sequence[str] = (), *, record: bool = False) 
         for name, notebook in sources.items():
             bar.set_description(name)
             source = root / "notebooks" / f"{name}.ipynb"
+            if record and "small_recipe" in (stored := notebook.metadata.get("kdlib", {})):
+                stored["fingerprint"] = notebook_fingerprint(notebook, root)
             minutes = execute(notebook, source.parent, name, on_cell=bar.update)
             item = Executed(name, notebook, title_of(notebook, name), minutes)
             clean(notebook, keep_widgets=not record)

@@ -1,6 +1,10 @@
 """Which modules of kdlib a source imports, and one fingerprint of a notebook with all that it runs."""
 
 import ast
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 
@@ -19,14 +23,90 @@ def imports(source: str, names: set[str]) -> set[str]:
     A string that is exactly a module's name counts, since lazy tables hand such strings to `import_module`.
     Importing `a.b.c` counts as `a.b.c` alone: packages here re-export, if anything, what lies inside them.
     """
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                found.add(inner if inner in names else node.module)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.add(node.value)
+    tree = ast.parse(source)
+    found = _strings(tree)
+    for module, name in _imported(tree):
+        inner = f"{module}.{name}"
+        found.add(inner if inner in names else module)
     return found & names
+
+
+def notebook_fingerprint(notebook: Mapping, root: Path) -> str:
+    """One number for the code of a notebook and of every module of kdlib that it runs.
+
+    Comments, docstrings and layout do not count, so that an edit of prose changes nothing. Committed results,
+    files of `data/results` whose name stands in the code, do count.
+
+    Args:
+        notebook: as nbformat or `json` reads it.
+        root: the course's folder, with `kdlib/` and `data/results/`.
+    """
+    files = modules(root / "kdlib")
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    trees = {"": ast.parse("\n".join(cells))}
+    waiting = _needed(trees[""], files)
+    while waiting:
+        name = waiting.pop()
+        trees[name] = ast.parse(files[name].read_text(encoding="utf-8"))
+        waiting |= _needed(trees[name], files) - trees.keys()
+    results = {path.name: path for path in (root / "data" / "results").glob("*.json")}
+    data = sorted(set.union(*map(_strings, trees.values())) & results.keys())
+    content = [
+        {name: _plain(tree) for name, tree in sorted(trees.items())},
+        {name: results[name].read_text(encoding="utf-8") for name in data},
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _imported(tree: ast.AST) -> set[tuple[str, str]]:
+    """(module, name taken from it) of each import; "" where the module itself is imported."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {(alias.name, "") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {(node.module, alias.name) for alias in node.names}
+    return found
+
+
+def _strings(tree: ast.AST) -> set[str]:
+    constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return {value for value in constants if isinstance(value, str)}
+
+
+def _needed(tree: ast.AST, files: Mapping[str, Path]) -> set[str]:
+    """The modules that hold what is imported; a name that a package passes on counts as its own module."""
+    found = {name for name in _strings(tree) & files.keys() if "." in name}
+    for module, name in _imported(tree):
+        if f"{module}.{name}" in files:
+            found.add(f"{module}.{name}")
+        elif module in files:
+            passed_on = _passed_on(files[module])
+            found |= passed_on[name] & files.keys() if name in passed_on else {module}
+    return found
+
+
+@cache
+def _passed_on(package: Path) -> dict[str, set[str]]:
+    """Names that a package's face imports, and from where; nothing for a plain module."""
+    found: dict[str, set[str]] = {}
+    if package.name == "__init__.py":
+        for module, name in _imported(ast.parse(package.read_text(encoding="utf-8"))):
+            found.setdefault(name, set()).add(module)
+    return found
+
+
+def _plain(node: object) -> object:
+    """A syntax tree as lists, the same in every version of Python, without docstrings."""
+    if isinstance(node, list):
+        return [_plain(item) for item in node]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = dict(ast.iter_fields(node))
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+        ast.get_docstring(node, clean=False) is not None
+    ):
+        fields["body"] = node.body[1:]
+    # Versions differ in which fields they leave out when empty.
+    kept = {name: value for name, value in fields.items() if value not in (None, [])}
+    return [type(node).__name__, {name: _plain(value) for name, value in kept.items()}]

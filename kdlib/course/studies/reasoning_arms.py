@@ -100,8 +100,11 @@ class ReasoningRecipe:
 CHAINS = ReasoningRecipe()
 """That of the committed results."""
 
-LIVE = replace(CHAINS, beyond=60, student=Stage(140, 5e-3), on_policy=Stage(5, 1e-3, 192))
-"""The same with less reading for the students, for the notebook."""
+LIVE = replace(
+    CHAINS, beyond=60, teacher_pretraining=Stage(200, 5e-3), student=Stage(100, 5e-3),
+    on_policy=Stage(4, 1e-3, 192),
+)  # fmt: skip
+"""The same with less reading, for the notebook."""
 
 TINY = ReasoningRecipe(
     animals=("chickens", "rabbits", "ants"), heads=(2, 5), beyond_heads=(6, 7), pool=8, validation=3, test=5,

@@ -8,7 +8,7 @@ from .page import Page, tags, tree
 IGNORE = "nbval-ignore-output"
 MARKDOWN_TAGS = re.compile(r"card")
 CODE_TAGS = re.compile(
-    rf"{IGNORE}|claim|widget|take-with-you|shown:[\w.]+|result:[\w-]+|(exercise|check|solution)-\d+"
+    rf"{IGNORE}|claim|widget|parameters|take-with-you|shown:[\w.]+|result:[\w-]+|(exercise|check|solution)-\d+"
 )
 # nbval reads these from comments as well, where no tag betrays them.
 COMMENT_MARKER = re.compile(r"^\s*#+\s*(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)\s*$", re.M)

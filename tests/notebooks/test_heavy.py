@@ -1,0 +1,138 @@
+"""Heavy notebooks: executed on a small recipe always, on the real one when what they run has changed."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from kdlib.course.build.execute import execute, read_notebook
+from kdlib.course.build.sources import notebook_fingerprint
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = [
+    path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+    if "small_recipe" in json.loads(path.read_text(encoding="utf-8"))["metadata"].get("kdlib", {})
+]  # fmt: skip
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def small(path):
+    """The notebook with its small recipe put behind the parameters, without claims and what is run alone."""
+    notebook = read_notebook(path)
+    recipe = notebook.metadata["kdlib"]["small_recipe"]
+    (place,) = (number for number, cell in enumerate(notebook.cells) if "parameters" in tags(cell))
+    source = "\n".join(f"{name} = {value!r}" for name, value in recipe.items())
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(source))
+    notebook.cells = [cell for cell in notebook.cells if not {"claim", "take-with-you"} & {*tags(cell)}]
+    return notebook
+
+
+@pytest.mark.parametrize("path", HEAVY, ids=lambda path: path.stem)
+def test_every_cell_runs_on_the_small_recipe(path, monkeypatch):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    execute(small(path), path.parent, path.stem)
+
+
+@pytest.mark.parametrize("path", HEAVY, ids=lambda path: path.stem)
+def test_parameters_are_plain_and_those_of_the_small_recipe(path):
+    notebook = read_notebook(path)
+    (cell,) = (cell for cell in notebook.cells if "parameters" in tags(cell))
+    values = {}
+    for node in ast.parse(cell.source).body:
+        assert isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        values[node.targets[0].id] = ast.literal_eval(node.value)
+    for name, value in notebook.metadata["kdlib"]["small_recipe"].items():
+        assert type(value) is type(values[name])
+
+
+def test_the_heavy_notebooks_are_those_that_train_longest_and_have_a_fingerprint():
+    assert [path.stem for path in HEAVY] == ["04_cat_vs_dog", "05_reasoning_distillation"]
+    for path in HEAVY:
+        assert len(read_notebook(path).metadata["kdlib"]["fingerprint"]) == 64
+
+
+# --- what a fingerprint stands for --------------------------------------------------------------------------
+
+
+def notebook(*sources):
+    return {"cells": [{"cell_type": "code", "source": source} for source in sources]}
+
+
+@pytest.fixture
+def course(tmp_path):
+    files = {
+        "kdlib/__init__.py": "HOMES = {'kdlib.loss': ('kd',), 'kdlib.other': ('x',)}\n"
+        "if TYPE_CHECKING:\n    from kdlib.loss import kd\n    from kdlib.other import x\n",
+        "kdlib/loss.py": "def kd(z):\n    '''Soft.'''\n    from kdlib.deep import inner\n"
+        "    return inner.f(z)\n",
+        "kdlib/deep/__init__.py": "",
+        "kdlib/deep/inner.py": "def f(z):\n    return 2 * z  # twice\n",
+        "kdlib/other.py": "x = 1\n",
+        "data/results/some.json": "{}",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+CELLS = ("from kdlib import kd", "kd(3)", "load('some.json')")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "changes"),
+    [
+        ("kdlib/loss.py", "Soft.", "Soft targets.", False),
+        ("kdlib/loss.py", "    return", "    # why\n\n    return", False),
+        ("kdlib/loss.py", "inner.f(z)", "inner.f(-z)", True),
+        ("kdlib/deep/inner.py", "# twice", "# two times", False),
+        ("kdlib/deep/inner.py", "2 *", "3 *", True),
+        ("kdlib/other.py", "x = 1", "x = 2", False),
+        ("data/results/some.json", "{}", "[]", True),
+    ],
+)
+def test_code_that_is_run_counts_and_what_explains_it_does_not(course, file, old, new, changes):
+    before = notebook_fingerprint(notebook(*CELLS), course)
+    text = (course / file).read_text()
+    assert old in text
+    (course / file).write_text(text.replace(old, new))
+    assert (notebook_fingerprint(notebook(*CELLS), course) != before) == changes
+
+
+def test_the_cells_count_too_but_not_their_comments(course):
+    before = notebook_fingerprint(notebook(*CELLS), course)
+    assert notebook_fingerprint(notebook("from kdlib import kd  # the loss", *CELLS[1:]), course) == before
+    assert notebook_fingerprint(notebook(CELLS[0], "kd(4)", CELLS[2]), course) != before
+    for module in ("kdlib.other", "kdlib.deep"):
+        assert notebook_fingerprint(notebook(f"import {module}", *CELLS), course) != before
+
+
+def test_the_heavy_notebooks_depend_on_what_they_train_with():
+    package, digests = ROOT / "kdlib", {}
+    for path in HEAVY:
+        digests[path] = notebook_fingerprint(read_notebook(path), ROOT)
+        assert digests[path] == notebook_fingerprint(json.loads(path.read_text(encoding="utf-8")), ROOT)
+    assert package.is_dir() and len(set(digests.values())) == 2
+
+
+def test_pytest_leaves_out_what_has_not_changed_and_says_so(tmp_path):
+    heavy = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
+    heavy.metadata["kdlib"] = {"small_recipe": {}, "fingerprint": notebook_fingerprint(heavy, tmp_path)}
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(heavy, tmp_path / "notebooks" / "04_heavy.ipynb")
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    command = [sys.executable, "-m", "pytest", "--nbval", "--collect-only", "notebooks"]
+    some, all_of_them = (
+        subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True).stdout
+        for more in ([], ["--all-notebooks"])
+    )
+    assert "1 deselected" in some and "nothing that they run has changed: 04_heavy" in some
+    assert "deselected" not in all_of_them and "1 test collected" in all_of_them
