@@ -1,6 +1,6 @@
 """Which traces to keep, and what a set of traces says about the model that wrote them."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import comb
@@ -35,17 +35,15 @@ def filter_traces(
     for trace in traces:
         if (correct and not trace.correct) or (style is not None and not style(trace.text)):
             continue
-        if not repeats and (trace.key, trace.text) in seen:
-            continue
-        seen.add((trace.key, trace.text))
-        kept.append(trace)
+        if repeats or (trace.key, trace.text) not in seen:
+            seen.add((trace.key, trace.text))
+            kept.append(trace)
     if shortest:
-        best: dict[str, Trace] = {}
-        for trace in kept:
-            if trace.key not in best or trace.tokens < best[trace.key].tokens:
-                best[trace.key] = trace
-        chosen = {id(trace) for trace in best.values()}
-        kept = [trace for trace in kept if id(trace) in chosen]
+        best: dict[str, int] = {}
+        for place, trace in enumerate(kept):
+            if trace.key not in best or trace.tokens < kept[best[trace.key]].tokens:
+                best[trace.key] = place
+        kept = [kept[place] for place in sorted(best.values())]
     return kept
 
 
@@ -106,10 +104,6 @@ def trace_report(traces: Iterable[Trace]) -> TraceReport:
     if not traces:
         raise ValueError("traces must hold at least one trace; got none")
     tokens = [trace.tokens for trace in traces]
-    # Of the lengths that occur, not between them.
-    percentiles = {
-        q: int(np.percentile(tokens, q, method="inverted_cdf")) for q in (10, 50, 90, 100)
-    }
     return TraceReport(
         traces=len(traces),
         problems=len({trace.key for trace in traces}),
@@ -119,7 +113,8 @@ def trace_report(traces: Iterable[Trace]) -> TraceReport:
         truncated=sum(not trace.finished for trace in traces),
         repeats=len(traces) - len({(trace.key, trace.text) for trace in traces}),
         mean_tokens=sum(tokens) / len(tokens),
-        percentiles=percentiles,
+        # Of the lengths that occur, not between them.
+        percentiles={q: int(np.percentile(tokens, q, method="inverted_cdf")) for q in (10, 50, 90, 100)},
     )
 
 
@@ -133,12 +128,11 @@ def pass_at_k(traces: Iterable[Trace], k: int) -> float:
     Raises:
         ValueError: a problem with fewer than k traces.
     """
-    problems = _by_problem(traces, k)
-    shares = []
-    for group in problems:
-        wrong = sum(not trace.correct for trace in group)
-        # Exact integers: neither the products of the paper's program nor a large n cost digits.
-        shares.append(1 - comb(wrong, k) / comb(len(group), k))
+    # Exact integers: neither the products of the paper's program nor a large n cost digits.
+    shares = [
+        1 - comb(sum(not trace.correct for trace in group), k) / comb(len(group), k)
+        for group in _by_problem(traces, k)
+    ]
     return sum(shares) / len(shares)
 
 
@@ -156,7 +150,7 @@ def majority_vote(traces: Iterable[Trace], k: int) -> float:
         ValueError: a problem with fewer than k traces.
     """
     problems = _by_problem(traces, k)
-    return sum(_expected_vote(*_votes(group), k) for group in problems) / len(problems)
+    return sum(_expected_vote(group, k) for group in problems) / len(problems)
 
 
 def _by_problem(traces: Iterable[Trace], k: int) -> list[list[Trace]]:
@@ -176,37 +170,32 @@ def _by_problem(traces: Iterable[Trace], k: int) -> list[list[Trace]]:
     return list(groups.values())
 
 
-def _votes(group: Sequence[Trace]) -> tuple[int, list[int], int]:
-    """How many traces give the right answer, how many each wrong one, and how many none."""
-    right, silent = 0, 0
-    wrong: dict[str, int] = defaultdict(int)
-    for trace in group:
-        answer = final_answer(trace.text) if trace.finished else None
-        if trace.correct:
-            right += 1
-        elif answer is None:
-            silent += 1
-        else:
-            wrong["".join(answer.casefold().split())] += 1
-    return right, list(wrong.values()), silent
-
-
-def _expected_vote(right: int, wrong: Sequence[int], silent: int, k: int) -> float:
-    """Chance that the right answer wins among k of the samples, drawn in random order.
+def _expected_vote(group: Sequence[Trace], k: int) -> float:
+    """Chance that the right answer wins among k of a problem's samples, drawn in random order.
 
     Counted by the number j of right answers drawn. ways[t, r] is in how many ways r samples can be drawn from
     the others so that no wrong answer comes more than j times and t of them exactly so; each of those t + 1
     answers is equally likely to have been written first.
     """
+    answers = Counter(_vote(trace) for trace in group)
+    right, silent = answers.pop(True, 0), answers.pop(None, 0)
     chance = 0.0
     for j in range(1, min(right, k) + 1):
         others, rows = k - j, k // j
         ways = np.zeros((rows, others + 1))
         ways[0] = [comb(silent, r) for r in range(others + 1)]
-        for count in wrong:
+        for count in answers.values():
             before, ways = ways, np.zeros_like(ways)
             for drawn in range(min(count, j, others) + 1):
                 tie = int(drawn == j)
                 ways[tie:, drawn:] += float(comb(count, drawn)) * before[: rows - tie, : others + 1 - drawn]
         chance += comb(right, j) * float(ways[:, -1] @ (1 / np.arange(1, rows + 1)))
-    return chance / comb(right + sum(wrong) + silent, k)
+    return chance / comb(len(group), k)
+
+
+def _vote(trace: Trace) -> str | bool | None:
+    """True for the right answer, a wrong one as it is written, None for no answer."""
+    if trace.correct:
+        return True
+    answer = final_answer(trace.text) if trace.finished else None
+    return None if answer is None else "".join(answer.casefold().split())

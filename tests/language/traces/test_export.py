@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -15,13 +14,12 @@ from small_models import word_tokenizer
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
-from kdlib.cli.export import export_for_trl, main
 from kdlib.language.distill.batches import collate, tokenize
 from kdlib.language.models.small import load_model, tiny_model, without_bars
 from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
-from kdlib.language.traces.file import Trace, TraceFile
+from kdlib.language.traces.export import export_for_trl
 
-PROCESS = Path(__file__).parents[1] / "processes" / "exported.py"
+PROCESS = Path(__file__).parents[2] / "processes" / "exported.py"
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def test_batch_loss_and_gradient_of_trl_are_those_of_kdlib(in_trl, tokenizer, fo
 
 
 def test_a_completion_mask_would_have_been_dropped(in_trl):
-    """Why labels are written. If this fails, TRL reads the mask now: mend the module's docstring."""
+    """Why labels are written. If this fails, TRL reads the mask now: fix the module's docstring."""
     prepared = torch.load(in_trl / "masks.pt", weights_only=True)["prepared"]
     assert all(row["labels"] == row["input_ids"] for row in prepared)
 
@@ -199,60 +197,3 @@ def test_another_form_and_repeated_think_are_refused(tmp_path):
         export_for_trl(TEXTS, puzzle_tokenizer(), tmp_path / "out", form="messages")
     with pytest.raises(ValueError, match=r"examples\[0\] has a completion that begins with <think>"):
         export_for_trl([("A", "<think>\n4")], puzzle_tokenizer(), tmp_path / "out")
-
-
-# --- the command -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Four traces of two problems, one wrong and one repeated, and a tokenizer in a Qwen2 model's folder."""
-    tokenizer = puzzle_tokenizer()
-    tokenizer.save_pretrained(tmp_path / "student")
-    (tmp_path / "student" / "config.json").write_text('{"model_type": "qwen2"}')
-    right = Trace("a", "A cage", "4", 0, " Suppose\n</think>\n\n4", 6, True, True, True)
-    traces = [
-        right, replace(right, sample=1), replace(right, sample=2, text=" 5", correct=False),
-        replace(right, key="b", statement="Suppose cage", text=" Suppose all\n</think>\n\n4", tokens=7),
-    ]  # fmt: skip
-    with TraceFile(tmp_path / "traces.jsonl", {}) as file:
-        file.append(traces)
-    return tmp_path
-
-
-def command(folder, *more, traces="traces.jsonl", tokenizer="student"):
-    paths = [str(folder / name) for name in (traces, tokenizer, "out")]
-    return main([paths[0], "--tokenizer", paths[1], "--out", paths[2], *more])
-
-
-def test_the_command_exports_correct_traces_and_says_how_to_read_them(folder, capsys):
-    assert command(folder) == 0
-    rows = lines(folder / "out")
-    tokenizer = puzzle_tokenizer()
-    said = [tokenizer.decode(row["input_ids"]).split("<｜Assistant｜>")[0] for row in rows]
-    assert [text.split("<｜User｜>")[1] for text in said] == ["A cage", "Suppose cage"]
-    said = capsys.readouterr().out
-    assert said.startswith("2 of 4 traces\n2 texts of ")
-    (reading,) = re.findall(r'data_files="(.*?)"', said)
-    assert Path(reading) == folder / "out"
-    assert command(folder, "--all", "--form", "text") == 0
-    completions = [row["completion"] for row in lines(folder / "out")]
-    assert len(completions) == 4 and completions[2] == " 5" + tokenizer.eos_token
-
-
-@pytest.mark.parametrize("change, message", [
-    ({"traces": "none.jsonl"}, "there is no file"),
-    ({"traces": "student/config.json"}, "kdlib export: "),
-    ({"tokenizer": "none"}, "is no folder with a tokenizer.json"),
-])  # fmt: skip
-def test_the_command_says_what_is_missing(folder, capsys, change, message):
-    assert command(folder, **change) == 1
-    assert message in capsys.readouterr().err and not (folder / "out").exists()
-
-
-def test_the_command_says_so_if_nothing_is_correct(folder, capsys):
-    wrong = Trace("a", "A cage", "4", 0, " 5\n</think>\n\n5", 6, True, False, True)
-    with TraceFile(folder / "wrong.jsonl", {}) as file:
-        file.append([wrong])
-    assert command(folder, traces="wrong.jsonl") == 1
-    assert "none of the 1 traces in" in capsys.readouterr().err

@@ -1,0 +1,130 @@
+"""Traces as data that TRL's SFTTrainer reads.
+
+Where a run outgrows `distill_language_model`, TRL takes over (sequence parallelism, LoRA, its serving); the
+data should mean the same there, token by token. Of the forms that SFTTrainer takes (TRL 1.16) two do:
+
+- **Token ids with labels** (`form="tokens"`): columns `input_ids` and `labels`, which are −100 on the prompt.
+  TRL uses them as they are, whatever its settings and whichever tokenizer it is given.
+- **Prompt and completion as texts** (`form="text"`), which people can read. TRL encodes both as one text.
+  That gives other tokens where one spans the border, a second bos where the tokenizer adds one, and an end to
+  what was cut off. The export looks at each example, and refuses those that would change.
+
+And these do not:
+
+- **A conversation** (`messages`): the chat template of DeepSeek-R1 drops what stands before `</think>` in an
+  assistant's turn. The student would be trained on bare answers, without a warning.
+- **Token ids with `completion_mask`**: without columns named prompt and completion TRL's
+  `completion_only_loss` is off by default, and the mask is dropped. The student would learn the prompts too.
+
+In every form TRL cuts texts at `max_length`, 1,024 tokens by default: reasoning is longer.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from kdlib.language.distill.batches import TokenExample, tokenize
+from kdlib.language.traces.file import Trace
+from kdlib.storage import replaced
+
+__all__ = ["Export", "export_for_trl"]
+
+_TRL_LENGTH = 1024  # of SFTConfig(max_length) by default
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written; prints with the lines that read it.
+
+    Attributes:
+        path: the file.
+        texts: how many.
+        tokens: of prompts and completions; `learnt`: of completions alone, ends included.
+        longest: tokens of the longest text, the least that SFTConfig's max_length may be.
+        cut: how many texts are longer than SFTConfig's default.
+    """
+
+    path: Path
+    texts: int
+    tokens: int
+    learnt: int
+    longest: int
+    cut: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.texts:,} texts of {self.tokens:,} tokens, {self.learnt:,} of them to be learnt, "
+            f"the longest of {self.longest:,}: {self.path}\n"
+            f'datasets.load_dataset("json", data_files="{self.path}", split="train") reads them.\n'
+            f"Give SFTConfig max_length=None, or {self.longest} with packing: its default, {_TRL_LENGTH:,}, "
+            f"would cut {self.cut:,} of them."
+        )
+
+
+def export_for_trl(
+    traces: Sequence[Trace | tuple[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    path: str | os.PathLike,
+    *,
+    form: Literal["tokens", "text"] = "tokens",
+) -> Export:
+    """Write texts as JSON lines for `trl.SFTTrainer`: the tokens that `distill_language_model` learns from.
+
+    Args:
+        traces: as for `distill_language_model`: traces, or pairs (statement, completion). What is to be left
+            out, such as wrong answers, is left out before, by `filter_traces`.
+        tokenizer: the student's, with its chat template.
+        path: the file; written whole or not at all, in place of what was there.
+        form: "tokens", input_ids and labels; or "text", prompt and completion.
+
+    Raises:
+        ValueError: another form, what `tokenize` refuses, or with "text" an example that TRL would encode
+            otherwise.
+    """
+    if form not in ("tokens", "text"):
+        raise ValueError(f'form must be "tokens" or "text"; got {form!r}')
+    encoded = tokenize(tokenizer, traces)
+    rows = _as_texts(tokenizer, traces, encoded) if form == "text" else map(_as_tokens, encoded)
+    with replaced(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+    lengths = [len(example) for example in encoded]
+    return Export(
+        Path(path), len(encoded), sum(lengths), sum(len(example.completion) for example in encoded),
+        max(lengths), sum(length > _TRL_LENGTH for length in lengths),
+    )  # fmt: skip
+
+
+def _as_tokens(example: TokenExample) -> dict[str, list[int]]:
+    # -100 is PyTorch's and TRL's label of a token that does not count.
+    labels = [-100] * len(example.prompt) + [*example.completion]
+    return {"input_ids": [*example.prompt, *example.completion], "labels": labels}
+
+
+def _as_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    traces: Sequence[Trace | tuple[str, str]],
+    encoded: Sequence[TokenExample],
+) -> Iterator[dict[str, str]]:
+    eos = tokenizer.eos_token
+    # Where encoding a text puts one in front, TRL's will do so too.
+    added = tokenizer.bos_token if tokenizer("")["input_ids"] == [tokenizer.bos_token_id] else ""
+    for number, (trace, example) in enumerate(zip(traces, encoded, strict=True)):
+        statement, text = trace if isinstance(trace, tuple) else (trace.statement, trace.text)
+        turns = [{"role": "user", "content": statement}]
+        prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        prompt = prompt.removeprefix(added)
+        completion = text.removesuffix(eos) + eos  # which TRL would add
+        expected = [[*example.prompt], [*example.prompt, *example.completion]]
+        if tokenizer([prompt, prompt + completion])["input_ids"] != expected:
+            raise ValueError(
+                f"traces[{number}], which ends with {text[-60:]!r}, has other tokens when TRL encodes "
+                f"prompt, completion and end-of-text token as one text; use form=\"tokens\", or leave it "
+                f"out (if it was cut off, it has no end)"
+            )
+        yield {"prompt": prompt, "completion": completion}
