@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Sequence
 
 from kdlib.language.models.load import load_checkpoint
-from kdlib.language.problems import Problem, load_problems
-from kdlib.language.traces.collect import Trace, collect_traces
+from kdlib.language.problems import load_problems
+from kdlib.language.traces.collect import collect_traces
 from kdlib.language.traces.remote import BudgetReached, TracesMissing, collect_remote_traces
 from kdlib.language.traces.select import trace_report
 
@@ -19,8 +19,8 @@ __all__ = ["main"]
 
 DESCRIPTION = """\
 Let a teacher answer each problem several times, verify what it writes, and keep
-it in a file of JSON lines. Whoever is interrupted starts the same command again:
-only what is missing is asked for.
+it in a file of JSON lines. After an interruption start the same command again: only
+what is missing is asked for.
 
   python -m kdlib traces --problems problems.jsonl --out traces.jsonl \\
       --url https://api.deepseek.com --model deepseek-reasoner \\
@@ -34,8 +34,29 @@ key; GSM8K's files can be read as they are.
 """
 
 
+# What is not given stays out of the options: the functions have the defaults.
+LOCAL = {
+    "batch-size": {"type": int, "help": "traces written at once (256)"},
+    "dtype": {"help": "of the weights (auto)"},
+    "device": {"help": "where it runs (the accelerator, if there is one)"},
+    "quantise": {"help": "how the weights are packed (not at all)"},
+}
+REMOTE = {
+    "concurrency": {"type": int, "help": "requests at once (8)"},
+    "key-variable": {"metavar": "NAME", "help": "environment variable with the key (none)"},
+    "token-budget": {"type": int, "help": "output tokens to spend at most"},
+    "cost-budget": {"type": float, "help": "dollars to spend at most; needs --prices"},
+    "prices": {
+        "type": float, "nargs": 2, "metavar": ("INPUT", "OUTPUT"), "help": "dollars per million tokens",
+    },
+    "retries": {"type": int, "help": "of a request that failed (8)"},
+    "timeout": {"type": float, "help": "seconds without an answer until a request has failed (1800)"},
+    "extra-body": {"type": json.loads, "metavar": "JSON", "help": "more for each request"},
+}  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Collect, and print a report; 1 where traces are missing, with the mend on stderr; interrupted, 130."""
+    """Collect, and print a report; 1 where traces are missing, with the fix on stderr; interrupted, 130."""
     parser = _parser()
     options = vars(parser.parse_args(argv))
     problems, path, url, model, teacher = (
@@ -43,18 +64,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if (url is None) == (teacher is None) or (model is None) != (url is None):
         parser.error("expected --url with --model, or --teacher")
-    foreign = options.keys() & (_ONLY_REMOTE if url is None else _ONLY_LOCAL)
-    if foreign:
-        option = "--" + min(foreign).replace("_", "-")
-        parser.error(f"{option} goes with {'--url' if url is None else '--teacher'} only")
+    for name in LOCAL if teacher is None else REMOTE:
+        if name.replace("-", "_") in options:
+            parser.error(f"--{name} goes with {'--teacher' if teacher is None else '--url'} only")
     try:
-        asked = load_problems(problems)
+        problems = load_problems(problems)
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", BudgetReached)
-            if url is None:
-                traces = _from_here(teacher, asked, path, options)
+            if teacher is None:
+                traces = collect_remote_traces(url, model, problems, path, progress=True, **options)
             else:
-                traces = collect_remote_traces(url, model, asked, path, progress=True, **options)
+                names = options.keys() & {"dtype", "device", "quantise"}
+                loading = {name: options.pop(name) for name in names}
+                loaded = load_checkpoint(teacher, **loading)
+                traces = collect_traces(*loaded, problems, path, progress=True, **options)
         messages = [warning.message for warning in warned]
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
@@ -68,24 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(message, file=sys.stderr)
     if traces:
         print(trace_report(traces))
-    return 0 if len(traces) == len(asked) * options["samples"] else 1
-
-
-def _from_here(teacher: str, problems: list[Problem], path: str, options: dict[str, object]) -> list[Trace]:
-    loading = {name: options.pop(name) for name in ("dtype", "device", "quantise") if name in options}
-    model, tokenizer = load_checkpoint(teacher, **loading)
-    return collect_traces(model, tokenizer, problems, path, progress=True, **options)
-
-
-_ONLY_LOCAL = {"batch_size", "dtype", "device", "quantise"}
-_ONLY_REMOTE = {
-    "concurrency", "token_budget", "cost_budget", "prices", "retries", "timeout", "key_variable",
-    "extra_body",
-}  # fmt: skip
+    return 0 if len(traces) == len(problems) * options["samples"] else 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    # What is not given stays out of the options: the functions have the defaults.
     parser = argparse.ArgumentParser(
         prog="python -m kdlib traces", description=DESCRIPTION, argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -102,20 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-new-tokens", type=int, help="where a trace is cut off (1024; with --url 32768)")
     add("--seed", type=int, help="of the samples (0)")
     add("--no-seed", dest="seed", action="store_const", const=None, help="for servers that refuse a seed")
-    local = parser.add_argument_group("with --teacher", argument_default=argparse.SUPPRESS)
-    local.add_argument("--batch-size", type=int, help="traces written at once (256)")
-    local.add_argument("--dtype", help="of the weights (auto)")
-    local.add_argument("--device", help="where it runs (the accelerator, if there is one)")
-    local.add_argument("--quantise", help="how the weights are packed (not at all)")
-    remote = parser.add_argument_group("with --url", argument_default=argparse.SUPPRESS)
-    remote.add_argument("--concurrency", type=int, help="requests at once (8)")
-    remote.add_argument("--key-variable", metavar="NAME", help="environment variable with the key (none)")
-    remote.add_argument("--token-budget", type=int, help="output tokens to spend at most")
-    remote.add_argument("--cost-budget", type=float, help="dollars to spend at most; needs --prices")
-    remote.add_argument(
-        "--prices", type=float, nargs=2, metavar=("INPUT", "OUTPUT"), help="dollars per million tokens"
-    )
-    remote.add_argument("--retries", type=int, help="of a request that failed (8)")
-    remote.add_argument("--timeout", type=float, help="seconds for one request (1800)")
-    remote.add_argument("--extra-body", type=json.loads, metavar="JSON", help="more for each request")
+    for title, these in (("with --teacher", LOCAL), ("with --url", REMOTE)):
+        group = parser.add_argument_group(title, argument_default=argparse.SUPPRESS)
+        for name, settings in these.items():
+            group.add_argument(f"--{name}", **settings)
     return parser

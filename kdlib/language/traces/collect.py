@@ -10,7 +10,6 @@ of which those with a right answer are kept.
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -171,12 +170,12 @@ def check_request(
             f"samples is {samples}, but temperature=0 writes the same text each time; pass samples=1, or a "
             f"temperature above 0"
         )
-    key, count = max(Counter(problem.key for problem in problems).items(), key=itemgetter(1), default=("", 1))
-    if count > 1:
-        raise ValueError(
-            f"problems must have different keys, or their traces could not be told apart; {key!r} occurs "
-            f"{count} times"
-        )
+    for key, count in Counter(problem.key for problem in problems).most_common(1):
+        if count > 1:
+            raise ValueError(
+                f"problems must have different keys, or their traces could not be told apart; {key!r} occurs "
+                f"{count} times"
+            )
 
 
 def check_same_problems(problems: Sequence[Problem], file: TraceFile) -> None:

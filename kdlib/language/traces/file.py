@@ -106,14 +106,14 @@ class TraceFile:
     def _load(self) -> None:
         path = self._lines.path
         settings, records = _read(self._lines)
-        if settings != self._settings:
-            names = [n for n in {**settings, **self._settings} if settings.get(n) != self._settings.get(n)]
-            changes = [
-                f"the {name} has changed since it was written"
-                if name in ("model", "tokenizer")
-                else f"{name} was {settings.get(name)}, is {self._settings.get(name)}"
-                for name in names
-            ]
+        changes = [
+            f"the {name} has changed since it was written"
+            if name in ("model", "tokenizer")
+            else f"{name} was {settings.get(name)}, is {self._settings.get(name)}"
+            for name in {**settings, **self._settings}
+            if settings.get(name) != self._settings.get(name)
+        ]
+        if changes:
             raise ForeignFile(f"{path} holds other traces: {'; '.join(changes)}. To collect anew, {_REMAKE}")
         for number, record in enumerate(records, 2):
             if _NOTE in record:
