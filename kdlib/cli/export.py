@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from kdlib.language.traces.export import export_for_trl
+from kdlib.language.distill.export import export_for_trl
 from kdlib.language.traces.file import load_traces
 from kdlib.language.traces.select import filter_traces
 

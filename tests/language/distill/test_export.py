@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from kdlib.language.distill.batches import collate, tokenize
+from kdlib.language.distill.export import export_for_trl
 from kdlib.language.models.small import load_model, tiny_model, without_bars
 from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
-from kdlib.language.traces.export import export_for_trl
 
 PROCESS = Path(__file__).parents[2] / "processes" / "exported.py"
 
