@@ -1,12 +1,7 @@
-"""The cache of a teacher's tokens: what comes back, what it belongs to and refuses, who may be killed."""
+"""The cache of a teacher's tokens: what comes back, what it belongs to and refuses."""
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -379,31 +374,3 @@ def test_bad_arguments_are_refused_before_anything_is_made(folder, tokenizer, te
     with pytest.raises(ValueError, match=message):
         make(folder, teacher, tokenizer, **changed)
     assert not folder.exists()
-
-
-# --- who may be killed -----------------------------------------------------------------------------
-
-PROCESS = Path(__file__).parents[1] / "processes" / "tokens.py"
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork: nothing is killed")
-def test_killed_at_any_moment_it_loses_one_file_and_ends_with_the_same_bytes(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", PROCESS, tmp_path], capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-    undisturbed, told = contents(tmp_path / "undisturbed"), json.loads((tmp_path / "kills.json").read_text())
-    killed = {n: c for n, c in contents(tmp_path / "killed").items() if not n.startswith(".manifest")}
-    assert killed == undisturbed
-    shards = len(undisturbed) - 1
-    assert shards > 8 and told["whole"].count("written") == shards
-    there = 0
-    for kill in told["kills"]:
-        assert kill["signal"] == signal.SIGKILL
-        # What was whole before is not made again, and all but the one in the making is kept.
-        there += kill["told"].count("written")
-        named = [name for name in kill["files"] if not name.startswith(".")]
-        assert len([name for name in named if name.endswith(".safetensors")]) == there
-        assert set(named) <= undisturbed.keys()
-    assert any(name.endswith(".part") for kill in told["kills"] for name in kill["files"])
-    assert told["last"].count("written") == shards - there > 0

@@ -1,4 +1,4 @@
-"""python tests/reasoning/distilling.py FOLDER: language models trained in real processes and killed.
+"""python tests/language/distilling.py FOLDER: language models trained in real processes and killed.
 
 The training processes are forks of this one, which itself computes nothing: importing takes seconds. Each
 leaves the history and the weights of its run in a safetensors file; FOLDER/kills.json says how each killed
@@ -31,20 +31,20 @@ from forks import LIMIT  # noqa: E402
 # checkpoint. "weights": these are written, and nothing else; "state": half of the last file is; "model": the
 # run has come to its end, and the trained model is half written.
 MOMENTS = {
-    "texts": [("step", 1), ("weights", 1), ("step", 5), ("state", 2), ("model", 1)],
-    "on_policy": [("step", 5)],  # taken up from step 3, in the middle of an epoch
+    "texts": [("weights", 1), ("state", 2), ("model", 1)],
+    "on_policy": [("step", 4)],  # taken up from step 3, in the middle of an epoch
 }
 
 
 def texts(folder: Path, name: str, **changed) -> None:
-    """On texts and logits, with dropout, over three epochs of which the last batch is smaller."""
+    """On texts and logits, with dropout, over two epochs of which the last batch is smaller."""
     student, teacher = qwen(attention_dropout=0.2), llama(1)
-    settings = {"steps": 11, "lr": 3e-3, "batch_size": 4, "accumulation": 2, "save_steps": 2, **changed}
+    settings = {"steps": 5, "lr": 3e-3, "batch_size": 4, "accumulation": 2, "save_steps": 2, **changed}
     leave(folder, name, student, pairs(29), teacher=teacher, **settings)
 
 
 def on_policy(folder: Path, name: str, **changed) -> None:
-    settings = {"steps": 11, "lr": 3e-3, "batch_size": 4, "max_new_tokens": 5, "save_steps": 3, **changed}
+    settings = {"steps": 5, "lr": 3e-3, "batch_size": 4, "max_new_tokens": 5, "save_steps": 3, **changed}
     leave(folder, name, qwen(), pairs(13), teacher=llama(1), on_policy=True, **settings)
 
 

@@ -31,26 +31,26 @@ def test_a_run_that_is_killed_and_taken_up_gives_the_same_curve(folder, name):
     kills, last = report["killed"][:-1], report["killed"][-1]
     assert [tuple(kill["moment"]) for kill in kills] == MOMENTS[name]
     assert all(kill["signal"] == 9 for kill in kills) and last["signal"] is None
-    assert report["undisturbed"]["steps"] == 11
+    assert report["undisturbed"]["steps"] == 5
     weights, whole = load_tensors(folder / f"{name}_undisturbed.safetensors")
     found, taken_up = load_tensors(folder / f"{name}_killed.safetensors")
     for history in (whole["history"], taken_up["history"]):
         assert history.pop("seconds") > 0
         assert history.pop("peak_memory") > 50e6  # an interpreter with PyTorch alone has more
-    assert len(whole["history"]["loss"]) == 11
+    assert len(whole["history"]["loss"]) == 5
     assert taken_up["history"] == whole["history"]  # bit for bit
     assert all(torch.equal(found[key], weights[key]) for key in weights)
 
 
 def test_each_process_goes_on_from_the_newest_checkpoint_that_is_whole(folder):
     report = json.loads((folder / "kills.json").read_text())
-    # A checkpoint every two steps: none; an unfinished one of step 2; those of 2 and 4; that of 6, and half
-    # of 8; from 6 to the end. The last process finds nothing left to do.
-    assert [kill["steps"] for kill in report["texts"]["killed"]] == [1, 2, 5, 4, 5, 0]
-    assert [kill["steps"] for kill in report["on_policy"]["killed"]] == [5, 8]
+    # A checkpoint every two steps: an unfinished one of step 2; that of 2, and half of 4; from 2 to the end.
+    # The last process finds nothing left to do.
+    assert [kill["steps"] for kill in report["texts"]["killed"]] == [2, 4, 3, 0]
+    assert [kill["steps"] for kill in report["on_policy"]["killed"]] == [4, 2]
     left = sorted(path.name for path in (folder / "texts_killed").glob("checkpoint-*"))
-    assert left == ["checkpoint-10", "checkpoint-11"]
+    assert left == ["checkpoint-4", "checkpoint-5"]
     weights, _ = load_tensors(folder / "texts_killed.safetensors")
-    for place in ("texts_killed", "texts_killed/checkpoint-11"):
+    for place in ("texts_killed", "texts_killed/checkpoint-5"):
         model = AutoModelForCausalLM.from_pretrained(folder / place)
         assert all(torch.equal(model.state_dict()[name], weights[name]) for name in weights)

@@ -136,16 +136,16 @@ def test_the_student_samples_from_its_own_distribution(monkeypatch):
     notes = written_by(student, monkeypatch)
     student.generation_config.top_k, student.generation_config.top_p = 5, 0.5
     distill_language_model(
-        student, word_tokenizer(), ["w1"] * 12000, teacher=qwen(1), on_policy=True, max_new_tokens=1,
-        sampling_temperature=2.0, steps=1, lr=1e-9, batch_size=12000, device="cpu",
+        student, word_tokenizer(), ["w1"] * 6000, teacher=qwen(1), on_policy=True, max_new_tokens=1,
+        sampling_temperature=2.0, steps=1, lr=1e-9, batch_size=6000, device="cpu",
     )  # fmt: skip
     (_, prompts, sequences), = notes
     with torch.no_grad():
         expected = torch.softmax(student(prompts[:1]).logits[0, -1, :60] / 2.0, -1)
-    found = torch.bincount(sequences[:, -1], minlength=60) / 12000
-    # Total variation; by chance alone 0.03. The first fifty tokens, a usual bound, would leave out more.
+    found = torch.bincount(sequences[:, -1], minlength=60) / 6000
+    # Total variation; by chance alone 0.04. The first fifty tokens, a usual bound, would leave out more.
     assert expected.sort().values[:10].sum() > 0.06
-    assert (found - expected).abs().sum() / 2 < 0.04
+    assert (found - expected).abs().sum() / 2 < 0.055
 
 
 def test_completions_follow_from_seed_and_step(monkeypatch):
