@@ -6,8 +6,7 @@ import statistics
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -20,8 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdlib.runtime import eval_mode
 
-__all__ = ["Cost", "measure_cost", "peak_memory", "process_peak", "reset_process_peak", "time_call"]
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -31,14 +28,11 @@ class Cost:
         parameters: number of weights.
         flops: floating-point operations of matrix products, convolutions and attention (a multiply and
             an add count two), as torch's FlopCounterMode counts them.
-        latency: median seconds.
-        latency_low, latency_high: 10th and 90th percentile of the seconds.
+        latency, latency_low, latency_high: median, 10th and 90th percentile of the seconds.
         weight_bytes: memory of parameters and buffers.
-        working_bytes: highest memory held by tensors made during the pass, outputs included, the model
-            and the example not.
+        working_bytes: highest memory held by tensors made during the pass, outputs included.
         batch: examples in the pass.
         device: where it ran.
-        threads: CPU threads PyTorch used.
     """
 
     parameters: int
@@ -50,7 +44,6 @@ class Cost:
     working_bytes: int
     batch: int
     device: str
-    threads: int
 
     def __str__(self) -> str:
         return (
@@ -67,56 +60,34 @@ def measure_cost(model: nn.Module, example: Tensor, *, repeats: int = 50) -> Cos
     Args:
         model: any module that takes the example alone; it stays on its device, its mode is restored.
         example: a batch of inputs (N, …) on the model's device. Time and memory hold for this batch.
-        repeats: timed passes after five to warm up.
-
-    Raises:
-        ValueError: fewer than two repeats, or example and model on different devices.
+        repeats: timed passes, at least two, after five to warm up.
     """
-    if repeats < 2:
-        raise ValueError(f"repeats must be at least 2 to show a spread; got {repeats}")
-    parameters = list(model.parameters())
-    device = parameters[0].device if parameters else example.device
-    if example.device != device:
-        raise ValueError(f"example is on {example.device} but the model is on {device}")
-
+    device = example.device
     with eval_mode(model), torch.inference_mode():
         with FlopCounterMode(display=False) as counter:
             model(example)
         seconds = time_call(lambda: model(example), device, repeats=repeats, warm_up=5)
         # Scratch memory differs from one machine to another; this figure is the same on all of them.
         working = peak_memory(lambda: model(example), device, scratch=False)
-
     deciles = statistics.quantiles(seconds, n=10, method="inclusive")
-    stored = [*parameters, *model.buffers()]
+    parameters = list(model.parameters())
     return Cost(
         parameters=sum(p.numel() for p in parameters),
         flops=counter.get_total_flops(),
         latency=statistics.median(seconds),
         latency_low=deciles[0],
         latency_high=deciles[-1],
-        weight_bytes=sum(t.numel() * t.element_size() for t in stored),
+        weight_bytes=sum(t.nbytes for t in (*parameters, *model.buffers())),
         working_bytes=working,
         batch=len(example),
         device=device.type,
-        threads=torch.get_num_threads(),
     )
 
 
 def time_call(
     call: Callable[[], object], device: torch.device | str = "cpu", *, repeats: int, warm_up: int = 2
 ) -> list[float]:
-    """Seconds of each of some calls, by the clock, until the device has finished the work.
-
-    Args:
-        call: what to time; its result is dropped.
-        device: where it computes.
-        repeats: timed calls, at least 1; warm_up: calls before those, not timed.
-
-    Raises:
-        ValueError: fewer than one repeat.
-    """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1; got {repeats}")
+    """Seconds of each of `repeats` calls after the warm-up, until the device has finished the work."""
     device = torch.device(device)
     seconds = []
     for _ in range(warm_up + repeats):
@@ -131,13 +102,11 @@ def time_call(
 def peak_memory(
     call: Callable[[], object], device: torch.device | str = "cpu", *, scratch: bool = True
 ) -> int:
-    """The most bytes allocated at one moment of a call, above what was allocated before it.
+    """The most bytes allocated at one moment of a call, its result included, above those held before it.
 
-    Args:
-        call: what to measure; its result counts.
-        device: where it computes. CUDA is read from its allocator's statistics, the CPU from its allocator's
-            events. Other devices keep no count: there the tensors that operators return are added up.
-        scratch: False adds up those tensors on the CPU too, leaving out the scratch memory inside operators.
+    CUDA is read from its allocator's statistics, the CPU from its allocator's events. On other devices, and
+    with scratch=False on the CPU, the tensors that operators return are added up, which leaves out the
+    memory that operators use inside.
     """
     device = torch.device(device)
     gc.collect()  # what is freed in the call must have been allocated in it
@@ -147,23 +116,22 @@ def peak_memory(
         call()
         return torch.cuda.max_memory_allocated(device) - before
     if device.type == "cpu" and scratch:
-        return _peak_of_allocator(call)
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it reports its start and end on stderr
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+            call()
+        events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+        sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+        return max(accumulate(sizes, initial=0))
     with _LiveTensors() as live:
         call()
     return live.peak
 
 
-def reset_process_peak(device: torch.device) -> None:
-    """Let `process_peak` count anew, which only CUDA devices can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
 def process_peak(device: torch.device) -> int:
     """Bytes at the fullest moment of this process.
 
-    On a CUDA device those of tensors, since `reset_process_peak`. Elsewhere the memory that the process had
-    resident, since it began: other devices keep no count.
+    On a CUDA device those of tensors, since `torch.cuda.reset_peak_memory_stats`. Elsewhere the memory that
+    the process had resident, since it began: other devices keep no count.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -181,39 +149,6 @@ def process_peak(device: torch.device) -> int:
 def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def _peak_of_allocator(call: Callable[[], object]) -> int:
-    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
-    with _without_messages():
-        profiler.start()
-    try:
-        call()
-    finally:
-        with _without_messages():
-            profiler.stop()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    return max(accumulate(sizes, initial=0))
-
-
-@contextmanager
-def _without_messages() -> Iterator[None]:
-    """The profiler's library writes of its start and its end straight to the error stream."""
-    sys.stderr.flush()
-    try:
-        stream = os.dup(2)
-    except OSError:  # there is none
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(stream, 2)
-        os.close(stream)
-        os.close(nowhere)
 
 
 class _LiveTensors(TorchDispatchMode):

@@ -18,12 +18,6 @@ from torch import Tensor
 from kdlib.extras import require
 from kdlib.losses.kd import soft_target_loss, soften
 
-__all__ = [
-    "ReliabilityCurve", "Scores", "Verdict", "accuracy", "agreement", "compare",
-    "expected_calibration_error", "fit_temperature", "gap_closed", "interval", "kl_to_teacher",
-    "negative_log_likelihood", "reliability_curve", "score",
-]
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -67,30 +61,14 @@ class ReliabilityCurve:
         return float(np.nansum(gaps * self.count) / self.count.sum())
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Fraction of rows whose largest logit is the label's. logits (N, C), labels (N)."""
-    _check_examples(logits, labels)
-    return (logits.argmax(-1) == labels).double().mean().item()
-
-
-def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
-    """Mean −log p(label) in nats, in double precision. logits (N, C), labels (N)."""
-    _check_examples(logits, labels)
-    log_p = torch.log_softmax(logits.detach().cpu().double(), dim=-1)
-    return -log_p.gather(-1, labels.cpu().long().unsqueeze(-1)).mean().item()
-
-
 def reliability_curve(logits: Tensor, labels: Tensor, bins: int = 15) -> ReliabilityCurve:
     """Bin examples by confidence (the largest probability); compare confidence with accuracy.
 
-    Args:
-        logits: (N, C). labels: (N). bins: number of bins of equal width, the lower edge excluded.
+    logits (N, C), labels (N); the lower edge of each of the bins is excluded.
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), §2.
     """
     _check_examples(logits, labels)
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1; got {bins}")
     confidence, predicted = soften(logits.detach().cpu().double()).max(-1)
     confidence = confidence.numpy()
     right = (predicted == labels.cpu()).numpy().astype(float)
@@ -106,27 +84,17 @@ def reliability_curve(logits: Tensor, labels: Tensor, bins: int = 15) -> Reliabi
         )
 
 
-def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Mean gap |confidence − accuracy| over the bins, weighted by their counts, 0 to 1.
-
-    Source: Naeini et al. 2015; Guo et al. 2017 (arXiv 1706.04599), eq. 3. Biased upward on few examples.
-    """
-    return reliability_curve(logits, labels, bins).mean_gap
-
-
 def agreement(student_logits: Tensor, teacher_logits: Tensor) -> float:
     """Fraction of rows on which student and teacher predict the same class, right or wrong.
 
     Source: "top-1 agreement", Stanton et al. 2021 (arXiv 2106.05945), §3.
     """
-    _check_same_shape(student_logits, teacher_logits)
     same = student_logits.argmax(-1) == teacher_logits.argmax(-1)
     return same.double().mean().item()
 
 
 def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> float:
     """Mean KL(teacher‖student) in nats at a temperature, without the factor T²; (..., C) each."""
-    _check_same_shape(student_logits, teacher_logits)
     student, teacher = student_logits.detach().double(), teacher_logits.detach().double()
     scaled = soft_target_loss(student, teacher, temperature=temperature).item()
     return scaled / temperature**2
@@ -137,18 +105,14 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     Fit it on validation and divide the test logits by it: accuracy stays, confidence is put right.
 
-    Args:
-        logits: (N, C). labels: (N).
-
-    Source: "temperature scaling", Guo et al. 2017 (arXiv 1706.04599), §4.2. The log-likelihood is concave in
+    logits (N, C), labels (N). Source: "temperature scaling", Guo et al. 2017 (arXiv 1706.04599), §4.2. The log-likelihood is concave in
     1/T, so that the minimum found is the only one.
     """
-    _check_examples(logits, labels)
     require("course", "scipy")
     from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(
-        lambda log_t: negative_log_likelihood(logits.double() / math.exp(log_t), labels),
+        lambda log_t: _nll(logits.double() / math.exp(log_t), labels),
         bounds=(math.log(0.01), math.log(100)),
         method="bounded",
         options={"xatol": 1e-6},
@@ -165,31 +129,31 @@ def gap_closed(student: float, baseline: float, teacher: float) -> float:
 
 
 def score(logits: Tensor, labels: Tensor) -> Scores:
-    """All of `Scores` from logits (N, C) and labels (N)."""
+    """All of `Scores` from logits (N, C) and labels (N), in double precision.
+
+    The calibration error is that of Naeini et al. 2015 and Guo et al. 2017 (arXiv 1706.04599), eq. 3; it is
+    biased upward on few examples.
+    """
+    _check_examples(logits, labels)
+    correct = logits.argmax(-1) == labels
     return Scores(
-        accuracy=accuracy(logits, labels),
-        nll=negative_log_likelihood(logits, labels),
-        ece=expected_calibration_error(logits, labels),
-        correct=(logits.argmax(-1) == labels).cpu(),
+        accuracy=correct.double().mean().item(),
+        nll=_nll(logits, labels),
+        ece=reliability_curve(logits, labels).mean_gap,
+        correct=correct.cpu(),
     )
 
 
+def _nll(logits: Tensor, labels: Tensor) -> float:
+    log_p = torch.log_softmax(logits.detach().cpu().double(), dim=-1)
+    return -log_p.gather(-1, labels.cpu().long().unsqueeze(-1)).mean().item()
+
+
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean of the values and the half-width of its Student-t interval.
-
-    Args:
-        values: at least two, in any unit.
-        level: share of repetitions in which the interval is to hold the truth.
-
-    Raises:
-        ValueError: for fewer than two values (one run has no spread) or values that are not finite.
-        ModuleNotFoundError: SciPy is missing; the message names the extra.
-    """
+    """Mean of at least two finite values and the half-width of its Student-t interval at this level."""
     values = np.asarray(values, dtype=float)
-    if values.ndim != 1 or len(values) < 2:
-        raise ValueError(f"an interval needs at least two values; got {values.size}")
-    if not np.isfinite(values).all():
-        raise ValueError(f"values must be finite; got {values.tolist()}")
+    if len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"an interval needs at least two finite values; got {values.tolist()}")
     require("course", "scipy")
     from scipy.stats import t
 
@@ -222,13 +186,10 @@ class Verdict:
     unit: str
 
     def __str__(self) -> str:
-        scale, unit = (100, " points") if self.unit == "accuracy" else (1, f" {self.unit}".rstrip())
+        scale, unit = (100, " points") if self.unit == "accuracy" else (1, f" {self.unit}")
         low, high = self.difference - self.half_width, self.difference + self.half_width
-        tested = (
-            ""
-            if math.isnan(self.test_error)
-            else f"; test-set standard error {scale * self.test_error:.2f}"
-        )
+        known = not math.isnan(self.test_error)
+        tested = f"; test-set standard error {scale * self.test_error:.2f}" if known else ""
         return (
             f"{self.names[0]} {scale * self.student:.2f}, {self.names[1]} {scale * self.baseline:.2f}: "
             f"difference {scale * self.difference:+.2f}{unit}\n"
@@ -264,17 +225,11 @@ def compare(
     Source: paired t interval; the test-set error is that of the paired difference, as in McNemar's
     test (Dietterich 1998, "Approximate Statistical Tests…", §3), averaged over seeds.
     """
-    if len(student_scores) != len(baseline_scores):
-        raise ValueError(
-            f"expected one baseline for each student; got {len(student_scores)} student_scores "
-            f"and {len(baseline_scores)} baseline_scores"
-        )
     pairs = list(zip(student_scores, baseline_scores, strict=True))
-    ours = np.array([_value(s) for s, _ in pairs])
-    theirs = np.array([_value(b) for _, b in pairs])
+    values = [[x.accuracy if isinstance(x, Scores) else float(x) for x in pair] for pair in pairs]
+    ours, theirs = np.array(values).reshape(-1, 2).T
     difference, half_width = interval(ours - theirs)
     test_error = _test_error(pairs)
-
     clear = abs(difference) > half_width and not abs(difference) <= 1.96 * test_error
     gain = difference if higher_is_better else -difference
     verdict = "inconclusive" if not clear else "better" if gain > 0 else "worse"
@@ -284,33 +239,17 @@ def compare(
     )
 
 
-def _value(entry: Scores | float) -> float:
-    return entry.accuracy if isinstance(entry, Scores) else float(entry)
-
-
 def _test_error(pairs: list[tuple[Scores | float, Scores | float]]) -> float:
     """Standard error over test examples of the seed-averaged paired difference."""
     if not all(isinstance(s, Scores) and isinstance(b, Scores) for s, b in pairs):
         return math.nan
-    sizes = {len(entry.correct) for pair in pairs for entry in pair}
-    if len(sizes) != 1:
-        raise ValueError(f"all scores must come from one test set; got sizes {sorted(sizes)}")
     gaps = torch.stack([s.correct.double() - b.correct.double() for s, b in pairs]).mean(0)
     return (gaps.std() / math.sqrt(len(gaps))).item()
 
 
 def _check_examples(logits: Tensor, labels: Tensor) -> None:
-    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
+    if logits.dim() != 2 or labels.shape != logits.shape[:1] or not len(labels):
         raise ValueError(
-            f"expected logits (N, C) and labels (N); got {tuple(logits.shape)} and {tuple(labels.shape)}"
-        )
-    if len(logits) == 0:
-        raise ValueError("logits and labels are empty; expected at least one example")
-
-
-def _check_same_shape(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"student_logits {tuple(student_logits.shape)} and teacher_logits "
-            f"{tuple(teacher_logits.shape)} must have the same shape"
+            f"expected logits (N, C) and labels (N), N > 0; got {tuple(logits.shape)} and "
+            f"{tuple(labels.shape)}"
         )

@@ -54,10 +54,9 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def describe_environment() -> dict[str, object]:
     """What measured figures depend on: versions and hardware, no names of machines, no paths."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
-        "cpu_count": usable,
+        "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "kdlib": version("kdlib"),
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -71,28 +70,24 @@ def describe_environment() -> dict[str, object]:
 def accelerated(
     device: torch.device | str | None = None, precision: Precision = "auto"
 ) -> Iterator[Accelerator]:
-    """An `accelerate.Accelerator` for one training run, leaving no trace for the next.
-
-    Accelerate keeps its settings for the whole process, so that a second run could not choose another
-    precision, nor a run here leave a Trainer's settings alone. They are set aside and put back.
+    """An `accelerate.Accelerator` for one run: what accelerate keeps for the whole process is put back.
 
     Args:
         device: where to train; None takes the best there is. Under `accelerate launch` or `torchrun` each
             process has its own, and only the kind can be named.
-        precision: "bf16" for bfloat16 autocast, "no" for float32, "auto" for bf16 where it pays: on CUDA
-            devices that compute in it. On CPUs without matrix units it made training slower.
+        precision: "bf16" for bfloat16 autocast, "no" for float32, "auto" for bf16 on CUDA devices that
+            compute in it.
 
     Raises:
         ValueError: a precision that is none of these, or a device that is not the launched one.
     """
     if precision not in ("auto", "no", "bf16"):
         raise ValueError(f'precision must be "auto", "no" or "bf16"; got {precision!r}')
-    states = [AcceleratorState._shared_state, GradientState._shared_state]
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if not launched:
-        states.append(PartialState._shared_state)
-    aside = [dict(state) for state in states]
-    for state in states:
+    shared = [AcceleratorState._shared_state, GradientState._shared_state]
+    shared += [] if launched else [PartialState._shared_state]
+    aside = [dict(state) for state in shared]
+    for state in shared:
         state.clear()
     wanted = torch.device(device) if device is not None else None
     # Accelerate reads the device of a single process from the environment.
@@ -102,15 +97,15 @@ def accelerated(
     try:
         with patch_environment(**named):
             found = Accelerator(cpu=on_cpu, mixed_precision="no").device
-        if launched and wanted is not None and wanted.type != found.type:
-            raise ValueError(f"device is {wanted}, but this process was launched on {found}; expected None")
-        if precision == "auto":
-            native = found.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-            precision = "bf16" if native else "no"
-        AcceleratorState._shared_state.clear()
-        with patch_environment(**named):
-            yield Accelerator(cpu=on_cpu, mixed_precision=precision)
+            if launched and wanted is not None and wanted.type != found.type:
+                raise ValueError(f"device is {wanted}, but this process was launched on {found}")
+            if precision == "auto":
+                native = found.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+                precision = "bf16" if native else "no"
+            AcceleratorState._shared_state.clear()
+            accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision)
+        yield accelerator
     finally:
-        for state, before in zip(states, aside, strict=True):
+        for state, before in zip(shared, aside, strict=True):
             state.clear()
             state.update(before)

@@ -17,13 +17,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-__all__ = [
-    "DamagedFile", "ForeignFile", "JsonLines", "fingerprint", "identity", "load_tensors", "remove_leftovers",
-    "replaced", "save_tensors",
-]  # fmt: skip
-
-_METADATA = "kdlib"
-
 
 class DamagedFile(ValueError):
     """A file that is not what was written: truncated, altered, or of another kind."""
@@ -35,11 +28,7 @@ class ForeignFile(DamagedFile):
 
 @contextmanager
 def replaced(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Write a file that appears under its name whole, or not at all.
-
-    The bytes go to a temporary name beside it, reach the disk, and are renamed. A process that is
-    killed meanwhile leaves the old file as it was.
-    """
+    """Write a file that appears under its name whole, or not at all: a kill leaves the old one as it was."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own for each writer, be it a thread or a process on another machine.
@@ -66,10 +55,6 @@ class JsonLines:
 
     What a killed process wrote of a line is not read, and is cut off before the next line is written.
     Processes can share a file: each takes a lock, the file `.NAME.lock` beside it, while it writes.
-
-    Attributes:
-        path: the file, resolved, so that two names of one file share the lock.
-        lock: to hold the file for longer than one write.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -78,11 +63,7 @@ class JsonLines:
         self.lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
 
     def __iter__(self) -> Iterator[dict]:
-        """The records so far.
-
-        Raises:
-            DamagedFile: on reaching a line that is no JSON object.
-        """
+        """The records so far; a `DamagedFile` on reaching a line that is no JSON object."""
         content = self.path.read_bytes() if self.path.exists() else b""
         # At line feeds only: JSON leaves the other line ends of Unicode as they are.
         for number, line in enumerate(content.split(b"\n")[:-1], 1):
@@ -119,42 +100,56 @@ def _lines(records: Iterable[Mapping[str, object]]) -> bytes:
 
 
 def fingerprint(*parts: object) -> str:
-    """32 hexadecimal digits that stand for tensors, modules, bytes and plain values, in their order.
+    """32 hexadecimal digits that stand for tensors, modules, bytes and JSON values, in their order.
 
-    A tensor counts with its shape, dtype and values, wherever it lies; a module with its class, its
-    printed architecture and its state; everything else as JSON.
-
-    Raises:
-        TypeError: a part that is none of these.
+    A tensor counts with its shape, dtype and values, wherever it lies; a module with its printed
+    architecture and its state.
     """
     digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, nn.Module):
-            _add(digest, "module", repr(part).encode())
-            for name, value in part.state_dict().items():
-                _add(digest, "name", name.encode())
-                _add_value(digest, value)
-        else:
-            _add_value(digest, part)
+    for kind, content in _described(parts):
+        # The length goes first, so that no two lists of parts run together into the same bytes.
+        digest.update(f"{kind} {len(content)}\n".encode())
+        digest.update(content)
     return digest.hexdigest()[:32]
 
 
-def identity(function: object) -> object:
+def _described(parts: Iterable[object]) -> Iterator[tuple[str, bytes | memoryview]]:
+    for part in parts:
+        if isinstance(part, nn.Module):
+            yield "module", repr(part).encode()
+            for name, value in part.state_dict().items():
+                yield "name", name.encode()
+                yield from _described([value])
+        elif isinstance(part, Tensor):
+            values = part.detach().cpu().contiguous()
+            # The bytes themselves: numpy has no bfloat16.
+            content = memoryview(values.reshape(-1).view(torch.uint8).numpy())
+            yield f"{part.dtype} {tuple(part.shape)}", content
+        elif isinstance(part, bytes):
+            yield "bytes", part
+        else:
+            yield "json", json.dumps(part, sort_keys=True).encode()
+
+
+def identity(value: object) -> object:
     """Stands for a function: its name, with the arguments of a `functools.partial`, as JSON values.
 
     Two functions of the same name cannot be told apart, whatever they close over; nor can two lambdas.
     """
-    if isinstance(function, partial):
-        keywords = {name: _argument(value) for name, value in function.keywords.items()}
-        return [identity(function.func), [_argument(value) for value in function.args], keywords]
-    return getattr(function, "__qualname__", type(function).__name__)
-
-
-def _argument(value: object) -> object:
-    # A function prints with its address, which is another one in each process; a long tensor, in part.
+    if isinstance(value, partial):
+        keywords = {name: identity(argument) for name, argument in value.keywords.items()}
+        return [identity(value.func), [identity(argument) for argument in value.args], keywords]
     if isinstance(value, Tensor):
-        return fingerprint(value)
-    return identity(value) if callable(value) else str(value)
+        return fingerprint(value)  # a long one prints in part only
+    # A function prints with its address, which is another one in each process.
+    return getattr(value, "__qualname__", type(value).__name__) if callable(value) else str(value)
+
+
+def differences(saved: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """What is not the same, as "lr was 0.1, is 0.2; seed was 0, is 1"; the empty text if nothing differs."""
+    now = json.loads(json.dumps(now))  # tuples to lists, as in what was saved
+    names = [name for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
+    return "; ".join(f"{name} was {saved.get(name)}, is {now.get(name)}" for name in names)
 
 
 def save_tensors(
@@ -165,8 +160,7 @@ def save_tensors(
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     text = json.dumps(metadata or {}, sort_keys=True)
     # One entry: safetensors writes several in an order that changes from run to run.
-    header = json.dumps({"metadata": text, "sha256": _checksum(tensors, text)}, sort_keys=True)
-    payload = save(tensors, {_METADATA: header})
+    payload = save(tensors, {"kdlib": f"{_checksum(tensors, text)} {text}"})
     with replaced(path) as file:
         file.write(payload)
 
@@ -179,50 +173,19 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
         ForeignFile: something else has written it.
         DamagedFile: it cannot be read or its checksum is wrong; the message says how to fix it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
     try:
         with safe_open(path, "pt") as file:
-            header = (file.metadata() or {}).get(_METADATA)
+            header = (file.metadata() or {}).get("kdlib")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise DamagedFile(f"{path} is truncated or damaged ({error}); delete it and make it again") from error
     if header is None:
         raise ForeignFile(f"{path} was not written by kdlib: it holds no checksum; choose another name")
-    try:
-        written = json.loads(header)
-        text, checksum = written["metadata"], written["sha256"]
-        sound = checksum == _checksum(tensors, text)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        sound = False
-    if not sound:
+    checksum, _, text = header.partition(" ")
+    if checksum != _checksum(tensors, text):
         raise DamagedFile(f"{path} has changed since it was written; delete it and make it again")
     return tensors, json.loads(text)
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: str) -> str:
-    digest = hashlib.sha256()
-    _add(digest, "metadata", metadata.encode())
-    for name in sorted(tensors):
-        _add(digest, "name", name.encode())
-        _add_value(digest, tensors[name])
-    return digest.hexdigest()
-
-
-def _add_value(digest, value: object) -> None:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().contiguous()
-        # The bytes themselves: numpy has no bfloat16.
-        content = memoryview(value.reshape(-1).view(torch.uint8).numpy())
-        _add(digest, f"{value.dtype} {tuple(value.shape)}", content)
-    elif isinstance(value, bytes):
-        _add(digest, "bytes", value)
-    else:
-        _add(digest, "json", json.dumps(value, sort_keys=True).encode())
-
-
-def _add(digest, kind: str, content: bytes | memoryview) -> None:
-    # The length goes first, so that no two lists of parts run together into the same bytes.
-    digest.update(f"{kind} {len(content)}\n".encode())
-    digest.update(content)
+    return fingerprint(metadata, *(part for named in sorted(tensors.items()) for part in named))

@@ -156,13 +156,6 @@ def test_the_mode_of_every_module_and_the_weights_are_restored(training):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_the_mode_is_restored_after_an_error():
-    model = digit_cnn(4).train()
-    with pytest.raises(RuntimeError):
-        cost_of(model, shape=(1, 2, 2))
-    assert all(module.training for module in model.modules())
-
-
 def test_a_model_can_still_be_trained_after_its_cost_was_measured():
     model = mlp([8])
     cost_of(model)
@@ -170,29 +163,12 @@ def test_a_model_can_still_be_trained_after_its_cost_was_measured():
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_where_it_ran_is_recorded():
-    cost = cost_of(mlp([]))
-    assert cost.device == "cpu"
-    assert cost.threads == torch.get_num_threads()
-
-
 def test_a_cost_is_printed_with_units():
-    cost = Cost(12_778, 807_000, 0.0015, 0.001, 0.002, 51_112, 32_768, 32, "cpu", 2)
+    cost = Cost(12_778, 807_000, 0.0015, 0.001, 0.002, 51_112, 32_768, 32, "cpu")
     assert str(cost) == (
         "12,778 parameters, 0.807 MFLOP, 1.5 ms [1, 2], 0.0511 MB of weights, "
         "0.0328 MB of work, batch 32 on cpu"
     )
-
-
-@pytest.mark.parametrize("repeats", [1, 0, -3])
-def test_fewer_than_two_repeats_are_refused(repeats):
-    with pytest.raises(ValueError, match=f"repeats must be at least 2.*got {repeats}"):
-        cost_of(mlp([]), repeats=repeats)
-
-
-def test_an_example_on_another_device_than_the_model_is_refused():
-    with pytest.raises(ValueError, match="example is on meta but the model is on cpu"):
-        measure_cost(mlp([]), torch.zeros(1, 64, device="meta"))
 
 
 # --- calls -----------------------------------------------------------------------------------------
@@ -228,5 +204,3 @@ def test_calls_are_timed_one_by_one_after_those_that_warm_up():
     seconds = iter([0.0, 0.0, 0.02, 0.04])
     taken = time_call(lambda: time.sleep(next(seconds)), repeats=2, warm_up=2)
     assert 0.02 <= taken[0] < 0.04 <= taken[1]
-    with pytest.raises(ValueError, match="repeats must be at least 1; got 0"):
-        time_call(lambda: None, repeats=0)

@@ -141,7 +141,7 @@ def test_threads_that_write_one_file_at_once_leave_it_whole(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no file .*nothing"):
+    with pytest.raises(FileNotFoundError, match="nothing"):
         load_tensors(tmp_path / "nothing")
 
 

@@ -19,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from kdlib.cost import process_peak, reset_process_peak
+from kdlib.cost import process_peak
 from kdlib.language.distill.batches import EpochOrder, Packing, TokenExample, collate
 from kdlib.language.distill.fsdp import sharding
 from kdlib.language.distill.output_layer import at_output_layer
@@ -240,7 +240,8 @@ class DistillationTrainer(Trainer):
     def begin(self) -> None:
         """Training begins, perhaps from a checkpoint."""
         self._start = time.perf_counter()
-        reset_process_peak(self.args.device)
+        if self.args.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.args.device)
         spent = [record for record in self.state.log_history if "seconds" in record]
         self._before = spent[-1] if spent else {"seconds": 0.0, "peak_memory": 0}
 
