@@ -22,20 +22,14 @@ download goes on where it stopped.
 def main(argv: Sequence[str] | None = None) -> int:
     """Fetch, decode, and say where it landed; 1 where that failed, with the reason on stderr."""
     parser = argparse.ArgumentParser(
-        prog="python -m kdlib fetch",
-        description=DESCRIPTION,
+        prog="python -m kdlib fetch", description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("name", choices=("pets", "cifar10"), help="which photographs")
-    parser.add_argument(
-        "--root", type=Path, default="data/downloads", help="folder for downloads (%(default)s)"
-    )
-    parser.add_argument(
-        "--cache", type=Path, default="data/cache", help="folder for decoded photographs (%(default)s)"
-    )
-    parser.add_argument(
-        "--size", type=int, help="side of the decoded squares in pixels (64; for cifar10 32)"
-    )
+    )  # fmt: skip
+    add = parser.add_argument
+    add("name", choices=("pets", "cifar10"), help="which photographs")
+    add("--root", type=Path, default="data/downloads", help="folder for downloads (%(default)s)")
+    add("--cache", type=Path, default="data/cache", help="folder for decoded photographs (%(default)s)")
+    add("--size", type=int, help="side of the decoded squares in pixels (64; for cifar10 32)")
     chosen = parser.parse_args(argv)
     try:
         splits = load_photos(chosen.name, size=chosen.size, root=chosen.root, cache=chosen.cache)

@@ -1,7 +1,7 @@
 """Archives of known data sets, downloaded and unpacked whole or not at all.
 
-torchvision's own download begins again after each interruption, and takes a folder that is half unpacked for
-a whole one, since it keeps no checksums of single pictures: https://github.com/pytorch/vision/pull/8638.
+torchvision's own download starts over after each interruption, and takes a half unpacked folder for a whole
+one, since it keeps no checksums of single pictures: https://github.com/pytorch/vision/pull/8638.
 """
 
 import os
@@ -19,9 +19,8 @@ from tqdm.auto import tqdm
 def fetch(url: str, md5: str, folder: Path, unpacked: str, *, progress: bool = True) -> None:
     """Download an archive into a folder and unpack it there, unless that has been done before.
 
-    What has arrived of an interrupted download is kept as ``NAME.part``, and the next call goes on from
-    there. An archive that was put into the folder by hand is used if its checksum is right. Of several
-    processes one downloads, and the others wait for it.
+    An interrupted download is kept as ``NAME.part`` and continued by the next call. An archive that was put
+    into the folder by hand is used if its checksum is right. Of several processes, one downloads.
 
     Args:
         url, md5: where the archive lies, and its checksum.
@@ -54,23 +53,18 @@ def fetch(url: str, md5: str, folder: Path, unpacked: str, *, progress: bool = T
 
 def _download(url: str, md5: str, archive: Path, progress: bool) -> None:
     part = archive.with_name(f"{archive.name}.part")
-    # The last byte once more: a server refuses to send nothing, when only the new name was missing.
+    # The last byte again: a server refuses to send nothing, and a killed process may have left a whole file.
     had = max(part.stat().st_size - 1, 0) if part.exists() else 0
     request = Request(url, headers={"User-Agent": "kdlib", "Range": f"bytes={had}-"})
-    with urlopen(request, timeout=30) as response:
-        if response.status != 206:  # the server sends all of it, whatever was asked
-            had = 0
-        total, quiet = had + response.length, not progress
-        bar = tqdm(desc=archive.name, initial=had, total=total, unit="B", unit_scale=True, disable=quiet)
-        with open(part, "ab") as file, bar:
-            file.truncate(had)
-            # read1 hands over what there is, so that nothing is lost when the connection breaks.
-            while chunk := response.read1(1 << 16):
-                file.write(chunk)
-                bar.update(len(chunk))
+    with urlopen(request, timeout=30) as response, open(part, "ab") as file:
+        had *= response.status == 206  # otherwise the server sends all of it
+        file.truncate(had)
+        bar = {"desc": archive.name, "initial": had, "total": had + response.length, "disable": not progress}
+        with tqdm.wrapattr(response, "read", **bar) as source:
+            shutil.copyfileobj(source, file)
     arrived = part.stat().st_size
-    if arrived < total:
-        raise ConnectionError(f"the connection broke after {arrived:,} of {total:,} bytes")
+    if arrived < bar["total"]:
+        raise ConnectionError(f"the connection broke after {arrived:,} of {bar['total']:,} bytes")
     if not check_integrity(part, md5):
         part.unlink()
         raise ConnectionError("the file there has another checksum")

@@ -1,8 +1,7 @@
 """Batches of augmented images from a data set that lies on the training device as a whole.
 
 A crop depends on (seed, epoch, row) alone, not on the batch it is in. Teacher and student therefore see the
-same crop, a cache of teacher outputs can belong to it, and an interrupted or shared training run sees what
-an undisturbed one would have seen.
+same crop, a cache of teacher outputs can belong to it, and an interrupted run sees what a whole one sees.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,8 +24,8 @@ class Augmentation:
     Attributes:
         flip: mirror left and right, with probability one half.
         crop: shift by up to this many pixels in each direction; what comes in is a reflection.
-        cutout: side of a grey square at a random place, in pixels; 0 for none (DeVries and Taylor 2017,
-            arXiv 1708.04552). At the border part of it falls outside.
+        cutout: side in pixels of a grey square at a random place, in part perhaps outside; 0 for none
+            (DeVries and Taylor 2017, arXiv 1708.04552).
     """
 
     flip: bool = True
@@ -44,20 +43,19 @@ class Augmentation:
         def whole(low: int, high: int) -> Tensor:
             return torch.randint(low, high, (count,), generator=generator)
 
-        shifts = [whole(-self.crop, self.crop + 1) for _ in range(2)]
-        mirrored = whole(0, 2) if self.flip else torch.zeros(count, dtype=torch.int64)
-        return torch.stack([*shifts, mirrored, whole(0, height), whole(0, width)], dim=1)
+        down, right = whole(-self.crop, self.crop + 1), whole(-self.crop, self.crop + 1)
+        mirrored = whole(0, 2) if self.flip else torch.zeros_like(down)
+        return torch.stack([down, right, mirrored, whole(0, height), whole(0, width)], dim=1)
 
 
 class Loader:
-    """A data set held on the training device, with augmentation done there a batch at a time.
+    """A data set held on the training device, with augmentation done there, a batch at a time.
 
-    No worker processes: one gather makes the crops of a batch, in channels-last order, which convolutions
-    prefer. On a GPU nothing but row numbers crosses the bus.
+    One gather makes the crops of a batch, in channels-last order, which convolutions prefer.
 
     Attributes:
         examples: the images without augmentation, uint8 (N, C, H, W) or float32 in [0, 1].
-        augmentation: given as None it leaves the images as they are.
+        augmentation: None leaves the images as they are.
 
     Raises:
         ValueError: crop not smaller than the images, which could not be reflected so far.
@@ -77,7 +75,6 @@ class Loader:
         return len(self.examples)
 
     def to(self, device: torch.device | str) -> "Loader":
-        """The same data on another device."""
         return Loader(self.examples.to(device), self.augmentation)
 
     def batches(self, chunks: Iterable[Tensor], *, epoch: int = 0, seed: int = 0) -> Iterator[Batch]:
@@ -98,26 +95,19 @@ class Loader:
         from_x = _reflected(torch.where(mirrored.bool(), width - 1 - x, x) + right, width)
         crops = pixels[rows[:, None, None], from_y[:, :, None], from_x[:, None, :]]
         if side := self.augmentation.cutout:
-            hidden_y, hidden_x = _within(y - cut_y, side), _within(x - cut_x, side)
+            start = -(side // 2)
+            hidden_y, hidden_x = ((start <= d) & (d < start + side) for d in (y - cut_y, x - cut_x))
             hidden = hidden_y[:, :, None, None] & hidden_x[:, None, :, None]
             crops.masked_fill_(hidden, 128 if crops.dtype == torch.uint8 else 128 / 255)
         return crops.permute(0, 3, 1, 2)
 
     def fingerprint(self) -> str:
-        """Stands for images, labels, order and augmentation."""
         return fingerprint(self.examples.fingerprint(), asdict(self.augmentation))
 
     def inputs_fingerprint(self) -> str:
-        """Stands for images, order and augmentation."""
         return fingerprint(self.examples.inputs_fingerprint(), asdict(self.augmentation))
 
 
 def _reflected(position: Tensor, size: int) -> Tensor:
     """Positions outside 0 … size − 1 mirrored at the outermost pixel, as padding_mode="reflect" does."""
-    position = position.abs()
-    return torch.where(position >= size, 2 * (size - 1) - position, position)
-
-
-def _within(distance: Tensor, side: int) -> Tensor:
-    """Which positions a square covers, by their distance from its centre."""
-    return (distance >= -(side // 2)) & (distance < side - side // 2)
+    return size - 1 - (size - 1 - position.abs()).abs()

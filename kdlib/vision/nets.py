@@ -9,14 +9,12 @@ from torch import nn
 def mlp(hidden: Sequence[int], *, inputs: int = 64, classes: int = 10) -> nn.Sequential:
     """Fully connected network with ReLU: (N, …) with `inputs` numbers an example -> logits (N, classes).
 
-    Args:
-        hidden: width of each hidden layer; empty for logistic regression.
+    `hidden` holds the width of each hidden layer; empty for logistic regression.
     """
-    widths = [inputs, *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
-    for before, after in pairwise(widths):
+    for before, after in pairwise([inputs, *hidden, classes]):
         layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
+    return nn.Sequential(*layers[:-1])
 
 
 def digit_cnn(width: int = 16, *, classes: int = 10, dropout: float = 0.3) -> nn.Sequential:
@@ -39,9 +37,9 @@ def convnet(
 ) -> nn.Sequential:  # fmt: skip
     """Plain convolutional network: (N, channels, H, W) in [0, 1] -> logits (N, classes), any H and W.
 
-    Each stage is `depth` times convolution, batch normalisation and ReLU, then halves height and width;
-    the mean over what is left goes to one linear layer. A normalisation without weights comes first, so
-    that the network learns mean and spread of the pixels by itself.
+    Each stage is `depth` times convolution, batch normalisation and ReLU; height and width are halved
+    between stages, and the mean over what is left goes to one linear layer. A normalisation without weights
+    comes first, so that the network learns mean and spread of the pixels by itself.
 
     Args:
         widths: channels of each stage.
@@ -50,15 +48,13 @@ def convnet(
         dropout: share of features dropped before the linear layer.
     """
     layers: list[nn.Module] = [nn.BatchNorm2d(channels, affine=False)]
-    for stage, (before, width) in enumerate(pairwise([channels, *widths])):
+    before = channels
+    for stage, width in enumerate(widths):
         if stage:
             layers.append(nn.MaxPool2d(2))
-        for number in range(depth):
-            step = stride if stage == number == 0 else 1
-            layers += [
-                nn.Conv2d(width if number else before, width, 3, stride=step, padding=1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(),
-            ]
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(widths[-1], classes)]
+        for _ in range(depth):
+            convolution = nn.Conv2d(before, width, 3, stride=stride, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
+            before, stride = width, 1
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(before, classes)]
     return nn.Sequential(*layers, *head)

@@ -25,10 +25,10 @@ from kdlib.vision.downloads import fetch
 
 __all__ = ["UnreadablePhoto", "load_photos", "read_photo"]
 
-# Of the pixels of `read_photo`: raise it when they change, so that caches of the old ones are made again.
+# Raise the number when the pixels of `read_photo` change: caches are then made again.
 DECODER = f"2, Pillow {Image.__version__}"
 
-# HEIC too, although plain Pillow cannot read it: better named as unreadable than passed over in silence.
+# HEIC too, which plain Pillow cannot read: it is reported as unreadable, not ignored.
 EXTENSIONS = {*IMG_EXTENSIONS, ".avif", ".gif", ".heic", ".heif", ".jfif"}
 FOLDERS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val"), "validation")
 LAYOUT = "it should hold train/cat/*.jpg, train/dog/*.jpg, test/cat/*.jpg, and so on"
@@ -59,7 +59,6 @@ def load_photos(
     root: str | os.PathLike = "data/downloads",
     cache: str | os.PathLike | None = "data/cache",
     validation: float = 0.15,
-    breeds: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> Splits:
@@ -67,36 +66,32 @@ def load_photos(
 
     A folder holds ``train`` and ``test``, and perhaps ``validation`` (or ``valid``, ``val``), and each of
     these a folder for each class, whose name is the class's name; photographs may lie in folders below that.
-    Hidden files, and files without the extension of a picture, are passed over. A folder without ``test`` is
-    refused: a test part cut here would change with the seed, and so end up in somebody's training.
+    Hidden files, and files without the extension of a picture, are ignored. A folder without ``test`` is
+    refused: a test part cut here would change with the seed, and so end up in training.
 
-    Each photograph is decoded once, as `read_photo` does it; later calls read one compact file. What cannot
-    be read is left out with a warning. So is a picture that lies in two parts as well, since a student would
-    be tested on what it was trained on: the one in test stays, or else the one in validation.
+    `read_photo` decodes each photograph once; later calls read one compact file. What cannot be read is left
+    out with a warning. So is a copy of a picture of another part, since a student would be tested on what it
+    was trained on: the one in test stays, or else the one in validation.
 
     For a set larger than memory, give `fit` a torch ``DataLoader`` of
     ``ImageFolder("photos/train", loader=partial(read_photo, size=64))`` from torchvision.
 
     Args:
-        folder_or_name: a folder, or
-
-            - ``"pets"``: Oxford-IIIT Pet (Parkhi et al. 2012, "Cats and dogs", CVPR), 3,680 photographs for
-              training and validation and 3,669 for testing, cats and dogs, CC BY-SA 4.0, download 0.8 GB;
-            - ``"cifar10"``: cats and dogs of CIFAR-10 (Krizhevsky 2009, "Learning multiple layers of features
-              from tiny images"), 10,000 and 2,000 images of 32×32, download 0.17 GB.
+        folder_or_name: a folder, or ``"pets"``: Oxford-IIIT Pet (Parkhi et al. 2012, "Cats and dogs", CVPR),
+            3,680 photographs to train and validate, 3,669 to test, CC BY-SA 4.0, download 0.8 GB; or
+            ``"cifar10"``: cats and dogs of CIFAR-10 (Krizhevsky 2009, "Learning multiple layers of features
+            from tiny images"), 10,000 and 2,000 images of 32×32, download 0.17 GB.
         size: side of the square in pixels; 64 by default, and 32 for CIFAR-10.
         root: where downloads land.
         cache: folder for decoded photographs; None to decode every time.
         validation: share of each class to take from train where no folder is for validation. Which files
             these are depends on their names and the seed alone: a file added later moves no other.
-        breeds: for pets, the 37 breeds instead of cat and dog.
         seed: chooses the validation part.
         progress: show progress on stderr.
 
     Returns:
         `Splits` with images uint8 (N, 3, size, size). ``index`` counts the files of all parts in the order
-        of their names, or as the downloaded set orders them, training before test; ``skipped`` names what
-        was left out and why.
+        of their names, or as the downloaded set orders them; ``skipped`` names what was left out and why.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -107,15 +102,13 @@ def load_photos(
         raise ValueError(f"validation is a share of train, above 0 and below 1; got {validation}")
     if size is not None and size < 1:
         raise ValueError(f"size is the side of the square in pixels, at least 1; got {size}")
-    if breeds and folder_or_name != "pets":
-        raise ValueError(f'breeds=True is for "pets"; the classes of {folder_or_name} are what they are')
+    classes, broken = ("cat", "dog"), {}
     if folder_or_name == "cifar10":
         photos, images = _cifar10(Path(root), size or 32, progress)
-        broken, classes = {}, ("cat", "dog")
     else:
         if folder_or_name == "pets":
             folder = Path(root) / "oxford-iiit-pet"
-            photos, classes = _pets(folder, breeds, progress)
+            photos = _pets(folder, progress)
         else:
             folder = Path(folder_or_name)
             photos, classes = _find(folder)
@@ -150,8 +143,8 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         # The upper byte, as for 16-bit colour: Pillow's own conversion turns everything above 255 to white.
         pixels = np.asarray(picture).astype(np.int64).clip(0, 65535) >> 8
-        return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
+        picture = Image.fromarray(pixels.astype(np.uint8))
+    elif picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")
@@ -166,15 +159,12 @@ def _find(folder: Path) -> tuple[list[Photo], tuple[str, ...]]:
     """The photographs of a folder in the order of their names, and the classes."""
     if not folder.is_dir():
         raise FileNotFoundError(f'there is no folder {folder}; {LAYOUT}. Did you mean "pets" or "cifar10"?')
-    found = []
-    classes_of = defaultdict(set)
+    found, classes_of = [], defaultdict(set)
     for name, part in FOLDERS.items():
-        for file in iglob(f"{name}/*/**/*", root_dir=folder, recursive=True):
-            path = folder / file
-            if path.suffix.lower() in EXTENSIONS and path.is_file():
-                shown = Path(file).parts[1]
-                found.append((Path(file).as_posix(), path, part, shown))
-                classes_of[part].add(shown)
+        for file in map(Path, iglob(f"{name}/*/**/*", root_dir=folder, recursive=True)):
+            if file.suffix.lower() in EXTENSIONS and (folder / file).is_file():
+                found.append((file.as_posix(), folder / file, part, file.parts[1]))
+                classes_of[part].add(file.parts[1])
     for part, advice in (("train", LAYOUT), ("test", TEST_BY_HAND)):
         if part not in classes_of:
             raise ValueError(f"{folder} holds no photographs in folders {part}/CLASS; {advice}")
@@ -182,19 +172,18 @@ def _find(folder: Path) -> tuple[list[Photo], tuple[str, ...]]:
     if len(classes) < 2 or any(shown != set(classes) for shown in classes_of.values()):
         shown = "; ".join(f"{part} of {', '.join(sorted(names))}" for part, names in classes_of.items())
         raise ValueError(f"{folder} should hold the same classes in all parts, two or more; it has {shown}")
-    photos = [Photo(name, path, part, classes.index(shown)) for name, path, part, shown in sorted(found)]
-    return photos, classes
+    return [Photo(*file, classes.index(shown)) for *file, shown in sorted(found)], classes
 
 
-def _pets(folder: Path, breeds: bool, progress: bool) -> tuple[list[Photo], tuple[str, ...]]:
+def _pets(folder: Path, progress: bool) -> list[Photo]:
     for url, md5 in OxfordIIITPet._RESOURCES:
         fetch(url, md5, folder, Path(url).name.removesuffix(".tar.gz"), progress=progress)
     photos = []
     for part, split in (("train", "trainval"), ("test", "test")):
         pets = OxfordIIITPet(folder.parent, split=split)
-        labelled = zip(pets._images, pets._labels if breeds else pets._bin_labels, strict=True)
+        labelled = zip(pets._images, pets._bin_labels, strict=True)
         photos += [Photo(f"{part}/{path.name}", path, part, label) for path, label in labelled]
-    return photos, tuple(pets.classes) if breeds else ("cat", "dog")
+    return photos
 
 
 def _cifar10(root: Path, size: int, progress: bool) -> tuple[list[Photo], Tensor]:
@@ -215,11 +204,11 @@ def _cifar10(root: Path, size: int, progress: bool) -> tuple[list[Photo], Tensor
 def _decoded(
     photos: Sequence[Photo], folder: Path, size: int, cache: str | os.PathLike | None, progress: bool
 ) -> tuple[Tensor, dict[int, str]]:
-    """Images (N, 3, size, size), and by row why some cannot be read; from the cache if it is up to date."""
+    """Images (N, 3, size, size) and, by row, why some cannot be read; from the cache if it is up to date."""
     files = [(photo.name, (stat := photo.path.stat()).st_size, stat.st_mtime_ns) for photo in photos]
     belongs = fingerprint(DECODER, size, files)
     if cache is not None:
-        # By the folder's whole path, so that two folders named photos do not take turns in one cache.
+        # By the folder's whole path, so that two folders of one name have a file each.
         folder = folder.resolve()
         cache = Path(cache) / f"photos-{folder.name}-{size}-{fingerprint(str(folder))[:8]}.safetensors"
         with suppress(FileNotFoundError, DamagedFile):
@@ -245,23 +234,21 @@ def _decoded(
 
 
 def _cut_validation(photos: Sequence[Photo], validation: float, seed: int) -> list[Photo]:
-    """The same photographs, a share of each class of train being for validation unless some are already.
+    """Moves a share of each class from train to validation, unless there is a validation part already.
 
-    These are the first in the order of a hash of seed and name: no version of any library changes that, and
-    no other file does.
+    These are the first in the order of a hash of seed and name, which no library and no other file changes.
     """
     if any(photo.part == "validation" for photo in photos):
         return list(photos)
-    of_class = defaultdict(list)
-    for photo in photos:
-        if photo.part == "train":
-            draw = hashlib.sha256(f"{seed}/{photo.name}".encode("utf-8", "surrogateescape")).digest()
-            of_class[photo.label].append((draw, photo.name))
+
+    def draw(photo: Photo) -> bytes:
+        return hashlib.sha256(f"{seed}/{photo.name}".encode("utf-8", "surrogateescape")).digest()
+
     cut = set()
-    for drawn in of_class.values():
-        count = min(max(1, round(validation * len(drawn))), len(drawn) - 1)
-        cut |= {name for _, name in sorted(drawn)[:count]}
-    return [photo._replace(part="validation") if photo.name in cut else photo for photo in photos]
+    for label in {photo.label for photo in photos}:
+        drawn = sorted((p for p in photos if p.part == "train" and p.label == label), key=draw)
+        cut.update(drawn[: min(max(1, round(validation * len(drawn))), len(drawn) - 1)])
+    return [photo._replace(part="validation") if photo in cut else photo for photo in photos]
 
 
 def _splits(

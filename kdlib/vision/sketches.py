@@ -36,6 +36,7 @@ lower variance: Menon, Rawat, Reddi, Kim, Kumar 2021, "A statistical perspective
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -57,8 +58,8 @@ ATTRIBUTES = {
     "tongue": 2.0,  # hidden … hanging out
 }
 
-# Each a number in [0, 1]. CENTRED ones are neutral at 1/2, AMOUNTS at 0, and these `strength` scales; the
-# others choose colours, patterns and places, and hide nothing.
+# Each in [0, 1]. CENTRED ones are neutral at 1/2, AMOUNTS at 0, and `strength` scales both; CHOICES are of
+# colours, patterns and places, and hide nothing.
 CENTRED = ("rotation", "scale", "right", "down", "turn", "nod", "brightness")
 AMOUNTS = ("occluder", "shadow", "noise")
 CHOICES = (
@@ -107,7 +108,7 @@ class SketchExamples(Examples):
 
 def load_sketches(
     train: int = 2000, validation: int = 1000, test: int = 2000, *,
-    size: int = 32, seed: int = 0, separation: float = 1.0, nuisance: float = 1.0,
+    size: int = 32, seed: int = 0, nuisance: float = 1.0,
 ) -> Splits:  # fmt: skip
     """`Splits` of `SketchExamples`, cats and dogs drawn now: nothing is downloaded.
 
@@ -119,43 +120,40 @@ def load_sketches(
     92.2 % on the same, 83.1 % on 300 of them.
 
     Args:
-        train, validation, test: number of pictures, ≥ 0.
-        size: height and width in pixels, ≥ 8.
+        train, validation, test: number of pictures.
+        size: height and width in pixels, from 8 on.
         seed: of the whole data set.
-        separation: > 0; multiplies every λ of equation (1). Smaller makes softer truths and harder data.
         nuisance: from 0 (upright, nothing in front, no noise; colours still vary) to 1, or to 2 for harder.
 
     Raises:
-        ValueError: naming the argument, its value and what was expected.
+        ValueError: size or nuisance is out of range.
     """
 
     def part(name: str, count: int) -> SketchExamples:
-        _check_whole(name, count, 0)
         labels = torch.randint(2, (count,), generator=_stream(seed, name, "labels"))
-        attributes = sample_attributes(labels, _stream(seed, name, "attributes"), separation=separation)
+        attributes = sample_attributes(labels, _stream(seed, name, "attributes"))
         nuisances = sample_nuisances(count, _stream(seed, name, "nuisances"), strength=nuisance)
-        odds = log_odds(attributes, separation=separation).float()
-        images = draw_sketches(attributes, nuisances, size)
+        images, odds = draw_sketches(attributes, nuisances, size), log_odds(attributes).float()
         return SketchExamples(images, labels, torch.arange(count), attributes, nuisances, odds)
 
     return Splits(part("train", train), part("validation", validation), part("test", test), ("cat", "dog"))
 
 
-def sample_attributes(labels: Tensor, generator: torch.Generator, *, separation: float = 1.0) -> Tensor:
+def sample_attributes(labels: Tensor, generator: torch.Generator) -> Tensor:
     """Attributes (N, 7) float32 given labels (N), 0 or 1, by inverting the distribution function.
 
     The same generator state gives the mirror image, −a, for the other label.
     """
-    slopes = _slopes(separation)
+    slopes = _slopes()
     uniform = torch.rand(len(labels), len(slopes), dtype=torch.float64, generator=generator)
     dog = torch.log1p(uniform * torch.expm1(slopes)) * (2 / slopes) - 1
     sign = 2 * labels.cpu().double()[:, None] - 1
     return (sign * dog).float()
 
 
-def log_odds(attributes: Tensor, *, separation: float = 1.0) -> Tensor:
+def log_odds(attributes: Tensor) -> Tensor:
     """log P(dog | a) − log P(cat | a) = Σ_k λ_k a_k: (..., 7) attributes to (...) float64, on the CPU."""
-    return attributes.cpu().double() @ _slopes(separation)
+    return attributes.cpu().double() @ _slopes()
 
 
 def sample_nuisances(count: int, generator: torch.Generator, *, strength: float = 1.0) -> Tensor:
@@ -183,39 +181,28 @@ def draw_sketches(attributes: Tensor, nuisances: Tensor, size: int = 32) -> Tens
 
     Args:
         attributes: (N, 7) in [−1, 1].
-        nuisances: (N, 29), on the same device.
-        size: height and width in pixels, ≥ 8.
+        nuisances: (N, 29) in [0, 1].
+        size: height and width in pixels, from 8 on.
     """
-    shapes, count = (tuple(attributes.shape), tuple(nuisances.shape)), len(attributes)
-    if shapes != ((count, len(ATTRIBUTES)), (count, len(NUISANCES))):
-        raise ValueError(
-            f"attributes must be (N, {len(ATTRIBUTES)}) and nuisances (N, {len(NUISANCES)}); got {shapes}"
-        )
-    _check_whole("size", size, 8)
-    images = torch.empty(len(attributes), 3, size, size, dtype=torch.uint8, device=attributes.device)
-    rows = max(1, BLOCK // size**2) if attributes.device.type == "cpu" else 4096
-    for start in range(0, len(images), rows):
-        block = slice(start, start + rows)
+    if size < 8:
+        raise ValueError(f"size is a picture's side in pixels, at least 8; got {size}")
+    images = torch.empty(len(attributes), 3, size, size, dtype=torch.uint8)
+    split = partial(torch.split, split_size_or_sections=max(1, BLOCK // size**2))
+    for block, looks, free in zip(split(images), split(attributes), split(nuisances), strict=True):
         faces = paint_faces(
-            dict(zip(ATTRIBUTES, attributes[block].float().unbind(1), strict=True)),
-            dict(zip(NUISANCES, nuisances[block].float().unbind(1), strict=True)),
+            dict(zip(ATTRIBUTES, looks.float().unbind(1), strict=True)),
+            dict(zip(NUISANCES, free.float().unbind(1), strict=True)),
             size,
         )
-        images[block] = faces.mul_(255).round_().to(torch.uint8)
+        block.copy_(faces.mul_(255).round_())
     return images
 
 
-def morph(steps: int = 9, *, size: int = 128, separation: float = 1.0) -> tuple[Tensor, Tensor]:
+def morph(steps: int = 9, *, size: int = 128) -> tuple[Tensor, Tensor]:
     """One face on its way from a certain cat to a certain dog, with the true probability that it is a dog.
 
-    It looks straight ahead, ginger and green-eyed before light blue. All attributes move together, a_k = t
-    from −1 to +1, and nothing else does. The log-odds are linear in t: equal steps would show little but
-    certainty. t = (s + s³) / 2 for equal steps of s dwells on the doubtful.
-
-    Args:
-        steps: number of pictures, ≥ 2.
-        size: of each, in pixels.
-        separation: as in `load_sketches`.
+    All attributes move together, a_k = t from −1 to +1, and nothing else does. The log-odds are linear in t:
+    equal steps would show little but certainty. t = (s + s³) / 2 for equal steps of s dwells on the doubtful.
 
     Returns:
         images (steps, 3, size, size) uint8, and P(dog | attributes) (steps) float64.
@@ -223,8 +210,7 @@ def morph(steps: int = 9, *, size: int = 128, separation: float = 1.0) -> tuple[
     s = torch.linspace(-1, 1, steps, dtype=torch.float64)
     attributes = ((s + s**3) / 2)[:, None].repeat(1, len(ATTRIBUTES)).float()
     plain = torch.tensor([0.5 if name in CENTRED else 0.0 for name in NUISANCES])
-    probability = torch.sigmoid(log_odds(attributes, separation=separation))
-    return draw_sketches(attributes, plain.repeat(steps, 1), size), probability
+    return draw_sketches(attributes, plain.repeat(steps, 1), size), torch.sigmoid(log_odds(attributes))
 
 
 def _stream(seed: int, *name: str) -> torch.Generator:
@@ -233,12 +219,5 @@ def _stream(seed: int, *name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def _slopes(separation: float) -> Tensor:
-    if not 0 < separation < float("inf"):
-        raise ValueError(f"separation must be positive and finite; got {separation!r}")
-    return separation * torch.tensor(tuple(ATTRIBUTES.values()), dtype=torch.float64)
-
-
-def _check_whole(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}")
+def _slopes() -> Tensor:
+    return torch.tensor(tuple(ATTRIBUTES.values()), dtype=torch.float64)

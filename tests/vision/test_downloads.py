@@ -245,15 +245,6 @@ def test_pets_are_cats_and_dogs(server, pets, tmp_path):
             assert BREEDS[names[index].rpartition("_")[0]] == splits.classes[label]
 
 
-def test_pets_by_breed_read_the_same_cache(pets, tmp_path):
-    splits = load("pets", tmp_path, breeds=True, size=16, cache=tmp_path / "c")
-    assert splits.classes == ("Abyssinian", "American Bulldog", "Bengal", "Pug")
-    assert splits.test.labels.bincount().tolist() == [4, 4, 4, 4]
-    assert splits.validation.labels.bincount().tolist() == [2, 2, 2, 2]
-    load("pets", tmp_path, size=16, cache=tmp_path / "c")
-    assert len(list((tmp_path / "c").iterdir())) == 1
-
-
 @pytest.fixture
 def cifar(server, monkeypatch) -> None:
     """Ten images of each class in each of the five batches and in the test batch."""

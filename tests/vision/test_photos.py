@@ -332,7 +332,6 @@ def test_layouts_that_are_refused(folder, tmp_path):
         ({"validation": 0}, "validation is a share of train, above 0 and below 1; got 0"),
         ({"validation": 1.0}, "validation is a share of train, above 0 and below 1; got 1.0"),
         ({"size": 0}, "size is the side of the square in pixels, at least 1; got 0"),
-        ({"breeds": True}, 'breeds=True is for "pets"'),
     ],
 )
 def test_options_that_are_refused(original, options, message):

@@ -66,23 +66,22 @@ def test_faces_of_each_log_odds_are_dogs_as_often_as_the_posterior_says(many):
     assert counted == len(many)
 
 
-@pytest.mark.parametrize("separation", [1.0, 0.6])
-def test_each_attribute_alone_has_the_likelihood_ratio_claimed(separation):
+def test_each_attribute_alone_has_the_likelihood_ratio_claimed():
     labels = torch.arange(60_000) % 2
-    drawn = sample_attributes(labels, generator(3), separation=separation)
+    drawn = sample_attributes(labels, generator(3))
     edges = torch.linspace(-1, 1, 9)
     middle = (edges[:-1] + edges[1:]).double() / 2
     for column, (name, value) in enumerate(columns(drawn, ATTRIBUTES).items()):
         dogs = torch.histogram(value[labels == 1], edges).hist.double()
         cats = torch.histogram(value[labels == 0], edges).hist.double()
         # The integrals of exp(±λa/2) over a bin of centre m have the ratio exp(λm), whatever the bin's width.
-        expected = separation * SLOPES[name] * middle
+        expected = SLOPES[name] * middle
         error = (1 / dogs + 1 / cats).sqrt()
         assert ((dogs / cats).log() - expected).abs().lt(4 * error).all(), name
         # And that is what log_odds adds for this attribute.
         only = torch.zeros(len(middle), len(ATTRIBUTES), dtype=torch.float64)
         only[:, column] = middle
-        assert torch.allclose(log_odds(only, separation=separation), expected), name
+        assert torch.allclose(log_odds(only), expected), name
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -136,14 +135,6 @@ def test_a_student_equal_to_the_truth_has_no_distillation_loss(many):
     shifted = some.true_logits + torch.randn(100, 1, generator=generator(0))
     loss = kd_loss(shifted, some.true_logits, None, temperature=1, alpha=0)
     assert loss.item() == pytest.approx(0, abs=1e-6)
-
-
-def test_separation_scales_the_log_odds():
-    sharp, soft = (load_sketches(4000, 0, 0, size=8, separation=s).train for s in (1.0, 0.5))
-    assert torch.allclose(soft.log_odds.double(), log_odds(soft.attributes) / 2, rtol=1e-5)
-    assert soft.bayes_accuracy < sharp.bayes_accuracy - 0.05
-    right = (soft.posterior.argmax(1) == soft.labels).double().mean().item()
-    assert abs(right - soft.bayes_accuracy) < 4 * math.sqrt(0.1 / 4000)
 
 
 # What carries no class information
@@ -354,7 +345,6 @@ def test_morph_draws_what_draw_sketches_draws():
     attributes = torch.tensor([-1, -0.3125, 0, 0.3125, 1])[:, None].repeat(1, 7)
     assert torch.equal(images, draw_sketches(attributes, PLAIN.expand(5, -1), 20))
     assert torch.allclose(probability, torch.sigmoid(log_odds(attributes)))
-    assert torch.allclose(morph(5, size=8, separation=0.5)[1], torch.sigmoid(log_odds(attributes) / 2))
 
 
 # Parts, seeds and devices
@@ -434,17 +424,9 @@ def test_pictures_are_the_same_on_every_machine():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: load_sketches(-1), "train must be a whole number, at least 0; got -1"),
-        (lambda: load_sketches(1, 1, 2.5), "test must be a whole number, at least 0; got 2.5"),
-        (lambda: load_sketches(1, 1, 1, size=4), "size must be a whole number, at least 8; got 4"),
-        (lambda: load_sketches(1, 1, 1, separation=0), "separation must be positive and finite; got 0"),
-        (lambda: load_sketches(1, 1, 1, separation=math.nan), "separation must be positive"),
+        (lambda: load_sketches(1, 1, 1, size=4), "size is a picture's side in pixels, at least 8; got 4"),
         (lambda: load_sketches(1, 1, 1, nuisance=-0.1), "nuisance must be between 0 and 2; got -0.1"),
         (lambda: load_sketches(1, 1, 1, nuisance=3), "nuisance must be between 0 and 2; got 3"),
-        (
-            lambda: draw_sketches(torch.zeros(2, 7), torch.zeros(3, 29)),
-            r"attributes must be \(N, 7\) and nuisances \(N, 29\); got \(\(2, 7\), \(3, 29\)\)",
-        ),
     ],
 )
 def test_bad_arguments_are_named(call, message):
