@@ -48,8 +48,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Cost", "History", "R1_DISTILL", "Scores", "Verdict", "collect_traces", "compare",
     "distill_language_model", "evaluate", "filter_traces", "fit", "kd_loss", "linear_kd_loss",
-    "load_digits", "load_photos", "load_sketches", "make_puzzle", "measure_cost", "soft_target_loss", "soften",
-    "solve", "verify_answer",
+    "load_digits", "load_photos", "load_sketches", "make_puzzle", "measure_cost", "soft_target_loss",
+    "soften", "solve", "verify_answer",
 ]
 
 

@@ -105,8 +105,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     Fit it on validation and divide the test logits by it: accuracy stays, confidence is put right.
 
-    logits (N, C), labels (N). Source: "temperature scaling", Guo et al. 2017 (arXiv 1706.04599), §4.2. The log-likelihood is concave in
-    1/T, so that the minimum found is the only one.
+    logits (N, C), labels (N). Source: "temperature scaling", Guo et al. 2017 (arXiv 1706.04599), §4.2.
+    The log-likelihood is concave in 1/T, so that the minimum found is the only one.
     """
     require("course", "scipy")
     from scipy.optimize import minimize_scalar

@@ -1,4 +1,4 @@
-"""The rules of the house: which way imports run, what stays private, how long a file may be, how things are called.
+"""The rules of the house: which way imports run, what is private, how long a file is, what things are called.
 
 Each rule is a function from a package folder to complaints; the second half breaks each rule once in a small
 package and sees it complain.
@@ -185,14 +185,26 @@ def house(tmp_path):
 
 BROKEN = {
     "arrows": [
-        ({"training": "import kdlib.course.plots", "course__plots": ""}, "training imports kdlib.course.plots"),
-        ({"data": "def f():\n    from kdlib.cli import fetch", "cli__fetch": ""}, "data imports kdlib.cli.fetch"),
+        (
+            {"training": "import kdlib.course.plots", "course__plots": ""},
+            "training imports kdlib.course.plots",
+        ),
+        (
+            {"data": "def f():\n    from kdlib.cli import fetch", "cli__fetch": ""},
+            "data imports kdlib.cli.fetch",
+        ),
         ({"vision__nets": "from kdlib.language import a", "language__a": ""}, "do not know each other"),
     ],
     "circles": [
-        ({"a": "import kdlib.b", "b": "def f():\n    from kdlib.a import g"}, "kdlib.a -> kdlib.b -> kdlib.a"),
+        (
+            {"a": "import kdlib.b", "b": "def f():\n    from kdlib.a import g"},
+            "kdlib.a -> kdlib.b -> kdlib.a",
+        ),
         ({"a": "load('kdlib.b')", "b": "import kdlib.a"}, "kdlib.a -> kdlib.b -> kdlib.a"),
-        ({"x__a": "import kdlib.y.a", "x__b": "", "y__a": "", "y__b": "import kdlib.x.b"}, "kdlib: x -> y -> x"),
+        (
+            {"x__a": "import kdlib.y.a", "x__b": "", "y__a": "", "y__b": "import kdlib.x.b"},
+            "kdlib: x -> y -> x",
+        ),
     ],
     "crossing": [
         ({"a": "from kdlib.b import _c", "b": "_c = 1"}, "kdlib.a uses kdlib.b._c"),
@@ -220,7 +232,9 @@ def test_a_kernel_may_be_long(house):
     assert not list(sizes(package))
 
 
-@pytest.mark.parametrize("word", ["kdlib.reasoning.answers", "`kdlib/bench/race.py`", "kdlib.plots", "kdlib.vision.arms"])
+@pytest.mark.parametrize(
+    "word", ["kdlib.reasoning.answers", "`kdlib/bench/race.py`", "kdlib.plots", "kdlib.vision.arms"]
+)
 def test_an_old_word_is_noticed(tmp_path, word):
     page = tmp_path / "README.md"
     page.write_text(f"See {word}, and kdlib.losses.kernels and kdlib.course.plots.")

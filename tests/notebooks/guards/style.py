@@ -56,7 +56,7 @@ def _figure(module: ast.Module, not_figures: set[str]) -> list[str]:
 
 
 def _plots_calls(node: ast.AST) -> list[str]:
-    """Names that are called on ``plots`` or ``kdlib.course.plots``, as the cell runs: not inside functions."""
+    """Names that are called on ``plots`` or ``kdlib.course.plots``, as the cell runs, not in functions."""
     if isinstance(node, ast.Lambda | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return []
     names = [name for child in ast.iter_child_nodes(node) for name in _plots_calls(child)]
