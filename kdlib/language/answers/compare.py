@@ -4,8 +4,8 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from kdlib.language.answers.arithmetic import NUMERAL, plain
 from kdlib.language.answers.mathematics import same_mathematics
+from kdlib.language.answers.normalise import NUMERAL, plain
 
 __all__ = ["is_answer", "same_answer"]
 
