@@ -28,12 +28,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from benchmarks.measuring import this_machine
 from benchmarks.training import random_texts, word_level_tokenizer
 from kdlib.cost import peak_memory
 from kdlib.course.studies.records import write_results
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.models.r1_distill import R1_DISTILL
-from kdlib.language.plan.hardware import HARDWARE, Hardware, this_machine
+from kdlib.language.plan.hardware import HARDWARE, Hardware
 from kdlib.language.plan.plan import Plan, plan
 from kdlib.runtime import best_device, describe_environment, seeded
 

@@ -5,13 +5,17 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import psutil
 import torch
 
 from kdlib.cost import time_call
-from kdlib.language.plan.hardware import copy_rate, matrix_rate
+from kdlib.language.plan.hardware import Hardware
+from kdlib.losses.backend import on_kernels
+from kdlib.runtime import best_device
 
 __all__ = [
     "copy_rate", "matrix_rate", "memory_let_go", "ratio", "seconds_in_turn", "seconds_of",
+    "this_machine",
 ]  # fmt: skip
 
 _FLUSH = 256 << 20  # bytes: five times the L2 cache of an H200
@@ -91,3 +95,43 @@ def memory_let_go(device: torch.device | str) -> Iterator[None]:
         gc.collect()
         if torch.device(device).type == "cuda":
             torch.cuda.empty_cache()
+
+
+def this_machine(device: torch.device | str | None = None) -> Hardware:
+    """One device of this machine (default `best_device()`): its memory, and its speed measured in a second.
+
+    Matrix products are measured in bfloat16 on CUDA devices and in float32 elsewhere, as
+    `distill_language_model` trains there. These are rates that were reached, not the maker's peaks: plan with
+    a higher utilisation. There is one device, so the interconnect is given as the bandwidth.
+    """
+    device = torch.device(device) if device is not None else best_device()
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        name, memory, dtype = properties.name, properties.total_memory, torch.bfloat16
+    else:
+        name = f"{device.type.upper()}, {torch.get_num_threads()} threads"
+        memory, dtype = psutil.virtual_memory().total, torch.float32
+    bandwidth = copy_rate(device)
+    return Hardware(
+        name, memory, matrix_rate(device, dtype), bandwidth, bandwidth, source="measured by this_machine()",
+        kernels=on_kernels(torch.empty(0, 2, dtype=dtype, device=device)),
+    )  # fmt: skip
+
+
+def matrix_rate(device: torch.device | str, dtype: torch.dtype) -> float:
+    """Operations a second that large square matrix products reach here; a multiply and an add are two."""
+    device = torch.device(device)
+    width = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
+    product = torch.empty_like(a)
+    return 2 * width**3 / statistics.median(time_call(lambda: torch.mm(a, b, out=product), device, repeats=5))
+
+
+def copy_rate(device: torch.device | str) -> float:
+    """Bytes a second that a copy within this device's memory reads and writes, both counted."""
+    device = torch.device(device)
+    # Far more than a cache holds: some GPUs have 50 MB and more.
+    size = 2**30 if device.type == "cuda" else 2**26
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / statistics.median(time_call(lambda: target.copy_(source), device, repeats=5))

@@ -9,11 +9,10 @@ import torch
 
 from benchmarks import race as module
 from benchmarks.contenders import Contender, NotComparable, contenders
-from benchmarks.measuring import copy_rate, matrix_rate, ratio, seconds_in_turn, seconds_of
+from benchmarks.measuring import copy_rate, matrix_rate, ratio, seconds_in_turn, seconds_of, this_machine
 from benchmarks.problems import IGNORED, Setting, Sizes, make_problem
 from benchmarks.race import Rates, Row, arms_in_turn, race
 from kdlib import cost
-from kdlib.language.plan.hardware import this_machine
 
 CPU = torch.device("cpu")
 SIZES = Sizes(64, 512, 16, 32, torch.float32)

@@ -6,7 +6,6 @@ computes the scores anew; in full, although a causal kernel skips half (so does 
 2204.02311, appendix B).
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 from transformers import PreTrainedConfig
@@ -19,74 +18,44 @@ WeightType = Literal["float32", "bfloat16", "int8", "nf4"]
 _LINEAR_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "nf4": 0.5 + 4 / 64}
 
 
-@dataclass(frozen=True)
 class Architecture:
-    """The shape of a Qwen2 or Llama language model.
+    """The shape of a Qwen2 or Llama language model, from its configuration.
 
     Attributes:
         hidden, feed_forward, layers, heads, vocabulary: sizes.
         query, key: width of all heads of queries, and of all heads of keys.
         tied: whether input and output embeddings are one matrix.
-        layer_biases: numbers in the biases of a layer.
+        layer_linear, layer_parameters: weights of the products in a layer; all parameters of a layer.
+        head: weights of the output embedding.
+        root_parameters: those outside of the layers, embeddings and the last norm.
+        parameters: of the whole model.
+        kv_numbers: numbers in the cache of keys and values for each token.
+
+    Raises:
+        ValueError: a model type other than qwen2 and llama, whose layers were not counted.
     """
 
-    hidden: int
-    feed_forward: int
-    layers: int
-    heads: int
-    query: int
-    key: int
-    vocabulary: int
-    tied: bool
-    layer_biases: int
-
-    @classmethod
-    def of(cls, config: PreTrainedConfig) -> "Architecture":
-        """Raises ValueError for a model type other than qwen2 and llama, whose layers were not counted."""
+    def __init__(self, config: PreTrainedConfig) -> None:
         if config.model_type not in ("qwen2", "llama"):
             raise ValueError(
                 f"a model of type {config.model_type!r} cannot be planned for; expected qwen2 or llama"
             )
-        heads = config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        query, key = heads * head_dim, config.num_key_value_heads * head_dim
+        self.hidden, self.feed_forward = config.hidden_size, config.intermediate_size
+        self.layers, self.heads = config.num_hidden_layers, config.num_attention_heads
+        self.vocabulary, self.tied = config.vocab_size, bool(config.tie_word_embeddings)
+        head_dim = getattr(config, "head_dim", None) or self.hidden // self.heads
+        self.query, self.key = self.heads * head_dim, config.num_key_value_heads * head_dim
         # Qwen2 has biases on queries, keys and values, always; Llama none, unless its configuration says so.
-        biases = query + 2 * key
+        biases = self.query + 2 * self.key
         if config.model_type == "llama":
-            biases = (biases + config.hidden_size) * bool(config.attention_bias)
-            biases += (2 * config.intermediate_size + config.hidden_size) * bool(config.mlp_bias)
-        return cls(
-            config.hidden_size, config.intermediate_size, config.num_hidden_layers, heads, query, key,
-            config.vocab_size, bool(config.tie_word_embeddings), biases,
-        )  # fmt: skip
-
-    @property
-    def layer_linear(self) -> int:
-        """Weights of products in a layer."""
-        return self.hidden * (2 * self.query + 2 * self.key + 3 * self.feed_forward)
-
-    @property
-    def layer_parameters(self) -> int:
-        return self.layer_linear + self.layer_biases + 2 * self.hidden
-
-    @property
-    def head(self) -> int:
-        """Weights of the output embedding."""
-        return self.vocabulary * self.hidden
-
-    @property
-    def root_parameters(self) -> int:
-        """Those outside of the layers: embeddings and the last norm."""
-        return self.head * (1 if self.tied else 2) + self.hidden
-
-    @property
-    def parameters(self) -> int:
-        return self.layers * self.layer_parameters + self.root_parameters
-
-    @property
-    def kv_numbers(self) -> int:
-        """Numbers in the cache of keys and values for each token."""
-        return 2 * self.layers * self.key
+            biases = (biases + self.hidden) * bool(config.attention_bias)
+            biases += (2 * self.feed_forward + self.hidden) * bool(config.mlp_bias)
+        self.layer_linear = self.hidden * (2 * self.query + 2 * self.key + 3 * self.feed_forward)
+        self.layer_parameters = self.layer_linear + biases + 2 * self.hidden
+        self.head = self.vocabulary * self.hidden
+        self.root_parameters = self.head * (1 if self.tied else 2) + self.hidden
+        self.parameters = self.layers * self.layer_parameters + self.root_parameters
+        self.kv_numbers = 2 * self.layers * self.key
 
     def weight_bytes(self, kind: WeightType) -> float:
         """Quantisation is of the products in the layers; embeddings, norms and biases are bfloat16 then."""
@@ -101,7 +70,7 @@ class Architecture:
             return 4 * (6 * self.hidden + 2 + self.heads + narrow)
         return 4 * (4 * self.hidden + 2 + self.heads) + 2 * (5 * self.hidden + narrow)
 
-    def forward_flops(self, positions: int, context: int, kept: int) -> float:
+    def forward_flops(self, positions: int, context: float, kept: int) -> float:
         """Of texts of `context` positions, with logits for `kept` of all positions."""
         each = 2 * self.layers * self.layer_linear + 4 * context * self.query * self.layers
         return positions * each + 2 * kept * self.head

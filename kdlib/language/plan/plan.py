@@ -16,27 +16,23 @@ for the backward pass of each micro-batch, the teacher's once, and scatters grad
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from transformers import PreTrainedConfig
 
 from kdlib.language.models.r1_distill import R1Checkpoint, find
-from kdlib.language.plan.architecture import Architecture, WeightType
+from kdlib.language.plan.architecture import Architecture
 from kdlib.language.plan.hardware import Hardware, find_hardware
 from kdlib.language.plan.memory import (
-    Method,
     Moments,
     Sharding,
-    Workload,
     caching_memory,
     loss_copies,
     sampling_memory,
     training_memory,
 )
-from kdlib.losses.divergences import Divergence
-from kdlib.runtime import Precision
+from kdlib.language.plan.workload import Workload
 
 __all__ = ["Phase", "Plan", "plan"]
 
@@ -81,7 +77,7 @@ class Plan:
         steps: of the optimizer.
         tokens: trained on.
         hardware: on which.
-        suggestions: where it does not fit, what would need less memory, one a sentence.
+        suggestions: where it does not fit, what would need less memory.
         assumptions: what the figures rest on, one a sentence.
     """
 
@@ -133,150 +129,65 @@ class Plan:
             f"training; altogether {_duration(self.seconds)}",
         ]
         if self.suggestions:
-            lines += ["", "Less memory is needed with"] + [f"  - {change}" for change in self.suggestions]
-        lines += ["", "Assumed:"] + [f"  - {assumption}" for assumption in self.assumptions]
-        return "\n".join(lines)
+            lines += ["", "Less memory is needed with", *(f"  - {change}" for change in self.suggestions)]
+        return "\n".join([*lines, "", "Assumed:", *(f"  - {each}" for each in self.assumptions)])
 
 
 def plan(
-    teacher: Model | None,
-    student: Model,
-    hardware: Hardware | str,
-    tokens: float,
-    *,
-    method: Method | None = None,
-    devices: int | None = None,
-    sharding: Sharding | None = None,
-    context: int = 4096,
-    prompt_tokens: int = 128,
-    batch_size: int = 1,
-    accumulation: int = 8,
-    padding: float = 0.0,
-    packing: bool = False,
-    precision: Precision = "bf16",
-    gradient_checkpointing: bool = True,
-    divergence: Divergence = "forward",
-    top_k: int | None = None,
-    teacher_weights: WeightType = "bfloat16",
-    samples: int = 0,
-    sampling_batch: int = 32,
-    utilisation: float = 0.4,
-    bandwidth_share: float = 0.6,
-    usable: float = 0.9,
-) -> Plan:
+    teacher: Model | None, student: Model, hardware: Hardware | str, tokens: float, *,
+    devices: int | None = None, sharding: Sharding | None = None, **settings: object,
+) -> Plan:  # fmt: skip
     """What a run of `distill_language_model` will need on this hardware.
 
     Args:
         teacher: a checkpoint, its name (see `kdlib.language.models.r1_distill.find`), a Qwen2 or Llama
             configuration, or None where there are texts already.
-        student: the same; trained in float32 weights.
+        student: the same.
         hardware: a machine, or the name of one as `find_hardware` takes it ("H100-80GB×8").
         tokens: trained on, prompts and completions together, over all epochs.
-        method: "texts" (cross-entropy on them), "logits" (the teacher runs at every step) or "cached"
-            (the teacher runs once over the texts beforehand, `cache_teacher_tokens`). Default "logits" with a
-            teacher, "texts" without.
         devices: in place of those of `hardware`.
         sharding: "one device", "DDP" or "FSDP2"; None takes the first of them that fits.
-        context: positions of a text, padding included; every text is taken to be as long.
-        prompt_tokens: of each text, which are read but not learnt.
-        batch_size, accumulation: texts in a micro-batch of one device, and micro-batches in a step.
-        padding: share of the positions that hold no token, below 1.
-        packing: whether short texts share a row; like padding it takes a mask.
-        precision: "bf16" (autocast over float32 weights) or "no" (float32); "auto" is "bf16".
-        gradient_checkpointing: whether each layer is computed again in the backward pass.
-        divergence: of the soft term, where all logits are compared.
-        top_k: of the teacher's logits for each token; None is all of them, and 64 for the cache.
-        teacher_weights: type of the teacher's weights.
-        samples: texts that the teacher writes first, up to the end of the context.
-        sampling_batch: texts that one device writes at once.
-        utilisation: share of the peak FLOP/s that training reaches. An assumption; for comparison, Llama 3
-            405B reached 0.38 to 0.43 on H100 (Grattafiori et al. 2024, arXiv 2407.21783, table 4).
-        bandwidth_share: share of the memory's bandwidth that writing text reaches. An assumption too.
-        usable: share of a device's memory that tensors may fill; the rest is for CUDA, communication and gaps
-            between them. An assumption.
+        **settings: method, context, batch_size, … : see `Workload`, which has their defaults.
 
     Raises:
-        ValueError: an argument out of its range, or a teacher that the method needs.
+        ValueError: an argument out of its range, or no teacher although the method needs one.
     """
     machine = hardware if isinstance(hardware, Hardware) else find_hardware(hardware)
-    machine = machine if devices is None else machine.times(devices)
-    if method is None:
-        method = "texts" if teacher is None else "logits"
-    if method == "cached" and top_k is None:
-        top_k = 64
-    w = Workload(
-        None if teacher is None else _architecture(teacher), _architecture(student), machine, tokens, method,
-        top_k, divergence, context, prompt_tokens, batch_size, accumulation, padding, packing,
-        precision != "no", gradient_checkpointing, teacher_weights, samples, sampling_batch, utilisation,
-        bandwidth_share, usable,
-    )  # fmt: skip
-    _check(w, precision, sharding)
+    machine = machine if devices is None else replace(machine, devices=devices)
     ways: tuple[Sharding, ...] = ("one device",) if machine.devices == 1 else ("DDP", "FSDP2")
-    for way in (sharding,) if sharding else ways:
+    if sharding is not None:
+        if sharding not in get_args(Sharding) or (sharding == "one device" and machine.devices > 1):
+            raise ValueError(f"sharding is {sharding!r} on {machine.devices} devices; expected one of {ways}")
+        ways = (sharding,)
+    w = Workload(
+        None if teacher is None else _architecture(teacher), _architecture(student), machine, tokens,
+        **settings,
+    )  # fmt: skip
+    for way in ways:
         phases = tuple(_phases(w, way))
         if fits := all(phase.total <= w.limit for phase in phases):
             break
-    return Plan(
-        fits, way, w.limit, phases, math.ceil(w.micro_batches / (accumulation * machine.devices)), tokens,
-        machine, () if fits else tuple(_suggestions(w)), tuple(_assumptions(w, way)),
-    )  # fmt: skip
-
-
-@lru_cache
-def _named(name: str) -> Architecture:
-    return Architecture.of(find(name).config())
+    steps = math.ceil(w.micro_batches / (w.accumulation * machine.devices))
+    suggestions = () if fits else _suggestions(w)
+    return Plan(fits, way, w.limit, phases, steps, tokens, machine, suggestions, _assumptions(w, way))
 
 
 def _architecture(model: Model) -> Architecture:
-    if isinstance(model, PreTrainedConfig):
-        return Architecture.of(model)
-    return _named(model if isinstance(model, str) else model.name)
+    checkpoint = find(model) if isinstance(model, str) else model
+    return Architecture(checkpoint.config() if isinstance(checkpoint, R1Checkpoint) else checkpoint)
 
 
-def _check(w: Workload, precision: str, sharding: str | None) -> None:
-    def expect(name: str, ok: bool, expected: str) -> None:
-        if not ok:
-            raise ValueError(f"{name} is {values[name]!r}; expected {expected}")
-
-    values = vars(w) | {"precision": precision, "sharding": sharding}
-    for name, kind in (
-        ("method", Method), ("divergence", Divergence), ("precision", Precision), ("sharding", Sharding),
-        ("teacher_weights", WeightType),
-    ):  # fmt: skip
-        known = get_args(kind) + ((None,) if name == "sharding" else ())
-        expect(name, values[name] in known, f"one of {', '.join(map(repr, known))}")
-    for name, least in (
-        ("context", 2), ("prompt_tokens", 1), ("batch_size", 1), ("accumulation", 1), ("samples", 0),
-        ("sampling_batch", 1),
-    ):  # fmt: skip
-        whole = isinstance(values[name], int) and values[name] >= least
-        expect(name, whole, f"a whole number, at least {least}")
-    for name in ("utilisation", "bandwidth_share", "usable"):
-        expect(name, 0 < values[name] <= 1, "a share, above 0 and at most 1")
-    expect("tokens", 0 < w.tokens < math.inf, "a number above 0")
-    expect("padding", 0 <= w.padding < 1, "a share, at least 0 and below 1")
-    expect("prompt_tokens", w.prompt_tokens < w.context, f"less than the context of {w.context}")
-    logits = w.student.vocabulary
-    expect("top_k", w.top_k is None or 1 <= w.top_k <= logits, f"1 to the {logits} logits, or None for all")
-    needed = "texts" if w.method == "texts" and not w.samples else None
-    expect("teacher", w.teacher is not None or needed is not None, "one, for this method or these samples")
-    alone = sharding != "one device" or w.hardware.devices == 1
-    expect("sharding", alone, f"another for {w.hardware.devices} devices; pass devices=1 as well")
-
-
-def _suggestions(w: Workload) -> Iterator[str]:
-    if not w.gradient_checkpointing:
-        yield "gradient_checkpointing=True"
-    if w.batch_size > 1:
-        yield f"batch_size=1, accumulation={w.batch_size * w.accumulation}"
-    if w.samples and w.sampling_batch > 1:
-        yield f"a smaller sampling_batch than {w.sampling_batch}"
-    if w.method == "logits":
-        yield 'method="cached": the teacher runs beforehand, not meanwhile'
-    if w.teacher is not None and (w.method != "texts" or w.samples) and w.teacher_weights != "nf4":
-        yield 'teacher_weights="nf4"'
-    yield f"more devices than {w.hardware.devices}, over which FSDP2 spreads the models"
-    yield f"a context shorter than {w.context:,}, or a smaller model"
+def _suggestions(w: Workload) -> tuple[str, ...]:
+    changes = {
+        "gradient_checkpointing=True": not w.gradient_checkpointing,
+        f"batch_size=1, accumulation={w.batch_size * w.accumulation}": w.batch_size > 1,
+        "a smaller sampling_batch": w.samples > 0,
+        'method="cached": the teacher runs beforehand, not meanwhile': w.method == "logits",
+        'teacher_weights="nf4"': w.teacher_needed,
+        "more devices, over which FSDP2 spreads the models": True,
+        "a shorter context, or a smaller model": True,
+    }
+    return tuple(change for change, helps in changes.items() if helps)
 
 
 # --- how long it takes ------------------------------------------------------------------------------------
@@ -284,7 +195,8 @@ def _suggestions(w: Workload) -> Iterator[str]:
 
 def _phases(w: Workload, sharding: Sharding) -> Iterator[Phase]:
     """Sampling and caching where there is any, then training."""
-    rate = w.hardware.devices * w.hardware.flops * w.utilisation
+    devices, student, live = w.hardware.devices, w.student, w.live_teacher
+    rate = devices * w.hardware.flops * w.utilisation
     bandwidth = w.hardware.bandwidth * w.bandwidth_share
     if w.samples:
         written, moments = w.context - w.prompt_tokens, sampling_memory(w)
@@ -294,26 +206,24 @@ def _phases(w: Workload, sharding: Sharding) -> Iterator[Phase]:
         # On average half of the completion is there.
         cache = w.sampling_batch * 2 * w.teacher.kv_numbers * (w.prompt_tokens + written / 2)
         read = written * (moments["last token"]["teacher weights"] + cache)
-        rounds = w.samples / (w.sampling_batch * w.hardware.devices)
+        rounds = w.samples / (w.sampling_batch * devices)
         waits = {"memory bandwidth": rounds * read / bandwidth, "arithmetic": flops / rate}
         yield _phase("sampling", moments, flops, waits)
     if w.method == "cached":
         flops = w.micro_batches * w.teacher.forward_flops(w.positions, w.context, w.kept)
         yield _phase("caching", caching_memory(w), flops, {"arithmetic": flops / rate})
-    flops = w.student.training_flops(w.positions, w.context, w.kept, w.gradient_checkpointing)
-    if w.live_teacher:
-        flops += w.live_teacher.forward_flops(w.positions, w.context, w.kept)
+    flops = student.training_flops(w.positions, w.context, w.kept, w.gradient_checkpointing)
+    flops += live.forward_flops(w.positions, w.context, w.kept) if live else 0
     flops *= w.micro_batches
-    passes, devices = w.micro_batches / w.hardware.devices, w.hardware.devices
+    passes = w.micro_batches / devices
     if sharding == "FSDP2":
-        sent = 3 * w.itemsize * w.student.parameters
-        sent += w.live_teacher.weight_bytes(w.teacher_weights) if w.live_teacher else 0
+        sent = 3 * w.itemsize * student.parameters + (live.weight_bytes(w.teacher_weights) if live else 0)
     else:
-        sent = 2 * 4 * w.student.parameters / w.accumulation
+        sent = 2 * 4 * student.parameters / w.accumulation
     sent *= passes * (devices - 1) / devices
     waits = {"arithmetic": flops / rate, "interconnect": sent / w.hardware.interconnect}
     # AdamW reads weight, gradient and two moments, and writes weight and moments, when all else is done.
-    updates = passes / w.accumulation * 28 * w.student.parameters / (devices if sharding == "FSDP2" else 1)
+    updates = passes / w.accumulation * 28 * student.parameters / (devices if sharding == "FSDP2" else 1)
     yield _phase("training", training_memory(w, sharding), flops, waits, updates / bandwidth)
 
 
@@ -334,66 +244,48 @@ def _duration(seconds: float) -> str:
 
 # --- on what grounds --------------------------------------------------------------------------------------
 
+_ALWAYS = """\
+hardware: {w.hardware.source}
+{w.usable:.0%} of a device's {gigabytes:.0f} GB can be filled with tensors; the rest is for CUDA, \
+communication and gaps (assumption)
+training reaches {w.utilisation:.0%} of the peak FLOP/s, counting what checkpointing computes again \
+(assumption; for comparison, Llama 3 405B reached 38 to 43 % on H100)
+every text fills {w.context:,} positions, {w.prompt_tokens:,} of them prompt; {w.padding:.0%} of all \
+positions are padding; {w.batch_size} rows in a micro-batch of each device, {w.accumulation} micro-batches \
+in a step
+the student has {w.student.parameters:,} parameters and is trained in {arithmetic} by fused AdamW: 4 bytes a \
+weight, 4 its gradient, 8 its two moments
+{activations}
+attention runs in a fused kernel, and is counted in full: 14 operations for each pair of positions and each \
+channel; a causal kernel skips about half
+the loss, cross-entropy{soft}, {logits}"""
+_KEPT = "every activation is kept for the backward pass (no gradient checkpointing)"
+_CHECKPOINTED = "of each layer only the input is kept, the rest is computed again (gradient checkpointing)"
+_FUSED = "is computed from hidden states, some tokens at a time, and the output layer's gradient in float32"
+_WHOLE = "holds at its fullest {copies:g} float32 tensors of the size of the student's logits"
+_MASK = "padding or packing takes a mask of context × context numbers, which each layer keeps"
+_TEACHER = "the teacher has {w.teacher.parameters:,} parameters in {w.teacher_weights}"
+_DDP = """DDP keeps a second copy of the gradients in its buckets (PyTorch's default, \
+gradient_as_bucket_view=False), and each device a whole teacher"""
+_FSDP2 = """FSDP2 spreads weights, gradients, moments and teacher over all devices, gathers two layers at a \
+time in the precision of the arithmetic and keeps embeddings gathered"""
+_SENT = """communication at {interconnect:.0f} GB/s in each direction runs beside the arithmetic; what \
+takes longer counts"""
+_SAMPLES = """the teacher writes {w.samples:,} texts to the end of the context, {w.sampling_batch} at once \
+on each device, at {w.bandwidth_share:.0%} of the memory's bandwidth (assumption)"""
 
-def _assumptions(w: Workload, sharding: Sharding) -> Iterator[str]:
-    machine = w.hardware
-    yield f"hardware: {machine.source or 'figures given by the caller'}"
-    yield (
-        f"{w.usable:.0%} of a device's {machine.memory / 1e9:.0f} GB can be filled with tensors; the rest "
-        "is for CUDA, communication and gaps (assumption)"
-    )
-    yield (
-        f"training reaches {w.utilisation:.0%} of the peak FLOP/s, counting what checkpointing computes "
-        "again (assumption; for comparison, Llama 3 405B reached 38 to 43 % on H100)"
-    )
-    yield (
-        f"every text fills {w.context:,} positions, {w.prompt_tokens:,} of them prompt; {w.padding:.0%} of "
-        f"all positions are padding; {w.batch_size} rows in a micro-batch of each device, {w.accumulation} "
-        "micro-batches in a step"
-    )
-    arithmetic = "bfloat16 autocast over float32 weights" if w.bf16 else "float32"
-    yield (
-        f"the student has {w.student.parameters:,} parameters and is trained in {arithmetic} by fused AdamW: "
-        "4 bytes a weight, 4 its gradient, 8 its two moments"
-    )
-    if w.gradient_checkpointing:
-        yield "of each layer only the input is kept, the rest is computed again (gradient checkpointing)"
-    else:
-        yield "every activation is kept for the backward pass (no gradient checkpointing)"
-    if w.masked:
-        yield "padding or packing takes a mask of context × context numbers, which each layer keeps"
-    yield (
-        "attention runs in a fused kernel, and is counted in full: 14 operations for each pair of positions "
-        "and each channel; a causal kernel skips about half"
-    )
+
+def _assumptions(w: Workload, sharding: Sharding) -> tuple[str, ...]:
     compared = "all logits" if w.top_k is None else f"the teacher's {w.top_k} largest logits"
-    soft = "" if w.method == "texts" else f" and {w.divergence} divergence over {compared}"
-    yield f"the loss, cross-entropy{soft}, " + (
-        "is computed from hidden states, some tokens at a time, and the output layer's gradient in float32"
-        if w.fused else f"holds at its fullest {loss_copies(w.method, w.divergence, w.top_k):g} float32 "
-        "tensors of the size of the student's logits"
+    sentences = {
+        _ALWAYS: True, _MASK: w.masked, _TEACHER: w.teacher_needed, _DDP: sharding == "DDP",
+        _FSDP2: sharding == "FSDP2", _SENT: w.hardware.devices > 1, _SAMPLES: w.samples,
+    }  # fmt: skip
+    text = "\n".join(sentence for sentence, said in sentences.items() if said).format(
+        w=w, gigabytes=w.hardware.memory / 1e9, interconnect=w.hardware.interconnect / 1e9,
+        arithmetic="bfloat16 autocast over float32 weights" if w.bf16 else "float32",
+        activations=_CHECKPOINTED if w.gradient_checkpointing else _KEPT,
+        soft="" if w.method == "texts" else f" and {w.divergence} divergence over {compared}",
+        logits=_FUSED if w.fused else _WHOLE.format(copies=loss_copies(w.method, w.divergence, w.top_k)),
     )  # fmt: skip
-    if w.teacher is not None and (w.method != "texts" or w.samples):
-        yield f"the teacher has {w.teacher.parameters:,} parameters in {w.teacher_weights}"
-    if sharding == "DDP":
-        yield (
-            "DDP keeps a second copy of the gradients in its buckets (PyTorch's default, "
-            "gradient_as_bucket_view=False), and each device a whole teacher"
-        )
-    if sharding == "FSDP2":
-        yield (
-            f"FSDP2 spreads weights, gradients, moments and teacher over {machine.devices} devices, gathers "
-            "two layers at a time in the precision of the arithmetic and keeps embeddings gathered; "
-            "activations are those of one device"
-        )
-    if machine.devices > 1:
-        yield (
-            f"communication at {machine.interconnect / 1e9:.0f} GB/s in each direction runs beside the "
-            "arithmetic; what takes longer counts"
-        )
-    if w.samples:
-        yield (
-            f"the teacher writes {w.samples:,} texts to the end of the context, {w.sampling_batch} at "
-            f"once on each device, with keys and values in bfloat16, at {w.bandwidth_share:.0%} of the "
-            "memory's bandwidth (assumption)"
-        )
+    return tuple(text.splitlines())
