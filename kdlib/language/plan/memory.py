@@ -10,7 +10,7 @@ Llama with torch's scaled-dot-product attention:
 
 That is 6H + 2A + 2K + 4F + h + 2 numbers, float32 without autocast. Under bfloat16 autocast with float32
 weights it is 4·(4H + 2 + h) + 2·(5H + 2A + 2K + 4F) bytes, and 2 for each weight of a product, its cached
-cast: hidden states stay float32, and the output of a norm is cast anew for each of the five products it enters.
+cast: hidden states stay float32, and a norm's output is cast anew for each of the five products it enters.
 
 With a mask for padding (transformers leaves it out where no text is padded) each layer also keeps it as L
 numbers a position, and keys and values of grouped heads repeated to A. Gradient checkpointing (Chen et al.
