@@ -73,15 +73,15 @@ class Killed(BaseException):
 
 def kill_after(monkeypatch, steps):
     """Make the process die after so many steps; returns the list of the steps that were taken."""
-    taken, close = [], DistillationTrainer.close_step
+    taken, end = [], DistillationTrainer.on_step_end
 
-    def closing(trainer):
-        close(trainer)
+    def ending(trainer, *given, **more):
+        end(trainer, *given, **more)
         taken.append(trainer.state.global_step)
         if len(taken) == steps:
             raise Killed
 
-    monkeypatch.setattr(DistillationTrainer, "close_step", closing)
+    monkeypatch.setattr(DistillationTrainer, "on_step_end", ending)
     return taken
 
 

@@ -78,9 +78,9 @@ def stand_still_at(moment: str, count: int, tell: Callable[[str], None]) -> None
 
         setattr(owner, name, wrapped)
 
-    after(DistillationTrainer, "close_step", lambda: tell("step"))
+    after(DistillationTrainer, "on_step_end", lambda: tell("step"))
     if moment == "step":
-        after(DistillationTrainer, "close_step", reached)
+        after(DistillationTrainer, "on_step_end", reached)
     elif moment == "weights":
         after(DistillationTrainer, "_save", reached)
     elif moment == "state":

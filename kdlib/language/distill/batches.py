@@ -47,9 +47,18 @@ def tokenize_prompts(
     """The statements as user turns, with the template's generation prompt (`<think>\\n` where it has one).
 
     Raises:
-        ValueError: no examples, a tokenizer without chat template, or something that is no example.
+        ValueError: no examples, a tokenizer without chat template or end-of-text token, or something that is
+            no example.
     """
-    return [TokenExample(prompt) for prompt in _prompts(tokenizer, [_parts(e)[0] for e in examples])]
+    if tokenizer.eos_token is None:
+        raise ValueError("tokenizer has no eos_token; expected one, for a completion to end with")
+    if tokenizer.chat_template is None:
+        raise ValueError("tokenizer has no chat_template; expected one, or set tokenizer.chat_template")
+    if not examples:
+        raise ValueError("examples is empty; expected at least one")
+    turns = [[{"role": "user", "content": _parts(example)[0]}] for example in examples]
+    encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+    return [TokenExample(tuple(ids)) for ids in encoded["input_ids"]]
 
 
 def tokenize(
@@ -61,15 +70,13 @@ def tokenize(
     that was cut off (`finished` is False) gets no end-of-text token.
 
     Raises:
-        ValueError: no examples, a completion that repeats the `<think>` of the generation prompt, a tokenizer
-            without chat template or end-of-text token, or something that is no example.
+        ValueError: as `tokenize_prompts`, or a completion that repeats the prompt's `<think>`.
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("tokenizer has no eos_token; expected one, for a completion to end with")
-    parts = [_parts(example) for example in examples]
-    prompts = _prompts(tokenizer, [statement for statement, _, _ in parts])
+    prompts = [example.prompt for example in tokenize_prompts(tokenizer, examples)]
     opens_thought = tokenizer.decode(prompts[0]).rstrip().endswith("<think>")
-    for number, (_, text, _) in enumerate(parts):
+    texts, ends = [], []
+    for number, example in enumerate(examples):
+        _, text, finished = _parts(example)
         if text is None:
             raise ValueError(f"examples[{number}] has no completion; expected a Trace or a pair")
         if opens_thought and text.lstrip().startswith("<think>"):
@@ -77,15 +84,23 @@ def tokenize(
                 f"examples[{number}] has a completion that begins with <think>, which the chat template has "
                 f"already written; expected what follows it: drop {text[: text.index('<think>') + 7]!r}"
             )
-    texts = [text.removesuffix(tokenizer.eos_token) for _, text, _ in parts]
-    completions = [
-        tuple(ids) + (tokenizer.eos_token_id,) * finished
-        for ids, (_, _, finished) in zip(
-            tokenizer(texts, add_special_tokens=False)["input_ids"], parts, strict=True
-        )
-    ]
+        texts.append(text.removesuffix(tokenizer.eos_token))
+        ends.append((tokenizer.eos_token_id,) * finished)
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    completions = [(*ids, *end) for ids, end in zip(encoded, ends, strict=True)]
     firsts = accumulate(map(len, completions), initial=0)
     return [TokenExample(*example) for example in zip(prompts, completions, firsts, strict=False)]
+
+
+def _parts(example: object) -> tuple[str, str | None, bool]:
+    """Statement, completion or None, and whether the completion came to its end."""
+    pair = example
+    if not isinstance(example, tuple):
+        pair = getattr(example, "statement", example), getattr(example, "text", None)
+    match pair:
+        case (str(statement), str() | None as text):
+            return statement, text, getattr(example, "finished", True)
+    raise ValueError(f"examples holds {example!r}; expected a Trace or a pair (statement, completion)")
 
 
 def collate(
@@ -93,12 +108,10 @@ def collate(
 ) -> dict[str, Tensor]:
     """One batch of R rows of L tokens, padded on the right.
 
-    Only completions are to be predicted. Which positions those are follows from the lengths, never from the
-    id of a token: end-of-text may serve as padding too.
+    Which positions count follows from the lengths, never from the id of a token: end-of-text may serve as
+    padding too.
 
     Args:
-        examples: N of them.
-        pad: token id of the padding.
         packing: None gives each example a row. "rows" lays short ones end to end, in as few rows of the
             longest one's length as first-fit decreasing finds; "one row" all of them in one. Packed examples
             do not see each other: their position_ids begin at 0 again, by which transformers knows them where
@@ -106,8 +119,8 @@ def collate(
 
     Returns:
         input_ids (R, L); attention_mask (R, L), 0 on padding, or when packed position_ids (R, L); targets
-        (n,), the tokens to predict, example by example; kept (m,), columns of the logits, those that predict
-        any of them and, without packing, all behind; places (n,), where in these (R, m) the predictions
+        (n,), the completion tokens, example by example; kept (m,), the columns of the logits that predict any
+        of them (without packing, all from the first on); places (n,), where in these (R, m) the predictions
         stand, flattened; stored (n,), the targets' rows in a cache of teacher outputs.
     """
     lengths = [len(example) for example in examples]
@@ -169,51 +182,28 @@ def forward_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor | int | bool]:
     }  # fmt: skip
 
 
+@dataclass(eq=False)
 class EpochOrder(Sampler[int]):
     """A fresh order of the examples each epoch, which follows from seed, epoch and their number alone.
 
     So arms of a comparison meet their examples in the same order, and a resumed run goes on in it.
 
-    Args:
+    Attributes:
         lengths: of the examples, in tokens.
-        seed: of the order.
-        group: number of examples in a step, if those of a step shall be of similar length (the order then
+        group: number of examples in a step, if those of a step are to be of similar length (the order then
             depends on the lengths too); None mixes all.
     """
 
-    def __init__(self, lengths: Sequence[int], seed: int, group: int | None = None) -> None:
-        self._lengths, self._seed, self._group, self._epoch = list(lengths), seed, group, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
+    lengths: Sequence[int]
+    seed: int
+    group: int | None = None
+    epoch: int = 0
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(substream(self._seed, "order", self._epoch))
-        if self._group is None:
+        generator = torch.Generator().manual_seed(substream(self.seed, "order", self.epoch))
+        if self.group is None:
             return iter(torch.randperm(len(self), generator=generator).tolist())
-        return iter(get_length_grouped_indices(self._lengths, self._group, generator=generator))
-
-
-def _parts(example: object) -> tuple[str, str | None, bool]:
-    """Statement, completion or None, and whether the completion came to its end."""
-    if isinstance(example, str):
-        return example, None, True
-    if isinstance(example, tuple) and len(example) == 2 and all(isinstance(part, str) for part in example):
-        return *example, True
-    statement, text = getattr(example, "statement", None), getattr(example, "text", None)
-    if isinstance(statement, str) and (text is None or isinstance(text, str)):
-        return statement, text, getattr(example, "finished", True)
-    raise ValueError(f"examples holds {example!r}; expected a Trace or a pair (statement, completion)")
-
-
-def _prompts(tokenizer: PreTrainedTokenizerBase, statements: Sequence[str]) -> list[tuple[int, ...]]:
-    if not statements:
-        raise ValueError("examples is empty; expected at least one")
-    if tokenizer.chat_template is None:
-        raise ValueError("tokenizer has no chat_template; expected one, or set tokenizer.chat_template")
-    turns = [[{"role": "user", "content": statement}] for statement in statements]
-    encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
-    return [tuple(ids) for ids in encoded["input_ids"]]
+        return iter(get_length_grouped_indices(self.lengths, self.group, generator=generator))

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,11 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from kdlib.cache.tokens import CachedTokens
-from kdlib.language.distill.batches import Packing, TokenExample, tokenize, tokenize_prompts
+from kdlib.language.distill.batches import TokenExample, tokenize, tokenize_prompts
 from kdlib.language.distill.fsdp import is_sharded, shard, sharding
 from kdlib.language.distill.output_layer import FAMILIES, LARGE_VOCABULARY, has_linear_output
-from kdlib.language.distill.teachers import ModelTeacher
-from kdlib.language.distill.trainer import DistillationTrainer, LanguageHistory, Objective
+from kdlib.language.distill.teachers import ModelTeacher, move
+from kdlib.language.distill.trainer import DistillationTrainer, LanguageHistory
 from kdlib.language.models.small import without_bars
 from kdlib.language.models.vocabulary import align_special_tokens, check_same_tokens, logit_width
 from kdlib.language.problems import Problem
@@ -32,7 +31,7 @@ from kdlib.language.traces.file import Trace
 from kdlib.losses.checks import check_settings
 from kdlib.losses.divergences import Divergence, LossSettings
 from kdlib.runtime import Precision, accelerated, seeded
-from kdlib.storage import fingerprint, replaced
+from kdlib.storage import differences, fingerprint, replaced
 
 __all__ = ["LanguageHistory", "distill_language_model"]
 
@@ -87,19 +86,19 @@ def distill_language_model(
 
     Everything is `transformers.Trainer`: AdamW, mixed precision, accumulation. Under `accelerate launch` or
     `torchrun` several processes share each step, each with the whole student (DDP) or, as accelerate's
-    configuration says, with a part of student and teacher (FSDP2). Only completions are learned from; the
-    loss of a step is the mean over all its tokens, however they are spread over rows and processes.
+    configuration says, with a part of student and teacher (FSDP2). The loss of a step is the mean over the
+    tokens of all its completions, however they are spread over rows and processes.
 
     Args:
-        student: a causal language model, trained in the dtype that its weights have: load it in float32.
+        student: a causal language model, trained in the dtype of its weights: load it in float32.
         tokenizer: with a chat template. Student and tokenizer are saved with each checkpoint.
         examples: traces (anything with `statement` and `text`) or pairs (statement, completion). A completion
             is what follows the template's generation prompt, so without the `<think>\\n` that R1's contains;
             it is closed with the end-of-text token, unless its `finished` is False. On-policy statements do.
-        output_dir: where checkpoints go, to resume from, and the trained model in the end: it and each
-            `checkpoint-STEP` in it can be given to `from_pretrained` (not where FSDP2 writes checkpoints in
-            parts, SHARDED_STATE_DICT). None saves nothing. (With a model of type qwen2 `AutoTokenizer` takes
-            Qwen2's tokenizer whatever the folder holds; load one of your own by `PreTrainedTokenizerFast`.)
+        output_dir: for checkpoints, to resume from, and the trained model; `from_pretrained` reads it and
+            each `checkpoint-STEP` in it (not where FSDP2 writes them in parts, SHARDED_STATE_DICT). None
+            saves nothing. (With a model of type qwen2 `AutoTokenizer` takes Qwen2's tokenizer whatever the
+            folder holds; load one of your own by `PreTrainedTokenizerFast`.)
         teacher: with the same tokens; runs in eval mode without gradients, in the dtype of its weights.
             Or its stored outputs for these examples, by `cache_teacher_tokens`.
         teacher_tokenizer: to be compared with `tokenizer`; None if the teacher's is the same. Logits beyond
@@ -125,7 +124,8 @@ def distill_language_model(
         seed: fixes order, dropout and sampling. Order depends on it and the number of examples alone.
         save_steps: steps between checkpoints; default a tenth of the run. The newest two are kept.
         resume: go on from the newest whole checkpoint in `output_dir`; on a CPU bit for bit as if the run had
-            not been interrupted. False starts anew and removes them.
+            not been interrupted. False starts anew and removes them. Use folders of your own only: Trainer
+            unpickles optimizer and random numbers.
         device: default `best_device()`; a process has one.
         precision: "bf16", "no", or "auto", which takes bf16 on CUDA devices that compute in it.
         progress: show a progress bar.
@@ -140,16 +140,14 @@ def distill_language_model(
         ValueError: an argument that does not fit, vocabularies that differ, a completion that opens `<think>`
             again, or an `output_dir` of another run; it says what differs and how to fix it.
         FloatingPointError: a loss or a weight was not finite.
-
-    Resume from folders of your own only: Trainer loads optimizer and random numbers from them.
     """
     _check_length(steps, epochs, top_k=top_k, save_steps=save_steps, batch_size=batch_size,
                   accumulation=accumulation, max_new_tokens=max_new_tokens)  # fmt: skip
     _check_teacher(student, teacher, alpha, top_k, on_policy, sampling_temperature)
     if alpha is None:
         alpha = 1.0 if teacher is None else 0.0 if on_policy else 0.5
-    objective = Objective(alpha, temperature, divergence or ("reverse" if on_policy else "forward"), beta)
-    check_settings(LossSettings(**asdict(objective)), "sum")
+    loss = LossSettings(temperature, alpha, divergence or ("reverse" if on_policy else "forward"), beta)
+    check_settings(loss, "sum")
     models = {"student": student} | ({"teacher": teacher} if isinstance(teacher, PreTrainedModel) else {})
     width = check_same_tokens(tokenizer, teacher_tokenizer, **models)
     encoded = (tokenize_prompts if on_policy else tokenize)(tokenizer, examples)
@@ -158,10 +156,9 @@ def distill_language_model(
     fused = _fused(fused, models if alpha < 1 and top_k is None else {"student": student})
     sampling = {"max_new_tokens": max_new_tokens, "temperature": sampling_temperature} if on_policy else None
     run = {
-        **asdict(objective), "on_policy": sampling, "top_k": top_k, "fused": fused, "lr": lr,
-        "batch_size": batch_size, "accumulation": accumulation, "packing": packing,
-        "group_by_length": group_by_length, "seed": seed, "training_arguments": training_arguments,
-        "sharding": sharding(),
+        **loss._asdict(), "on_policy": sampling, "top_k": top_k, "fused": fused, "lr": lr,
+        "batch_size": batch_size, "accumulation": accumulation, "packing": packing, "seed": seed,
+        "group_by_length": group_by_length, "training_arguments": training_arguments, "sharding": sharding(),
     }  # fmt: skip
     with _undisturbed(), accelerated(device, precision) as accelerator, seeded(seed, accelerator.device), (
         tempfile.TemporaryDirectory() if output_dir is None else nullcontext(output_dir)
@@ -172,21 +169,22 @@ def distill_language_model(
         if output_dir is not None and accelerator.is_main_process:  # which alone need hold all the weights
             _claim(Path(folder), run, resume, encoded, tokenizer, student, teacher)
         accelerator.wait_for_everyone()
-        arguments = _training_arguments(accelerator, run, os.fspath(folder), **{
-            "use_cache": student.config.use_cache, "save_steps": save_steps or math.ceil(run["steps"] / 10),
-            "save_strategy": "no" if output_dir is None else "steps",
-        })  # fmt: skip
+        arguments = _training_arguments(
+            accelerator, run, output_dir=os.fspath(folder), use_cache=student.config.use_cache,
+            save_strategy="no" if output_dir is None else "steps",
+            save_steps=save_steps or math.ceil(run["steps"] / 10),
+        )  # fmt: skip
         if alpha == 1:
             teacher = None
         elif "teacher" in models:
-            place = "cpu" if sharding() else arguments.device  # one to shard is moved then
-            teacher = ModelTeacher(
-                teacher, place, width, top_k=top_k, temperature=temperature, fused=fused and top_k is None
-            )
+            teacher = ModelTeacher(teacher.eval(), width, top_k, temperature, fused and top_k is None)
+            move(teacher.model, "cpu" if sharding() else arguments.device)  # one to shard is moved then
         align_special_tokens(student, tokenizer)
+        # Attention tells packed examples apart: flash attention in a single row only.
+        flash = any("flash" in (model.config._attn_implementation or "") for model in models.values())
         trainer = DistillationTrainer(
-            student, arguments, encoded, tokenizer, objective, teacher=teacher, width=width, fused=fused,
-            sampling=sampling, packing=_packing(models) if packing else None,
+            student, arguments, encoded, tokenizer, loss, teacher=teacher, width=width, fused=fused,
+            sampling=sampling, packing=("one row" if flash else "rows") if packing else None,
             group_by_length=group_by_length, progress=progress,
         )  # fmt: skip
         _train(trainer, **models, save=output_dir is not None)
@@ -210,33 +208,26 @@ def _check_teacher(
     student: PreTrainedModel, teacher: PreTrainedModel | CachedTokens | None, alpha: float | None,
     top_k: int | None, on_policy: bool, sampling_temperature: float,
 ) -> None:  # fmt: skip
+    live = isinstance(teacher, PreTrainedModel)
     if teacher is student:
         raise ValueError("teacher and student are the same module; expected two")
-    if teacher is None and on_policy:
-        raise ValueError("on_policy=True needs a teacher to compare with; got None")
-    if teacher is None and alpha not in (None, 1):
-        raise ValueError(f"alpha={alpha} without a teacher; expected None or 1: there are only hard labels")
-    if on_policy and isinstance(teacher, CachedTokens):
-        raise ValueError(
-            "on_policy=True needs a model as teacher: nothing is stored of what the student will write"
-        )
+    if is_sharded(student) or live and is_sharded(teacher):
+        raise ValueError("student or teacher is spread over processes by an earlier run; load it anew")
+    if on_policy and not live:
+        raise ValueError("on_policy=True needs a model as teacher, to judge what the student will write")
     if on_policy and alpha not in (None, 0):
         raise ValueError(
             f"alpha={alpha} with on_policy=True; expected None or 0: what the student writes is no label"
         )
+    if teacher is None and alpha not in (None, 1):
+        raise ValueError(f"alpha={alpha} without a teacher; expected None or 1: there are only hard labels")
+    if top_k is not None and not live:
+        raise ValueError(
+            f"top_k={top_k} chooses among the logits of a model; a cache has its own, and without a teacher "
+            "there are none: leave it out"
+        )
     if not 0 < sampling_temperature < math.inf:
         raise ValueError(f"sampling_temperature={sampling_temperature}; expected a positive finite number")
-    if top_k is not None and not isinstance(teacher, PreTrainedModel):
-        kept = "None" if teacher is None else f"what was stored, its {teacher.manifest.top_k} largest logits"
-        raise ValueError(
-            f"top_k={top_k} chooses among the logits of a model; teacher is {kept}: leave it out"
-        )
-    for name, model in (("student", student), ("teacher", teacher)):
-        if is_sharded(model):
-            raise ValueError(
-                f"{name} is spread over processes already, by an earlier run; load it anew, a student from "
-                "the output_dir of that run"
-            )
 
 
 def _fused(wanted: bool | None, models: Mapping[str, PreTrainedModel]) -> bool:
@@ -250,39 +241,25 @@ def _fused(wanted: bool | None, models: Mapping[str, PreTrainedModel]) -> bool:
     return not other and logit_width(models["student"]) >= LARGE_VOCABULARY if wanted is None else wanted
 
 
-def _packing(models: Mapping[str, PreTrainedModel]) -> Packing:
-    """As their attention can tell packed examples apart."""
-    flash = any("flash" in (model.config._attn_implementation or "") for model in models.values())
-    return "one row" if flash else "rows"
-
-
 def _training_arguments(
-    accelerator: Accelerator, run: Mapping[str, object], folder: str, **ours: object
+    accelerator: Accelerator, run: Mapping[str, object], **more: object
 ) -> TrainingArguments:
     # Trainer makes an accelerator of its own from them, and this one is then none any more.
     device, single = accelerator.device, accelerator.num_processes == 1
-    ours |= {
-        "output_dir": folder, "max_steps": run["steps"], "learning_rate": run["lr"], "seed": run["seed"],
-        "per_device_train_batch_size": run["batch_size"], "gradient_accumulation_steps": run["accumulation"],
-        "bf16": accelerator.mixed_precision == "bf16", "use_cpu": device.type == "cpu",
+    given = {"lr_scheduler_type": "cosine", "warmup_steps": 0.05, "save_total_limit": 2,
+             "ddp_find_unused_parameters": False, **run["training_arguments"]}  # fmt: skip
+    if "gradient_checkpointing" in given:
+        given[CHECKPOINTING] = given.pop("gradient_checkpointing")
+    arguments = TrainingArguments(
+        max_steps=run["steps"], learning_rate=run["lr"], seed=run["seed"],
+        per_device_train_batch_size=run["batch_size"], gradient_accumulation_steps=run["accumulation"],
+        bf16=accelerator.mixed_precision == "bf16", use_cpu=device.type == "cpu",
         # Quiet, and nothing read from the device for figures that nobody sees.
-        "report_to": "none", "logging_strategy": "no", "logging_nan_inf_filter": False, "disable_tqdm": True,
-        "log_level": "error", "log_level_replica": "error", "skip_memory_metrics": True,
+        report_to="none", logging_strategy="no", logging_nan_inf_filter=False, disable_tqdm=True,
+        log_level="error", log_level_replica="error", skip_memory_metrics=True,
         # The columns of a batch are not the arguments of the model.
-        "remove_unused_columns": False, "dataloader_pin_memory": device.type == "cuda",
-    }  # fmt: skip
-    given = {
-        CHECKPOINTING if name == "gradient_checkpointing" else name: value
-        for name, value in run["training_arguments"].items()
-    }
-    if clash := sorted(ours.keys() & given.keys()):
-        raise ValueError(
-            f"training_arguments holds {', '.join(clash)}, which distill_language_model sets itself; use its "
-            "own (lr, steps, epochs, batch_size, accumulation, save_steps, precision, device, progress)"
-        )
-    defaults = {"lr_scheduler_type": "cosine", "warmup_steps": 0.05, "save_total_limit": 2,
-                "ddp_find_unused_parameters": False}  # fmt: skip
-    arguments = TrainingArguments(**{**defaults, **ours, **given})
+        remove_unused_columns=False, dataloader_pin_memory=device.type == "cuda", **more, **given,
+    )  # fmt: skip
     # One process, one device: else Trainer wraps the model in nn.DataParallel. It sets this itself for models
     # that are spread over devices, https://github.com/huggingface/transformers/pull/9578
     arguments._n_gpu = min(arguments.n_gpu, 1)
@@ -316,12 +293,10 @@ def _claim(
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "run.json"
     if record.exists():
-        saved = json.loads(record.read_bytes())
-        names = sorted(name for name in {*saved, *run} if saved.get(name) != run.get(name))
-        if resume and names:
-            differing = "; ".join(f"{name} was {saved.get(name)}, is {run.get(name)}" for name in names)
+        changed = differences(json.loads(record.read_bytes()), run)
+        if resume and changed:
             raise ValueError(
-                f"output_dir {folder} belongs to another run: {differing}. Choose another folder, or start "
+                f"output_dir {folder} belongs to another run: {changed}. Choose another folder, or start "
                 "anew in this one with resume=False, which removes its checkpoints"
             )
     elif newest := get_last_checkpoint(folder):

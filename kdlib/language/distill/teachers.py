@@ -3,6 +3,7 @@
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from numbers import Real
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from kdlib.losses.top_k import TopK, top_k_of
 from kdlib.runtime import best_device, eval_mode
 from kdlib.storage import fingerprint
 
-__all__ = ["HiddenStates", "ModelTeacher", "Teacher", "cache_teacher_tokens", "predictions"]
+__all__ = ["HiddenStates", "ModelTeacher", "Teacher", "cache_teacher_tokens", "move", "predictions"]
 
 _ROWS = 256  # whose logits are looked at together: with 151,665 tokens 155 MB in float32
 
@@ -45,33 +46,37 @@ def predictions(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
     return model(**forward_inputs(batch)).logits.flatten(0, 1).index_select(0, batch["places"])
 
 
+@dataclass
 class ModelTeacher:
-    """A model that runs at each step, without gradients.
+    """A model in eval mode that runs at each step, without gradients.
 
-    Args:
-        model: moved to the device, unless a device map has spread it, and set to eval mode.
+    Attributes:
         width: number of logits that belong to a token.
         top_k: how many logits of each position the student learns from; None all.
         temperature: of the distributions of which these are the largest.
         fused: stop before the output layer, for a loss that makes the logits a few at a time.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, device: torch.device, width: int, *, top_k: int | None,
-        temperature: float, fused: bool,
-    ) -> None:  # fmt: skip
-        _move(model.eval(), device)
-        self._model, self._width, self._fused = model, width, fused
-        self._top_k, self._temperature = top_k, temperature
+    model: PreTrainedModel
+    width: int
+    top_k: int | None
+    temperature: float
+    fused: bool
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor]) -> Tensor | TopK | HiddenStates:
-        if self._fused:
-            hidden = at_output_layer(self._model, batch, lambda hidden, weight, bias: hidden)
-            layer = gather_output_layer(self._model)
+        if self.fused:
+            hidden = at_output_layer(self.model, batch, lambda hidden, weight, bias: hidden)
+            layer = gather_output_layer(self.model)
             return HiddenStates(hidden, layer.weight, layer.bias)
-        logits = predictions(self._model, batch)[:, : self._width]
-        return logits if self._top_k is None else top_k_of(logits, self._top_k, self._temperature)
+        logits = predictions(self.model, batch)[:, : self.width]
+        return logits if self.top_k is None else top_k_of(logits, self.top_k, self.temperature)
+
+
+def move(model: PreTrainedModel, device: torch.device | str) -> None:
+    """To a device; a model that is spread over devices or quantised stays where it was loaded."""
+    if getattr(model, "hf_device_map", None) is None:
+        model.to(device)
 
 
 def cache_teacher_tokens(
@@ -125,7 +130,7 @@ def cache_teacher_tokens(
     cached = CachedTokens(
         folder, TokenManifest.of(encoded, fingerprint(teacher), width, top_k, temperature)
     )
-    _move(teacher, device if device is not None else best_device())
+    move(teacher, device if device is not None else best_device())
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     @torch.no_grad()
@@ -144,12 +149,6 @@ def cache_teacher_tokens(
     with eval_mode(teacher):
         cached.fill(outputs, overwrite=overwrite, progress=progress)
     return cached
-
-
-def _move(model: PreTrainedModel, device: torch.device | str) -> None:
-    # One that is spread over devices or quantised stays where it was loaded.
-    if getattr(model, "hf_device_map", None) is None:
-        model.to(device)
 
 
 def _batches(

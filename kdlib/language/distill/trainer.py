@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,66 +25,13 @@ from kdlib.language.distill.batches import EpochOrder, Packing, TokenExample, co
 from kdlib.language.distill.fsdp import sharding
 from kdlib.language.distill.output_layer import at_output_layer
 from kdlib.language.distill.teachers import HiddenStates, Teacher, predictions
-from kdlib.losses.divergences import Divergence
+from kdlib.losses.divergences import LossSettings, full_precision, weighted
 from kdlib.losses.kd import soft_target_loss
-from kdlib.losses.linear import linear_kd_loss
+from kdlib.losses.linear import LossTerms, linear_kd_loss
 from kdlib.losses.top_k import TopK, top_k_loss
 from kdlib.runtime import eval_mode, seeded, substream
 
-__all__ = ["DistillationTrainer", "LanguageHistory", "Objective"]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is minimised over the tokens of a completion: α·CE(label) + (1 − α)·T²·D(teacher, student)."""
-
-    alpha: float
-    temperature: float = 1.0
-    divergence: Divergence = "forward"
-    beta: float = 0.5
-
-    def from_logits(
-        self, student_logits: Tensor, teacher: Tensor | TopK | None, labels: Tensor, width: int
-    ) -> dict[str, Tensor]:
-        """Sums over n tokens, as of `kd_loss`: "loss" and, where both count, "hard" and "soft" unweighted.
-
-        Args:
-            student_logits: (n, V).
-            teacher: (n, width) logits, or the largest of them; None where α is 1.
-            labels: (n,) token ids.
-            width: number of logits that belong to a token.
-        """
-        if self.alpha == 1:
-            return {"loss": _cross_entropy(student_logits, labels)}
-        divergence = top_k_loss if isinstance(teacher, TopK) else soft_target_loss
-        soft = divergence(
-            student_logits[:, :width], teacher, temperature=self.temperature, divergence=self.divergence,
-            beta=self.beta, reduction="sum",
-        )  # fmt: skip
-        if self.alpha == 0:
-            return {"loss": soft}
-        # Over all of the student's logits: it learns not to choose those that are no token.
-        hard = _cross_entropy(student_logits, labels)
-        return {"loss": self.alpha * hard + (1 - self.alpha) * soft, "hard": hard, "soft": soft}
-
-    def from_hidden(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, teacher: HiddenStates | TopK | None,
-        labels: Tensor, width: int,
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """The same sums, from the (n, H) hidden states of which the student's output layer makes logits."""
-        if not isinstance(teacher, HiddenStates):
-            teacher = HiddenStates(teacher, None, None)
-        terms = linear_kd_loss(
-            hidden, weight, teacher.hidden, teacher.weight, labels, temperature=self.temperature,
-            alpha=self.alpha, divergence=self.divergence, beta=self.beta, ignore_index=None,
-            student_bias=bias, teacher_bias=teacher.bias, classes=width, reduction="sum",
-            return_terms=True,
-        )  # fmt: skip
-        return {name: getattr(terms, name) for name in self.names}
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return ("loss", "hard", "soft") if 0 < self.alpha < 1 else ("loss",)
+__all__ = ["DistillationTrainer", "LanguageHistory"]
 
 
 @dataclass
@@ -94,8 +42,8 @@ class LanguageHistory:
         loss: mean over the tokens of each step, in nats.
         hard, soft: the two terms of the loss before they are weighted; empty where it has only one.
         tokens: number of tokens that each step's loss is a mean of.
-        seconds: spent on training, up to the last step and in all processes that took up the run one after
-            the other; what a killed process did after its last checkpoint is not in it.
+        seconds: spent on training, in all processes that worked on the run one after the other; what a killed
+            process did after its last checkpoint is not in it.
         peak_memory: bytes, the most that this process held: on a CUDA device, allocated there since training
             began; elsewhere, resident since the process did.
     """
@@ -116,23 +64,23 @@ class LanguageHistory:
         return sum(self.tokens)
 
 
-class DistillationTrainer(Trainer):
-    """A Trainer for completions.
+class DistillationTrainer(Trainer, TrainerCallback):
+    """A Trainer for completions, and the callback that records its steps.
 
-    Its loss is a sum over the counted tokens of a step divided by their number in that step, over all
-    micro-batches and processes: accumulation and sharing change nothing but rounding. A mean of the
-    micro-batches' means would give tokens of short completions a larger weight.
+    Its loss is a sum over the tokens of a step divided by their number in that step, over all micro-batches
+    and processes: accumulation and sharing change nothing but rounding. A mean of the micro-batches' means
+    would give tokens of short completions a larger weight.
 
-    What each step came to is a record in `state.log_history`: its loss, terms and number of tokens; some have
-    the seconds and the peak memory up to there. Trainer keeps them in checkpoints.
+    `state.log_history`, which is part of a checkpoint, has a record of each step: its loss, terms and number
+    of tokens; some have the seconds and the peak memory up to there.
 
     Args:
         student: trained in place.
         args: Trainer's; its seed is that of order and sampling too.
         examples: with completions, or prompts alone where `sampling` says how the student completes them.
         tokenizer: saved with each checkpoint.
-        objective: the loss.
-        teacher: see `Teacher`; None where the objective needs none.
+        settings: of the loss.
+        teacher: see `Teacher`; None where alpha is 1.
         width: number of logits that belong to a token, for teacher and student alike.
         fused: compute the loss inside the student's forward, from hidden states.
         sampling: max_new_tokens and temperature of what the student writes.
@@ -140,35 +88,28 @@ class DistillationTrainer(Trainer):
         progress: show a progress bar.
     """
 
-    loss_is_scaled_for_ga = True  # compute_loss divides by all tokens of a step
-
     def __init__(
         self, student: PreTrainedModel, args: TrainingArguments, examples: list[TokenExample],
-        tokenizer: PreTrainedTokenizerBase, objective: Objective, *, teacher: Teacher | None, width: int,
+        tokenizer: PreTrainedTokenizerBase, settings: LossSettings, *, teacher: Teacher | None, width: int,
         fused: bool, sampling: dict[str, float] | None, packing: Packing | None, group_by_length: bool,
         progress: bool,
     ) -> None:  # fmt: skip
-        self._pad = tokenizer.pad_token_id
-        self._objective, self._teacher, self._width, self._fused = objective, teacher, width, fused
-        self._sampling, self._packing = sampling, packing
-        super().__init__(student, args, self._collate, examples, processing_class=tokenizer)
-        self.model_accepts_loss_kwargs = True  # as loss_is_scaled_for_ga, for transformers that know no such
+        self._settings, self._teacher, self._width, self._fused = settings, teacher, width, fused
+        self._sampling, self._progress = sampling, progress
+        self._names = ("loss", "hard", "soft") if 0 < settings.alpha < 1 else ("loss",)
+        self._collate = partial(collate, pad=tokenizer.pad_token_id, packing=packing)
+        collator = self._collate if sampling is None else list
+        super().__init__(student, args, collator, examples, processing_class=tokenizer)
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by all tokens of a step
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Steps(self, progress and self.is_world_process_zero()))
+        self.add_callback(self)
         group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.order = EpochOrder([*map(len, examples)], args.seed, group if group_by_length else None)
-        self._sums: Tensor | None = None  # of the terms of this step so far
-        self._items: Tensor | None = None
-        self._pending: list[tuple[Tensor, Tensor]] = []  # of steps whose figures are still on the device
+        # Of the steps whose figures are still on the device: the sums of the terms so far, and the tokens.
+        self._unread: list[list[Tensor | float]] = []
 
     def _get_train_sampler(self, train_dataset=None) -> EpochOrder:
         return self.order
-
-    def _collate(self, examples: list[TokenExample]) -> dict[str, Tensor]:
-        if self._sampling is not None:
-            prompts = [{"input_ids": list(example.prompt)} for example in examples]
-            return dict(self.processing_class.pad(prompts, padding_side="left", return_tensors="pt"))
-        return collate(examples, self._pad, self._packing)
 
     def floating_point_ops(self, inputs) -> int:
         return 0  # Trainer's own would count the parameters anew in each micro-batch
@@ -181,42 +122,46 @@ class DistillationTrainer(Trainer):
         """
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         if self._sampling is not None:
-            batches = [self._completed(batch, number) for number, batch in enumerate(batches)]
+            batches = [self._completed(examples, number) for number, examples in enumerate(batches)]
         items = torch.tensor(sum(len(batch["targets"]) for batch in batches), device=device)
-        self._items = self.accelerator.reduce(items, "sum") if self.args.world_size > 1 else items
-        return batches, self._items
+        if self.args.world_size > 1:
+            items = self.accelerator.reduce(items, "sum")
+        self._unread.append([0.0, items])
+        return batches, items
 
     @torch.no_grad()
-    def _completed(self, prompts: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    def _completed(self, examples: list[TokenExample], number: int) -> dict[str, Tensor]:
         """A batch of prompts with completions that the student writes now.
 
         The random numbers are of this step, micro-batch and process alone, so that a resumed run writes the
         same. A completion that reaches `max_new_tokens` counts as far as it goes, without an end.
         """
-        model, device = self.accelerator.unwrap_model(self.model), self.args.device
-        own = model.generation_config.eos_token_id
-        ends = {self.processing_class.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+        model, tokenizer = self.accelerator.unwrap_model(self.model), self.processing_class
+        ends = model.generation_config.eos_token_id  # the tokenizer's among them, see `align_special_tokens`
+        ends = ends if isinstance(ends, list) else [ends]
         no_tokens = list(range(self._width, model.get_output_embeddings().weight.shape[0]))
         # All is said here: what is left out is taken from the model's own settings (top-k, penalties).
         settings = GenerationConfig(
             **self._sampling, max_length=None, min_length=0, do_sample=True, top_k=0, top_p=1.0,
             repetition_penalty=1.0, num_beams=1, num_return_sequences=1, use_cache=True,
-            suppress_tokens=no_tokens or None, eos_token_id=sorted(ends), pad_token_id=self._pad,
+            suppress_tokens=no_tokens or None, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
+        prompts = [{"input_ids": list(example.prompt)} for example in examples]
+        prompts = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(self.args.device)
         step = self.state.global_step * self.args.world_size + self.args.process_index
         seed = substream(substream(self.args.seed, "completions", step), "micro-batch", number)
-        with eval_mode(model), seeded(seed, device):
+        with eval_mode(model), seeded(seed, self.args.device):
             written = model.generate(
-                **{name: tensor.to(device) for name, tensor in prompts.items()}, generation_config=settings,
+                **prompts, generation_config=settings,
                 synced_gpus=sharding() is not None,  # layers are gathered by all, however long each writes
             )  # fmt: skip
-        examples, length = [], prompts["input_ids"].shape[1]
-        for row, mask in zip(written.tolist(), prompts["attention_mask"], strict=True):
-            completion = row[length:]
-            end = next((n for n, token in enumerate(completion, 1) if token in ends), len(completion))
-            prompt = row[length - int(mask.sum()) : length]
-            examples.append(TokenExample(tuple(prompt), tuple(completion[:end])))
-        return collate(examples, self._pad, self._packing)
+        completed = []
+        for example, row in zip(examples, written[:, prompts["input_ids"].shape[1] :].tolist(), strict=True):
+            end = next((place for place, token in enumerate(row, 1) if token in ends), len(row))
+            completed.append(TokenExample(example.prompt, tuple(row[:end])))
+        return self._collate(completed)
+
+    # --- the loss -------------------------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's share of the step's mean over tokens."""
@@ -226,51 +171,91 @@ class DistillationTrainer(Trainer):
                 teacher = self._teacher(inputs)
         if self._fused:
             terms = at_output_layer(
-                model, inputs,
-                lambda *student: self._objective.from_hidden(*student, teacher, targets, self._width),
-            )  # fmt: skip
+                model, inputs, lambda *student: self._terms_from_hidden(*student, teacher, targets)
+            )
         else:
-            terms = self._objective.from_logits(predictions(model, inputs), teacher, targets, self._width)
-        sums = torch.stack([terms[name].detach() for name in self._objective.names])
-        self._sums = sums if self._sums is None else self._sums + sums
+            terms = self._terms(predictions(model, inputs), teacher, targets)
+        self._unread[-1][0] += torch.stack([term.detach() for term in terms[: len(self._names)]])
         # Sharing processes take the mean of their gradients, where the sum is meant.
-        loss = terms["loss"] * self.args.world_size / num_items_in_batch.clamp(min=1)
+        loss = terms.loss * self.args.world_size / num_items_in_batch.clamp(min=1)
         return (loss, None) if return_outputs else loss
 
-    def begin(self) -> None:
-        """Training begins, perhaps from a checkpoint."""
+    def _terms(self, logits: Tensor, teacher: Tensor | TopK | None, targets: Tensor) -> LossTerms:
+        """Sums over the n targets, from the (n, V) logits that predict them."""
+        temperature, alpha, divergence, beta = self._settings
+        hard = soft = logits.new_zeros(())
+        if alpha > 0:
+            # Over all of the student's logits: it learns not to choose those that are no token.
+            hard = F.cross_entropy(full_precision(logits), targets, reduction="sum")
+        if alpha < 1:
+            distance = top_k_loss if isinstance(teacher, TopK) else soft_target_loss
+            soft = distance(
+                logits[:, : self._width], teacher, temperature=temperature, divergence=divergence, beta=beta,
+                reduction="sum",
+            )  # fmt: skip
+        return LossTerms(weighted(hard, soft, alpha), hard, soft)
+
+    def _terms_from_hidden(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, teacher: HiddenStates | TopK | None,
+        targets: Tensor,
+    ) -> LossTerms:  # fmt: skip
+        """The same, from the (n, H) hidden states of which the student's output layer makes logits."""
+        if not isinstance(teacher, HiddenStates):
+            teacher = HiddenStates(teacher, None, None)
+        return linear_kd_loss(
+            hidden, weight, teacher.hidden, teacher.weight, targets, **self._settings._asdict(),
+            ignore_index=None, student_bias=bias, teacher_bias=teacher.bias, classes=self._width,
+            reduction="sum", return_terms=True,
+        )  # fmt: skip
+
+    # --- the record -----------------------------------------------------------------------------------------
+
+    def on_train_begin(self, args, state, control, **_) -> None:
         self._start = time.perf_counter()
-        if self.args.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.args.device)
-        spent = [record for record in self.state.log_history if "seconds" in record]
+        if args.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(args.device)
+        # Of a run that is resumed.
+        spent = [record for record in state.log_history if "seconds" in record]
         self._before = spent[-1] if spent else {"seconds": 0.0, "peak_memory": 0}
+        self._bar = tqdm(
+            desc="steps", total=state.max_steps, initial=state.global_step, leave=False,
+            disable=not (self._progress and state.is_world_process_zero),
+        )  # fmt: skip
 
-    def close_step(self) -> None:
-        """The optimizer has taken a step."""
-        self._pending.append((self._sums, self._items))
-        self._sums = None
+    def on_epoch_begin(self, args, state, control, **_) -> None:
+        # Accelerate does not reach the order behind the batches of a resumed epoch that processes share.
+        self.order.epoch = int(state.epoch)
 
-    def flush(self) -> None:
-        """Read the figures of the last steps from the device; every process must call it.
+    def on_step_end(self, args, state, control, **_) -> None:
+        # Seldom: reading the figures waits for the device.
+        if state.global_step % 50 == 0 or control.should_save or control.should_training_stop:
+            self._read()
+            self._bar.set_postfix_str(f"loss {state.log_history[-1]['loss']:.3f}", refresh=False)
+        self._bar.update()
+
+    def on_train_end(self, args, state, control, **_) -> None:
+        self._bar.close()
+
+    def _read(self) -> None:
+        """Record the steps whose figures are still on the device; every process must call it.
 
         Raises:
             FloatingPointError: a loss was not finite.
         """
         # In float64 from here on: float32 does not hold every number of tokens.
-        sums = torch.stack([sums for sums, _ in self._pending]).to(torch.float64)
-        items = torch.stack([items for _, items in self._pending])
+        sums = torch.stack([sums for sums, _ in self._unread]).to(torch.float64)
+        items = torch.stack([items for _, items in self._unread])
         if self.args.world_size > 1:
             sums = self.accelerator.reduce(sums, "sum")
-        first = self.state.global_step - len(self._pending) + 1
-        self._pending.clear()
+        first = self.state.global_step - len(self._unread) + 1
+        self._unread.clear()
         for step, (values, tokens) in enumerate(zip(sums.tolist(), items.tolist(), strict=True), first):
-            values = [value / max(tokens, 1) for value in values]
-            if not math.isfinite(values[0]):
+            terms = {n: value / max(tokens, 1) for n, value in zip(self._names, values, strict=True)}
+            if not math.isfinite(terms["loss"]):
                 raise FloatingPointError(
-                    f"the loss of step {step} is {values[0]}; try a smaller lr (now "
+                    f"the loss of step {step} is {terms['loss']}; try a smaller lr (now "
                     f"{self.args.learning_rate}), max_grad_norm=1.0, and look for NaN in the teacher's logits"
                 )
-            terms = dict(zip(self._objective.names, values, strict=True))
             self.state.log_history.append({"step": step, **terms, "tokens": tokens})
         self.state.log_history[-1] |= {
             "seconds": self._before["seconds"] + time.perf_counter() - self._start,
@@ -280,14 +265,16 @@ class DistillationTrainer(Trainer):
     def history(self) -> LanguageHistory:
         """Of all steps, those before a checkpoint included."""
         steps = [record for record in self.state.log_history if "tokens" in record]
-        figures = {name: [record[name] for record in steps] for name in (*self._objective.names, "tokens")}
+        figures = {name: [record[name] for record in steps] for name in (*self._names, "tokens")}
         return LanguageHistory(**figures, seconds=steps[-1]["seconds"], peak_memory=steps[-1]["peak_memory"])
 
+    # --- checkpoints ----------------------------------------------------------------------------------------
+
     def _save_checkpoint(self, model, trial) -> None:
-        if bad := [name for name, p in self.model.named_parameters() if not p.isfinite().all()]:
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             raise FloatingPointError(
-                f"the weights {', '.join(bad[:3])} are not finite, though the loss was; try "
-                "max_grad_norm=1.0 and a smaller lr. Checkpoints of earlier steps are unchanged"
+                "the student's weights are not finite, though the loss was; try max_grad_norm=1.0 and a "
+                "smaller lr. Checkpoints of earlier steps are unchanged"
             )
         super()._save_checkpoint(model, trial)
 
@@ -295,38 +282,3 @@ class DistillationTrainer(Trainer):
         super()._save_rng_state(output_dir)
         # Each process writes one; then the first may write the state, with which a checkpoint is whole.
         self.accelerator.wait_for_everyone()
-
-
-class _Steps(TrainerCallback):
-    """Tells the trainer of its steps, and shows them."""
-
-    def __init__(self, trainer: DistillationTrainer, progress: bool) -> None:
-        self._trainer, self._progress = trainer, progress
-
-    def on_train_begin(self, args, state, control, **_) -> None:
-        self._trainer.begin()
-        self._bar = tqdm(
-            desc="steps", total=state.max_steps, initial=state.global_step, leave=False,
-            disable=not self._progress,
-        )  # fmt: skip
-
-    def on_epoch_begin(self, args, state, control, **_) -> None:
-        # Accelerate does not reach the order behind the batches of a resumed epoch that processes share.
-        self._trainer.order.set_epoch(int(state.epoch))
-
-    def on_step_end(self, args, state, control, **_) -> None:
-        self._trainer.close_step()
-        # Seldom: reading the figures waits for the device.
-        if state.global_step % 50 == 0 or control.should_save or control.should_training_stop:
-            self._trainer.flush()
-            self._bar.set_postfix_str(f"loss {state.log_history[-1]['loss']:.3f}", refresh=False)
-        self._bar.update()
-
-    def on_train_end(self, args, state, control, **_) -> None:
-        self._bar.close()
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum over tokens, in float32 or better, as `kd_loss` has it; here no position is left out."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, labels, reduction="sum")

@@ -142,7 +142,7 @@ def test_rows_are_at_most_those_that_first_fit_promises(lengths):
 def orders(lengths, seed=0, epochs=3, **options):
     order = EpochOrder(lengths, seed, **options)
     for epoch in range(epochs):
-        order.set_epoch(epoch)
+        order.epoch = epoch
         yield list(order)
 
 

@@ -20,7 +20,7 @@ def plain_loop(student, examples, steps, lr, batch_size, teacher=None, **options
     schedule = get_cosine_schedule_with_warmup(optimizer, -(-steps // 20), steps)
     order, losses, epoch = EpochOrder([1] * len(examples), seed=0), [], 0
     while len(losses) < steps:
-        order.set_epoch(epoch)
+        order.epoch = epoch
         rows = list(order)
         for start in range(0, len(rows), batch_size):
             total, count = 0.0, 0
@@ -112,13 +112,23 @@ def test_packing_changes_nothing_but_rows(attention, options, monkeypatch):
     assert read[1] <= read[0] if options else read[1] < 0.8 * read[0]
 
 
-def test_flash_attention_is_given_one_row():
+def test_flash_attention_is_given_one_row(monkeypatch):
     """It knows packed texts apart in a single row only; it needs a GPU, so here it is only named."""
-    student = qwen()
-    student.config._attn_implementation = "flash_attention_2"
-    assert distill._packing({"student": student}) == "one row"
-    assert distill._packing({"student": llama(), "teacher": student}) == "one row"
-    assert distill._packing({"student": llama(), "teacher": qwen()}) == "rows"
+    flash, seen = qwen(), []
+    flash.config._attn_implementation = "flash_attention_2"
+
+    def stop(*args, packing, **more):
+        seen.append(packing)
+        raise InterruptedError
+
+    monkeypatch.setattr(distill, "DistillationTrainer", stop)
+    for student, teacher in ((flash, None), (llama(), flash), (llama(), qwen())):
+        with pytest.raises(InterruptedError):
+            distill_language_model(
+                student, word_tokenizer(), pairs(4), teacher=teacher, packing=True, steps=1, lr=1e-3,
+                device="cpu",
+            )  # fmt: skip
+    assert seen == ["one row", "one row", "rows"]
 
 
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
@@ -161,11 +171,11 @@ def test_what_was_stored_is_refused_for_other_texts_and_temperatures(tmp_path):
         distill_language_model(qwen(), tokenizer, data[::-1], **settings)
     with pytest.raises(ValueError, match="temperature was 1.0, is 2.0"):
         distill_language_model(qwen(), tokenizer, data, temperature=2.0, **settings)
-    with pytest.raises(ValueError, match="top_k=3 chooses among .* is what was stored, its 7 largest"):
+    with pytest.raises(ValueError, match="top_k=3 chooses among the logits of a model; a cache has its own"):
         distill_language_model(qwen(), tokenizer, data, top_k=3, **settings)
     with pytest.raises(ValueError, match="on_policy=True needs a model as teacher"):
         distill_language_model(qwen(), tokenizer, data, on_policy=True, **settings)
-    with pytest.raises(ValueError, match="top_k=3 chooses .* teacher is None: leave it out"):
+    with pytest.raises(ValueError, match="top_k=3 chooses .* without a teacher there are none: leave it out"):
         distill_language_model(qwen(), tokenizer, data, top_k=3, steps=1, lr=1e-3)
     with pytest.raises(ValueError, match="top_k=0; expected a positive whole number"):
         distill_language_model(qwen(), tokenizer, data, teacher=llama(), top_k=0, steps=1, lr=1e-3)
