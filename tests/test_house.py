@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kdlib.course.build.sources import imports, modules
+from kdlib.course.build.sources import imported, modules, strings
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE_LINES, FUNCTION_LINES = 400, 80
@@ -24,6 +24,18 @@ OLD_WORDS = re.compile(
     r"widgets|check|exercises|cleaning|formulas|pages|fetch|kernels|operators|closed_form|top_k)\b(?![/.]*<)"
     r"|kdlib[./]vision[./](?:arms|experiment|results)\b"
 )
+
+
+def imports(source: str, names: set[str]) -> set[str]:
+    """Modules among `names` that a text imports, anywhere in it; a string that is exactly such a name counts.
+
+    Importing `a.b.c` counts as `a.b.c` alone: packages here re-export, if anything, what lies inside them.
+    """
+    tree = ast.parse(source)
+    found = strings(tree)
+    for module, name in imported(tree):
+        found.add(f"{module}.{name}" if f"{module}.{name}" in names else module)
+    return found & names
 
 
 def import_graph(package: Path) -> dict[str, set[str]]:

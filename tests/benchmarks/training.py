@@ -178,13 +178,15 @@ def random_texts(count: int, context: int, vocabulary: int, prompt: int = 16) ->
 
 def whole_notebooks(on_done: Callable[[], object] = lambda: None) -> list[Row]:
     """Seconds of every notebook of the course in a fresh kernel, its start included."""
-    from kdlib.course.build.execute import execute, find_notebooks, find_root, read_notebook
+    import nbformat
+
+    from kdlib.course.build.execute import execute, find_notebooks, find_root
 
     root = find_root(Path.cwd())
     rows = []
     for name in find_notebooks(root):
         path = root / "notebooks" / f"{name}.ipynb"
-        seconds = 60 * execute(read_notebook(path), path.parent, name)
+        seconds = 60 * execute(nbformat.read(path, as_version=4), path.parent, name)
         rows.append(Row("notebooks", name, "fresh kernel", seconds=seconds, low=seconds, high=seconds))
         on_done()
     return rows

@@ -75,9 +75,8 @@ def built(tmp_path_factory):
         _01_labels=[
             new_markdown_cell("# Hard & soft\n\nSee [soft label](glossary.ipynb#soft-label),"
                               " [here](#two-words), [solution](solutions/01_labels.ipynb),"
-                              " [licence](../pyproject.toml) and [far](https://example.org/a.ipynb)."
-                              "\n\n<a class='x' href='glossary.ipynb'>all</a>"),
-            new_markdown_cell("## two words\n\n![A dot](dot.png)"),
+                              " [licence](../pyproject.toml) and [far](https://example.org/a.ipynb)."),
+            new_markdown_cell("## two words"),
             new_code_cell(
                 "import os, sys\nsecret = 'not hidden'\nprint(os.getcwd() == sys.path[0] or "
                 "os.path.basename(os.getcwd()))\nprint(sys.prefix)",
@@ -94,7 +93,6 @@ def built(tmp_path_factory):
                               new_code_cell("import os; print(os.path.basename(os.getcwd()))")],
         draft=[new_code_cell("raise SystemExit('not part of the course')")],
     )  # fmt: skip
-    (root / "notebooks" / "dot.png").write_bytes(base64.b64decode(PNG))
     before = snapshot(root)
     done = course.run_course(root)
     return root, before, done
@@ -104,32 +102,19 @@ def test_build_leaves_the_sources_alone(built):
     root, before, _ = built
     after = snapshot(root)
     assert {name: after[name] for name in before} == before
-    assert not [name for name in after if name.endswith(".tmp")]
+    assert not [name for name in after if name.endswith(".part")]
 
 
 def test_build_runs_everything_in_reading_order(built):
     root, _, done = built
-    assert [item.name for item in done] == ["01_labels", "glossary", "solutions/01_labels"]
+    assert list(done) == ["01_labels", "glossary", "solutions/01_labels"]
     copy = stored(root, "01_labels", "build/course")
     assert copy.cells[2].outputs[0].text == f"notebooks\n{sys.prefix}\n"
     assert stored(root, "solutions/01_labels", "build/course").cells[1].outputs[0].text == ("solutions\n")
 
 
-def test_course_json_holds_minutes_and_no_place(built):
-    root, _, done = built
-    text = (root / "build/course/course.json").read_text()
-    results = json.loads(text)
-    assert set(results) == {"minutes", "environment"}
-    assert results["minutes"] == {item.name: round(item.minutes, 2) for item in done}
-    assert all(item.minutes > 0 for item in done)
-    assert results["environment"]["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert results["environment"]["cpu_count"] >= 1
-    for hidden in (os.uname().nodename, str(root), sys.prefix):
-        assert f'"{hidden}' not in text
-
-
 def test_every_link_of_the_pages_resolves(built):
-    root, _, _ = built
+    root, _, done = built
     folder = root / "build/course"
     found = {path: Page(path.read_text(encoding="utf-8")) for path in folder.rglob("*.html")}
     assert len(found) == 4
@@ -146,7 +131,6 @@ def test_every_link_of_the_pages_resolves(built):
                 checked += "-" in anchor
     assert checked >= 4
     labels = found[folder / "01_labels.html"]
-    assert labels.links.count("glossary.html") == 1
     assert "glossary.html#soft-label" in labels.links
     assert "solutions/01_labels.html" in labels.links
     assert "https://example.org/a.ipynb" in labels.links
@@ -154,6 +138,7 @@ def test_every_link_of_the_pages_resolves(built):
     assert {"01_labels.html", "glossary.html", "solutions/01_labels.html"} <= set(
         found[folder / "index.html"].links
     )
+    assert f"Hard &amp; soft</a> ({done['01_labels']:.2f} min)" in (folder / "index.html").read_text()
 
 
 def test_page_is_self_contained_and_keeps_alt_text(built):
@@ -161,9 +146,7 @@ def test_page_is_self_contained_and_keeps_alt_text(built):
     text = (root / "build/course/01_labels.html").read_text(encoding="utf-8")
     page = Page(text)
     assert 'Loss over "T" & time' in page.alts
-    assert "A dot" in page.alts
-    assert len(page.sources) == 2
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert page.sources == [f"data:image/png;base64,{PNG}"]
     assert "not hidden" in text  # the code is shown
     assert "<title>Hard &amp; soft</title>" in text
 
@@ -183,22 +166,16 @@ def test_page_keeps_the_state_of_sliders(built):
 
 
 def test_record_cleans_and_is_repeatable(tmp_path):
-    noisy = new_code_cell(
-        "import sys, time\nfrom tqdm import tqdm\nprint('one')\n"
-        "for _ in tqdm(range(3), desc='train'): time.sleep(0.01)\nprint('two')\n"
-        "print('kept', file=sys.stderr)",
+    prints = new_code_cell(
+        "import time\nfor word in ('one', 'two'):\n    print(word, flush=True)\n    time.sleep(0.3)",
         metadata={"tags": ["nbval-ignore-output"], "execution": {"iopub.status.busy": "then"}},
     )
-    bars = new_code_cell(
-        "from tqdm.notebook import tqdm as bar\nfor _ in bar(range(3)): pass\n"
-        "import ipywidgets\nipywidgets.IntSlider()"
-    )
-    root = make_course(tmp_path, _00_a=[new_markdown_cell("# A"), noisy, bars, new_code_cell("7")])
-    course.run_course(root, record=True)
+    slider = new_code_cell("import ipywidgets\nipywidgets.IntSlider()")
+    root = make_course(tmp_path, _00_a=[new_markdown_cell("# A"), prints, slider, new_code_cell("7")])
+    (minutes,) = course.run_course(root, record=True).values()
     notebook = stored(root, "00_a")
     code = notebook.cells[1]
-    assert {(output.name, output.text) for output in code.outputs} >= {("stderr", "kept\n")}
-    assert "".join(o.text for o in code.outputs if o.name == "stdout") == "one\ntwo\n"
+    assert [(output.name, output.text) for output in code.outputs] == [("stdout", "one\ntwo\n")]
     assert code.metadata == {"tags": ["nbval-ignore-output"]}
     assert [output.data for output in notebook.cells[2].outputs] == [{"text/plain": cleaning.WIDGET_TEXT}]
     assert notebook.cells[3].outputs[0].data == {"text/plain": "7"}
@@ -208,6 +185,14 @@ def test_record_cleans_and_is_repeatable(tmp_path):
     assert text.endswith("}\n") and not text.endswith("\n\n")
     assert "3.1" not in json.dumps(notebook.metadata)  # no version of Python
     assert not (root / "build").exists()
+
+    results = (root / course.RESULTS).read_text()
+    assert set(json.loads(results)) == {"minutes", "environment"}
+    assert json.loads(results)["minutes"] == {"00_a": round(minutes, 2)}
+    environment = json.loads(results)["environment"]
+    assert environment["python"] == ".".join(map(str, sys.version_info[:3])) and environment["cpu_count"] >= 1
+    for hidden in (os.uname().nodename, str(root), sys.prefix):
+        assert f'"{hidden}' not in results
 
     course.run_course(root, record=True)
     assert (root / "notebooks/00_a.ipynb").read_text() == text
@@ -231,7 +216,7 @@ def test_record_of_one_notebook_updates_its_minutes_only(tmp_path):
     content["environment"]["torch"] = "0.0.1"
     results.write_text(json.dumps(content))
     before = snapshot(root)
-    with pytest.raises(course.CourseError, match=r"torch: '0\.0\.1' then"):
+    with pytest.raises(course.CourseError, match=r"'torch': '0\.0\.1'"):
         course.run_course(root, ["00_a"], record=True)
     assert snapshot(root) == before
 
@@ -264,17 +249,10 @@ def test_failing_cell_stops_readably_and_writes_nothing(failing):
         text=True,
     )
     assert run.returncode == 1
-    assert "notebooks/01_b.ipynb failed in cell 3 of 4" in run.stderr
-    assert "    student = 3\n    teacher / student\n" in run.stderr
+    assert "notebooks/01_b.ipynb failed in cell 3 (id " in run.stderr
+    assert "\nstudent = 3\nteacher / student\n" in run.stderr
     assert "NameError: name 'teacher' is not defined" in run.stderr
     assert "\x1b" not in run.stderr and "nbclient" not in run.stderr
-    assert snapshot(failing) == before
-
-
-def test_failing_build_writes_nothing(failing, capsys):
-    before = snapshot(failing)
-    assert main(["course", "--root", str(failing)]) == 1
-    assert "NameError: name 'teacher' is not defined" in capsys.readouterr().err
     assert snapshot(failing) == before
 
 
@@ -285,22 +263,13 @@ def test_formula_that_cannot_be_drawn_stops_before_anything_runs(tmp_path, capsy
     before = snapshot(root)
     assert main(["course", "--root", str(root), *["--record"] * record]) == 1
     error = capsys.readouterr().err
-    assert r"notebooks/01_b.ipynb: cell 1 (id prose): the formula \foo_1 cannot be drawn" in error
-    assert snapshot(root) == before
-
-
-def test_formula_of_an_output_that_cannot_be_drawn_stops_too(tmp_path):
-    cell = new_code_cell("from IPython.display import Markdown\nMarkdown(r'$\\foo_1$')")
-    root = make_course(tmp_path, _00_a=[cell])
-    before = snapshot(root)
-    with pytest.raises(course.CourseError, match=r"notebooks/00_a\.ipynb: .*\\foo_1"):
-        course.run_course(root)
+    assert r"notebooks/01_b.ipynb, cell 1 (id prose): the formula \foo_1 cannot be drawn" in error
     assert snapshot(root) == before
 
 
 def test_kernel_that_dies_names_the_cell(tmp_path):
     root = make_course(tmp_path, _00_a=[new_code_cell("import os\nos._exit(3)")])
-    with pytest.raises(course.CourseError, match=r"(?s)cell 1 of 1.*os\._exit\(3\).*died"):
+    with pytest.raises(course.CourseError, match=r"00_a\.ipynb failed in cell 1 \(id .*died"):
         course.run_course(root)
 
 
@@ -346,21 +315,6 @@ def test_start_up_files_of_the_reader_stay_out(tmp_path, monkeypatch):
     assert notebook.cells[0].outputs[0].text == "False\n"
 
 
-def test_record_refuses_a_path_and_writes_nothing(tmp_path):
-    root = make_course(tmp_path, _00_a=[new_code_cell("import os; print(os.getcwd())")])
-    before = snapshot(root)
-    with pytest.raises(course.CourseError, match="a path of this machine"):
-        course.run_course(root, record=True)
-    assert snapshot(root) == before
-
-
-@pytest.mark.parametrize("text", ["", "not json", "[]"])
-def test_file_that_is_no_notebook(tmp_path, text):
-    (tmp_path / "00_x.ipynb").write_text(text)
-    with pytest.raises(course.CourseError, match=r"00_x\.ipynb is not a notebook"):
-        course.read_notebook(tmp_path / "00_x.ipynb")
-
-
 def test_root_is_found_above_and_missed_readably(tmp_path):
     root = make_course(tmp_path, _00_a=[])
     assert course.find_root(root / "notebooks") == root.resolve()
@@ -382,15 +336,6 @@ def test_record_keeps_the_picture_that_the_readme_shows(tmp_path):
     make_course(tmp_path, _00_start=[new_markdown_cell("# Start"), cell])
     course.run_course(tmp_path, record=True)
     assert (tmp_path / course.PICTURE).read_bytes() == base64.b64decode(PNG)
-
-
-def test_readme_cell_without_a_picture_is_named(tmp_path):
-    cell = new_code_cell("print(1)", metadata={"tags": [course.PICTURE_TAG]})
-    make_course(tmp_path, _00_start=[new_markdown_cell("# Start"), cell])
-    before = snapshot(tmp_path)
-    with pytest.raises(course.CourseError, match="result:readme shows no picture"):
-        course.run_course(tmp_path, record=True)
-    assert snapshot(tmp_path) == before
 
 
 def test_the_readme_shows_the_picture_stored_in_the_notebook():

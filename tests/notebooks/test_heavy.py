@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from kdlib.course.build.execute import execute, read_notebook
+from kdlib.course.build.execute import execute
 from kdlib.course.build.sources import notebook_fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +26,7 @@ def tags(cell):
 
 def small(path):
     """The notebook with its small recipe put behind the parameters, without claims and what is run alone."""
-    notebook = read_notebook(path)
+    notebook = nbformat.read(path, as_version=4)
     recipe = notebook.metadata["kdlib"]["small_recipe"]
     (place,) = (number for number, cell in enumerate(notebook.cells) if "parameters" in tags(cell))
     source = "\n".join(f"{name} = {value!r}" for name, value in recipe.items())
@@ -43,7 +43,7 @@ def test_every_cell_runs_on_the_small_recipe(path, monkeypatch):
 
 @pytest.mark.parametrize("path", HEAVY, ids=lambda path: path.stem)
 def test_parameters_are_plain_and_those_of_the_small_recipe(path):
-    notebook = read_notebook(path)
+    notebook = nbformat.read(path, as_version=4)
     (cell,) = (cell for cell in notebook.cells if "parameters" in tags(cell))
     values = {}
     for node in ast.parse(cell.source).body:
@@ -56,7 +56,7 @@ def test_parameters_are_plain_and_those_of_the_small_recipe(path):
 def test_the_heavy_notebooks_are_those_that_train_longest_and_have_a_fingerprint():
     assert [path.stem for path in HEAVY] == ["04_cat_vs_dog", "05_reasoning_distillation"]
     for path in HEAVY:
-        assert len(read_notebook(path).metadata["kdlib"]["fingerprint"]) == 64
+        assert len(nbformat.read(path, as_version=4).metadata["kdlib"]["fingerprint"]) == 64
 
 
 # --- what a fingerprint stands for --------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def test_the_cells_count_too_but_not_their_comments(course):
 def test_the_heavy_notebooks_depend_on_what_they_train_with():
     package, digests = ROOT / "kdlib", {}
     for path in HEAVY:
-        digests[path] = notebook_fingerprint(read_notebook(path), ROOT)
+        digests[path] = notebook_fingerprint(nbformat.read(path, as_version=4), ROOT)
         assert digests[path] == notebook_fingerprint(json.loads(path.read_text(encoding="utf-8")), ROOT)
     assert package.is_dir() and len(set(digests.values())) == 2
 

@@ -12,9 +12,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nbformat
@@ -22,32 +20,20 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from tqdm import tqdm
 
-from kdlib.course.build.cleaning import ANSI, CourseError, clean, machine_paths, refuse_traces
-from kdlib.course.build.pages import FormulaError, check_formulas, index_page, render
+from kdlib.course.build.cleaning import CourseError, clean
+from kdlib.course.build.pages import check_formulas, index_page, render
 from kdlib.course.build.sources import notebook_fingerprint
+from kdlib.runtime import describe_environment
 from kdlib.storage import replaced
 
 RESULTS = Path("data/results/course.json")
 PICTURE = Path("data/results/readme.png")
 PICTURE_TAG = "result:readme"
 BUILD = Path("build/course")
-
-
-@dataclass
-class Executed:
-    """One executed notebook: its name, cells with outputs, title and measured minutes."""
-
-    name: str
-    notebook: NotebookNode
-    title: str
-    minutes: float
-
-
-# --- finding and reading ---------------------------------------------------------------------
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -62,8 +48,8 @@ def find_root(start: Path | None = None) -> Path:
 def find_notebooks(root: Path, wanted: Sequence[str] = ()) -> list[str]:
     """The names of the notebooks in reading order, all or those wanted.
 
-    A name is the path below `notebooks/` without its ending: `02_temperature`,
-    `solutions/02_temperature`. The names are also accepted as paths, as a shell completes them.
+    A name is the path below `notebooks/` without its ending, such as `solutions/02_temperature`. The path
+    itself, as a shell completes it, is also accepted.
     """
     folder = root / "notebooks"
     paths = [
@@ -72,33 +58,10 @@ def find_notebooks(root: Path, wanted: Sequence[str] = ()) -> list[str]:
         *sorted((folder / "solutions").glob("*.ipynb")),
     ]
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
-    if not names:
-        raise CourseError(f"There is no notebook in {folder}.")
-    chosen = {name.replace("\\", "/").removeprefix("notebooks/").removesuffix(".ipynb"): name
-              for name in wanted}  # fmt: skip
-    unknown = [given for name, given in chosen.items() if name not in names]
-    if unknown:
+    chosen = [name.replace("\\", "/").removeprefix("notebooks/").removesuffix(".ipynb") for name in wanted]
+    if unknown := [name for name in chosen if name not in names]:
         raise CourseError(f"No notebook {', '.join(unknown)}. There are: {', '.join(names)}.")
     return [name for name in names if not chosen or name in chosen]
-
-
-def read_notebook(path: Path) -> NotebookNode:
-    """Read a notebook of format 4.5."""
-    try:
-        return nbformat.read(path, as_version=4)
-    except (ValueError, AttributeError) as error:
-        raise CourseError(f"{path.name} is not a notebook that can be read: {error}") from error
-
-
-def title_of(notebook: NotebookNode, default: str) -> str:
-    """The text of the first heading `# …` of the notebook's card."""
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown" and (found := re.search(r"^# +(.+?)\s*$", cell.source, re.MULTILINE)):
-            return found[1]
-    return default
-
-
-# --- executing -------------------------------------------------------------------------------
 
 
 class ThisInterpreter(AsyncKernelManager):
@@ -118,9 +81,12 @@ def execute(
     """Run every cell in place, with `folder` as working folder; return the minutes it took.
 
     The minutes include the start of the kernel, as a reader waits for it too. `on_cell` is called after each
-    code cell. Raises `CourseError` at the first cell that fails.
+    code cell.
+
+    Raises:
+        CourseError: a cell failed, or the kernel died.
     """
-    running = {"index": None}
+    running = ["before the first cell"]
     client = NotebookClient(
         notebook,
         timeout=None,
@@ -130,7 +96,7 @@ def execute(
         store_widget_state=True,
         # ipykernel warns at every start that this machine talks to itself unencrypted.
         extra_arguments=["--log-level=ERROR"],
-        on_cell_execute=lambda cell, cell_index: running.update(index=cell_index),
+        on_cell_execute=lambda cell, cell_index: running.append(f"in cell {cell_index + 1} (id {cell.id})"),
         on_cell_executed=lambda **_: on_cell(),
     )
     for cell in notebook.cells:  # a cell of an earlier run must not pass for one of this run
@@ -142,133 +108,99 @@ def execute(
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         try:
             client.execute(env={**os.environ, "IPYTHONDIR": profile})
-        except (CellControlSignal, CellExecutionError, DeadKernelError, RuntimeError) as error:
-            raise CourseError(_failure(notebook, name, running["index"], error)) from error
+        except (CellExecutionError, RuntimeError) as error:  # a dead kernel is a RuntimeError
+            message = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+            raise CourseError(f"notebooks/{name}.ipynb failed {running[-1]}: {message}") from error
     return (time.perf_counter() - begin) / 60
-
-
-def _failure(notebook: NotebookNode, name: str, index: int | None, error: Exception) -> str:
-    if index is None:
-        return f"notebooks/{name}.ipynb: the kernel did not start: {error}"
-    cell = notebook.cells[index]
-    text = getattr(error, "traceback", "") or f"{type(error).__name__}: {error}"
-    source = "\n".join("    " + line for line in cell.source.splitlines())
-    return (
-        f"notebooks/{name}.ipynb failed in cell {index + 1} of {len(notebook.cells)} "
-        f"(id {cell['id']}):\n\n{source}\n\n{ANSI.sub('', text).strip()}"
-    )
-
-
-# --- results and files -----------------------------------------------------------------------
-
-
-def serialise(notebook: NotebookNode) -> str:
-    """The file's text: format 4.5, validated, one newline at the end."""
-    nbformat.validate(notebook)
-    return nbformat.writes(notebook).rstrip("\n") + "\n"
-
-
-def results_text(
-    done: Iterable[Executed], environment: Mapping[str, object], earlier: Mapping | None = None
-) -> str:
-    """The text of `course.json`; the minutes of notebooks that did not run are kept."""
-    minutes = dict((earlier or {}).get("minutes", {}))
-    minutes.update({item.name: round(item.minutes, 2) for item in done})
-    content = {"environment": dict(environment), "minutes": minutes}
-    return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def readme_picture(notebook: NotebookNode) -> bytes | None:
     """The PNG of the cell tagged `result:readme`, which the README shows; None without such a cell."""
     for cell in notebook.cells:
         if PICTURE_TAG in cell.metadata.get("tags", []):
-            for output in cell.get("outputs", []):
-                if "image/png" in output.get("data", {}):
-                    return base64.b64decode(output.data["image/png"])
-            raise CourseError(f"The cell tagged {PICTURE_TAG} shows no picture.")
+            (output,) = cell.outputs
+            return base64.b64decode(output.data["image/png"])
     return None
 
 
-def run_course(root: Path, wanted: Sequence[str] = (), *, record: bool = False) -> list[Executed]:
-    """Execute the notebooks, then write what came of it: copies and pages, or the record."""
-    root = root.resolve()
-    names = find_notebooks(root, wanted)
-    from kdlib.runtime import describe_environment  # imports torch, which arguments need not
+def run_course(root: Path, wanted: Sequence[str] = (), *, record: bool = False) -> dict[str, float]:
+    """Execute the notebooks, then write what came of it: copies and pages, or the record.
 
-    environment = describe_environment()
-    results = root / (RESULTS if record else BUILD / "course.json")
-    earlier = _earlier(results, environment, refuse=record) if wanted else None
-    sources = {name: read_notebook(root / "notebooks" / f"{name}.ipynb") for name in names}
-    total = sum(
-        cell.cell_type == "code" and bool(cell.source.strip())
-        for notebook in sources.values()
-        for cell in notebook.cells
-    )
-    for name, notebook in sources.items():  # before the minutes that it takes to execute them
-        with _naming(name):
-            check_formulas(notebook)
-    paths = machine_paths(root)
-    done = []
-    contents: dict[Path, str | bytes] = {}
+    Returns:
+        Name of each notebook to its minutes.
+    """
+    root = root.resolve()
+    notebooks = {
+        name: nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
+        for name in find_notebooks(root, wanted)
+    }
+    if record and wanted:
+        _recorded_minutes(root)
+    for name, notebook in notebooks.items():  # before the minutes that it takes to execute them
+        check_formulas(notebook, name)
+        stored = notebook.metadata.get("kdlib", {})
+        if record and "small_recipe" in stored:
+            stored["fingerprint"] = notebook_fingerprint(notebook, root)
+    minutes = {}
+    total = sum(cell.cell_type == "code" for notebook in notebooks.values() for cell in notebook.cells)
     # disable=None: no bar where nobody watches, as in a log file.
     with tqdm(total=total, unit="cell", disable=None) as bar:
-        for name, notebook in sources.items():
-            bar.set_description(name)
-            source = root / "notebooks" / f"{name}.ipynb"
-            if record and "small_recipe" in (stored := notebook.metadata.get("kdlib", {})):
-                stored["fingerprint"] = notebook_fingerprint(notebook, root)
-            minutes = execute(notebook, source.parent, name, on_cell=bar.update)
-            item = Executed(name, notebook, title_of(notebook, name), minutes)
+        for name, notebook in notebooks.items():
+            folder = (root / "notebooks" / name).parent
+            minutes[name] = execute(notebook, folder, name, on_cell=bar.update)
             clean(notebook, keep_widgets=not record)
-            if record:
-                refuse_traces(notebook, name, paths)
-                contents[source] = serialise(notebook)
-                if picture := readme_picture(notebook):
-                    contents[root / PICTURE] = picture
-            else:
-                contents[root / BUILD / f"{name}.ipynb"] = serialise(notebook)
-                page = root / BUILD / f"{name}.html"
-                with _naming(name):
-                    contents[page] = render(notebook, item.title, source, page, root / "notebooks")
-            done.append(item)
-            with nullcontext() if bar.disable else bar.external_write_mode():
-                print(f"{name:<32}{minutes:6.2f} min", flush=True)
-    if not record and not wanted:
-        contents[root / BUILD / "index.html"] = index_page(
-            [(item.name, item.title, item.minutes) for item in done]
-        )
-    if wanted:  # again: another notebook may have been recorded meanwhile
-        earlier = _earlier(results, environment, refuse=record)
-    contents[results] = results_text(done, environment, earlier)
-    for path, content in contents.items():
+            bar.write(f"{name:<32}{minutes[name]:6.2f} min")
+    results = (_record if record else _build)(root, notebooks, minutes, whole=not wanted)
+    for path, content in results.items():
         with replaced(path) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-    return done
+            file.write(content if isinstance(content, bytes) else content.encode())
+    return minutes
 
 
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    try:
-        yield
-    except FormulaError as error:
-        raise CourseError(f"notebooks/{name}.ipynb: {error}") from error
+def _record(root: Path, notebooks: dict, minutes: dict, whole: bool) -> dict[Path, str | bytes]:
+    """File to its content: the notebooks, the README's picture and the minutes."""
+    contents: dict[Path, str | bytes] = {}
+    for name, notebook in notebooks.items():
+        contents[root / "notebooks" / f"{name}.ipynb"] = _text(notebook)
+        if picture := readme_picture(notebook):
+            contents[root / PICTURE] = picture
+    results = {
+        "environment": describe_environment(),
+        # Read anew: another notebook may have been recorded meanwhile.
+        "minutes": ({} if whole else _recorded_minutes(root))
+        | {name: round(value, 2) for name, value in minutes.items()},
+    }
+    contents[root / RESULTS] = json.dumps(results, indent=2, sort_keys=True) + "\n"
+    return contents
 
 
-def _earlier(results: Path, environment: Mapping, *, refuse: bool) -> Mapping | None:
-    """The results of an earlier run that these may stand beside: measured on the same machine."""
-    if not results.is_file():
-        return None
-    earlier = json.loads(results.read_text(encoding="utf-8"))
-    differing = [
-        f"{key}: {earlier['environment'].get(key)!r} then, {environment.get(key)!r} now"
-        for key in sorted({*environment, *earlier["environment"]})
-        if earlier["environment"].get(key) != environment.get(key)
-    ]
-    if not differing:
-        return earlier
-    if refuse:
-        raise CourseError(
-            f"{results.name} was measured elsewhere ({'; '.join(differing)}). One file holds the "
-            "minutes of one machine: record the whole course here."
+def _build(root: Path, notebooks: dict, minutes: dict, whole: bool) -> dict[Path, str]:
+    """File to its content: a copy and a page of each notebook and, of the whole course, an index."""
+    contents, titles = {}, {}
+    for name, notebook in notebooks.items():
+        heading = re.search("^# (.+)$", notebook.cells[0].source, re.MULTILINE)
+        titles[name] = heading[1] if heading else name
+        contents[root / BUILD / f"{name}.ipynb"] = _text(notebook)
+        contents[root / BUILD / f"{name}.html"] = render(notebook, titles[name])
+    if whole:
+        contents[root / BUILD / "index.html"] = index_page(
+            {name: (titles[name], minutes[name]) for name in notebooks}
         )
-    return None
+    return contents
+
+
+def _text(notebook: NotebookNode) -> str:
+    return nbformat.writes(notebook).rstrip("\n") + "\n"
+
+
+def _recorded_minutes(root: Path) -> dict[str, float]:
+    """The minutes recorded so far; `CourseError` if they were measured on another machine."""
+    if not (root / RESULTS).is_file():
+        return {}
+    earlier, here = json.loads((root / RESULTS).read_text(encoding="utf-8")), describe_environment()
+    if earlier["environment"] != here:
+        raise CourseError(
+            f"{RESULTS.name} was measured elsewhere, on {earlier['environment']}; this is {here}. One file "
+            "holds the minutes of one machine: record the whole course here."
+        )
+    return earlier["minutes"]

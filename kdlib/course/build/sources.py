@@ -1,4 +1,4 @@
-"""Which modules of kdlib a source imports, and one fingerprint of a notebook with all that it runs."""
+"""One fingerprint of a notebook together with every module of kdlib that it runs."""
 
 import ast
 import hashlib
@@ -17,18 +17,21 @@ def modules(root: Path) -> dict[str, Path]:
     return found
 
 
-def imports(source: str, names: set[str]) -> set[str]:
-    """Modules among `names` that the Python text `source` imports, anywhere in it.
+def imported(tree: ast.AST) -> set[tuple[str, str]]:
+    """(module, name taken from it) of each import, lazy ones too; "" where the module itself is imported."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {(alias.name, "") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {(node.module, alias.name) for alias in node.names}
+    return found
 
-    A string that is exactly a module's name counts, since lazy tables hand such strings to `import_module`.
-    Importing `a.b.c` counts as `a.b.c` alone: packages here re-export, if anything, what lies inside them.
-    """
-    tree = ast.parse(source)
-    found = _strings(tree)
-    for module, name in _imported(tree):
-        inner = f"{module}.{name}"
-        found.add(inner if inner in names else module)
-    return found & names
+
+def strings(tree: ast.AST) -> set[str]:
+    """All string constants. Among them are the modules that lazy tables hand to `import_module`."""
+    constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return {value for value in constants if isinstance(value, str)}
 
 
 def notebook_fingerprint(notebook: Mapping, root: Path) -> str:
@@ -50,7 +53,7 @@ def notebook_fingerprint(notebook: Mapping, root: Path) -> str:
         trees[name] = ast.parse(files[name].read_text(encoding="utf-8"))
         waiting |= _needed(trees[name], files) - trees.keys()
     results = {path.name: path for path in (root / "data" / "results").glob("*.json")}
-    data = sorted(set.union(*map(_strings, trees.values())) & results.keys())
+    data = sorted(set.union(*map(strings, trees.values())) & results.keys())
     content = [
         {name: _plain(tree) for name, tree in sorted(trees.items())},
         {name: results[name].read_text(encoding="utf-8") for name in data},
@@ -58,26 +61,10 @@ def notebook_fingerprint(notebook: Mapping, root: Path) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _imported(tree: ast.AST) -> set[tuple[str, str]]:
-    """(module, name taken from it) of each import; "" where the module itself is imported."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {(alias.name, "") for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found |= {(node.module, alias.name) for alias in node.names}
-    return found
-
-
-def _strings(tree: ast.AST) -> set[str]:
-    constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
-    return {value for value in constants if isinstance(value, str)}
-
-
 def _needed(tree: ast.AST, files: Mapping[str, Path]) -> set[str]:
     """The modules that hold what is imported; a name that a package passes on counts as its own module."""
-    found = {name for name in _strings(tree) & files.keys() if "." in name}
-    for module, name in _imported(tree):
+    found = {name for name in strings(tree) & files.keys() if "." in name}
+    for module, name in imported(tree):
         if f"{module}.{name}" in files:
             found.add(f"{module}.{name}")
         elif module in files:
@@ -88,10 +75,10 @@ def _needed(tree: ast.AST, files: Mapping[str, Path]) -> set[str]:
 
 @cache
 def _passed_on(package: Path) -> dict[str, set[str]]:
-    """Names that a package's face imports, and from where; nothing for a plain module."""
+    """Names that a package's `__init__.py` imports, and from where; nothing for a plain module."""
     found: dict[str, set[str]] = {}
     if package.name == "__init__.py":
-        for module, name in _imported(ast.parse(package.read_text(encoding="utf-8"))):
+        for module, name in imported(ast.parse(package.read_text(encoding="utf-8"))):
             found.setdefault(name, set()).add(module)
     return found
 
