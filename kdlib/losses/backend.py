@@ -4,7 +4,9 @@
     elsewhere, from four million logits on                 `kdlib.losses.closed_form`, some rows at a time
     fewer, compiled, or transformed by torch.func          the formula as `kdlib.losses.kd` has it
 
-KDLIB_KERNELS=0 in the environment keeps all in PyTorch.
+The first two are one operator of PyTorch, which `torch.compile` takes as it is. Its forward pass finds the
+gradient too and keeps it in place of the logits; `backward` multiplies it by what arrives there. There is no
+second derivative. KDLIB_KERNELS=0 in the environment keeps all in PyTorch.
 """
 
 import os
@@ -17,25 +19,23 @@ import torch
 from torch import Tensor
 
 from kdlib.losses import closed_form
-from kdlib.losses.divergences import LossSettings
+from kdlib.losses.divergences import LossSettings, Reduction, weighted
 
-__all__ = ["faster_kd_loss", "kd_terms_and_gradient", "on_kernels"]
+__all__ = ["faster_kd_loss", "kd_loss_with_gradient", "kd_terms_and_gradient", "on_kernels"]
 
 _LARGE = 1 << 22  # logits; from here on the temporaries of the formula as written are what takes the time
+_SLICE = 1 << 22  # logits that the closed form works on at once: 16 MB in float32
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def faster_kd_loss(student_logits: Tensor, teacher_logits: Tensor | None) -> Callable[..., Tensor] | None:
     """What computes `kd_loss` of such logits faster than its formula as written, or None if nothing does.
 
-    Args:
-        teacher_logits: None where the soft term has no weight.
+    teacher_logits is None where the soft term has no weight.
     """
     kernels = on_kernels(student_logits, teacher_logits)
     if not kernels and (teacher_logits is None or not in_slices(student_logits)):
         return None
-    from kdlib.losses.operators import kd_loss_with_gradient
-
     return partial(kd_loss_with_gradient, kernels=kernels)
 
 
@@ -78,15 +78,14 @@ def _kernels_run_on(device: int) -> bool:
     if os.environ.get("KDLIB_KERNELS") == "0":
         return False
     if device not in _RUN_ON:
-        _RUN_ON[device] = _tried_on(torch.device("cuda", device))
+        _RUN_ON[device] = (
+            # AMD's GPUs are left to PyTorch: their warps have 64 lanes, and nothing here has run on one.
+            torch.version.cuda is not None
+            and torch.cuda.get_device_capability(device) >= (8, 0)
+            and find_spec("triton") is not None
+            and kernels_run(torch.device("cuda", device))
+        )
     return _RUN_ON[device]
-
-
-def _tried_on(device: torch.device) -> bool:
-    # AMD's GPUs are left to PyTorch: their warps have 64 lanes, and nothing here has run on one.
-    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
-        return False
-    return find_spec("triton") is not None and kernels_run(device)
 
 
 def kernels_run(device: torch.device) -> bool:
@@ -103,8 +102,124 @@ def kernels_run(device: torch.device) -> bool:
         warnings.warn(
             f"Triton does not run here ({type(error).__name__}: {reason}), so the distillation loss is "
             "left to PyTorch: the same result, more slowly and in more memory. Triton needs a C compiler and "
-            "Python's headers; KDLIB_KERNELS=0 in the environment says that this is meant",
+            "Python's headers; KDLIB_KERNELS=0 in the environment turns this message off",
             RuntimeWarning, stacklevel=2,
         )  # fmt: skip
         return False
     return True
+
+
+def kd_loss_with_gradient(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    labels: Tensor | None,
+    settings: LossSettings,
+    ignore_index: int,
+    reduction: Reduction,
+    *,
+    kernels: bool,
+) -> Tensor:
+    """`kdlib.losses.kd.plain_kd_loss`: arguments, result and gradient are the same.
+
+    With kernels `backward` scales the gradient in place, and autograd refuses a second one through the same
+    loss (retain_graph=True), unless what arrives there is 1.
+    """
+    classes = student_logits.shape[-1]
+    student = student_logits.reshape(-1, classes)
+    teacher = None if teacher_logits is None else teacher_logits.detach().reshape(-1, classes)
+    labels = None if labels is None else labels.flatten().long()
+    temperature, alpha, divergence, beta = settings
+    loss, _ = _loss_and_gradient(
+        student, teacher, labels, float(temperature), float(alpha), divergence, float(beta), ignore_index,
+        reduction, torch.is_grad_enabled() and student.requires_grad, kernels,
+    )  # fmt: skip
+    return loss.view(student_logits.shape[:-1]) if reduction == "none" else loss
+
+
+@torch.library.custom_op("kdlib::kd_loss_and_gradient", mutates_args=())
+def _loss_and_gradient(
+    student: Tensor, teacher: Tensor | None, labels: Tensor | None, temperature: float, alpha: float,
+    divergence: str, beta: float, ignore_index: int, reduction: str, wanted: bool, kernels: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The loss, (n,) or a scalar, and its gradient (n, V), or (0, V) where it is not wanted.
+
+    The mean's 1 / count is in the gradient already: what arrives in backward is then 1, as a rule, and
+    nothing is to be done there.
+    """
+    compute = _by_kernels if kernels else _in_slices
+    settings = LossSettings(temperature, alpha, divergence, beta)
+    return compute(student, teacher, labels, settings, ignore_index, reduction, wanted)
+
+
+def _by_kernels(student, teacher, labels, settings, ignore_index, reduction, wanted):
+    from kdlib.losses.kernels import kd_terms
+
+    share = None
+    if reduction == "mean":
+        # full, not tensor: nothing is copied to the device, so nothing waits.
+        every = torch.full((), len(student), device=student.device)
+        counted = every if labels is None else (labels != ignore_index).sum()
+        share = 1 / counted.clamp(min=1).float()
+    gradient = student.new_empty(len(student) if wanted else 0, student.shape[1])
+    terms = kd_terms(
+        student, teacher, labels, settings, ignore_index=ignore_index,
+        gradient=gradient if wanted else None, gradient_scale=share,
+    )  # fmt: skip
+    loss = weighted(*terms, settings.alpha)
+    if reduction != "none":
+        loss = loss.sum() if share is None else loss.sum() * share
+    return loss, gradient
+
+
+def _in_slices(student, teacher, labels, settings, ignore_index, reduction, wanted):
+    rows, classes = student.shape
+    if labels is None:
+        counted = torch.arange(rows, device=student.device)
+    else:
+        counted = (labels != ignore_index).nonzero().squeeze(1)
+    share = 1 / max(len(counted), 1) if reduction == "mean" else 1.0
+    loss = student.new_zeros(rows, dtype=torch.promote_types(student.dtype, torch.float32))
+    gradient = student.new_zeros(rows if wanted else 0, classes)
+    for some in counted.split(max(1, _SLICE // classes)):
+        some_labels = None if labels is None else labels[some]
+        terms, slope = closed_form.kd_terms_and_gradient(student[some], teacher[some], some_labels, settings)
+        loss[some] = weighted(*terms, settings.alpha)
+        if wanted:
+            gradient[some] = slope.mul_(share)
+    return loss if reduction == "none" else loss.sum() * share, gradient
+
+
+@_loss_and_gradient.register_fake
+def _(student, teacher, labels, temperature, alpha, divergence, beta, ignore_index, reduction, wanted, *_):
+    shape = student.shape[:1] if reduction == "none" else ()
+    loss = student.new_empty(shape, dtype=torch.promote_types(student.dtype, torch.float32))
+    return loss, student.new_empty(len(student) if wanted else 0, student.shape[1])
+
+
+@torch.library.custom_op("kdlib::scale_rows_", mutates_args=("gradient",))
+def _scale_in_place(gradient: Tensor, factors: Tensor) -> None:
+    """Rows of the gradient times factors, (n,) or one for all."""
+    from kdlib.losses.kernels import scale_rows
+
+    scale_rows(gradient, factors)
+
+
+def _remember(ctx, inputs, output) -> None:
+    ctx.kernels = inputs[-1]
+    ctx.save_for_backward(output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, by, _):
+    (gradient,) = ctx.saved_tensors
+    if by is None:
+        gradient = None
+    elif ctx.kernels:
+        _scale_in_place(gradient, by)
+    elif by.dim() or by.device.type != "cpu" or by != 1:  # on the CPU a look at the usual 1 is free
+        gradient = gradient * (by.unsqueeze(-1) if by.dim() else by).to(gradient.dtype)
+    return gradient, *(None,) * 10
+
+
+_loss_and_gradient.register_autograd(_backward, setup_context=_remember)

@@ -8,23 +8,17 @@ from torch import Tensor
 
 from kdlib.losses.divergences import DIVERGENCES, RULED_OUT, LossSettings
 
-# --- settings ---------------------------------------------------------------------------------------
-
 
 def check_temperature(temperature: float) -> None:
     if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a positive finite number; got {temperature}")
 
 
-def check_alpha(alpha: float) -> None:
-    if not isinstance(alpha, Real) or not 0 <= alpha <= 1:
-        raise ValueError(f"alpha, the weight of the hard label, must lie in [0, 1]; got {alpha}")
-
-
 def check_settings(settings: LossSettings, reduction: str) -> None:
     temperature, alpha, divergence, beta = settings
     check_temperature(temperature)
-    check_alpha(alpha)
+    if not isinstance(alpha, Real) or not 0 <= alpha <= 1:
+        raise ValueError(f"alpha, the weight of the hard label, must lie in [0, 1]; got {alpha}")
     if divergence not in DIVERGENCES:
         raise ValueError(f'divergence must be "forward", "reverse" or "jsd"; got {divergence!r}')
     if divergence == "jsd" and not (isinstance(beta, Real) and 0 < beta < 1):
@@ -36,12 +30,9 @@ def check_settings(settings: LossSettings, reduction: str) -> None:
         raise ValueError(f'reduction must be "mean", "sum" or "none"; got {reduction!r}')
 
 
-# --- logits -----------------------------------------------------------------------------------------
-
-
 def check_logits(name: str, logits: Tensor) -> None:
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+        kind = getattr(logits, "dtype", type(logits).__name__)
         raise ValueError(f"{name} must be a floating-point tensor of logits; got {kind}")
     if logits.dim() == 0:
         raise ValueError(f"{name} must have a class axis, shape (..., C); got a scalar")
@@ -90,10 +81,9 @@ def _may_look_at_values(name: str, tensor: Tensor) -> bool:
     if torch.compiler.is_compiling() or tensor.device.type == "meta":
         return False
     key = (name, tensor.device, tensor.shape[-1])
-    if tensor.device.type != "cpu" and key in _looked_at:
-        return False
+    first = key not in _looked_at
     _looked_at.add(key)
-    return True
+    return first or tensor.device.type == "cpu"
 
 
 def _are_probabilities(logits: Tensor) -> bool:
@@ -102,9 +92,6 @@ def _are_probabilities(logits: Tensor) -> bool:
     off = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 2e-2
     within = (rows >= 0).all() and (rows <= 1).all() and ((rows.sum(-1) - 1).abs() < off).all()
     return bool(rows.numel() and within and (rows != rows.round()).any())
-
-
-# --- which positions count, and their labels --------------------------------------------------------
 
 
 def _check_device(name: str, tensor: Tensor, student: Tensor) -> None:
@@ -145,6 +132,7 @@ def check_labels(labels: Tensor, student: Tensor, classes: int, ignore_index: in
 
 
 def check_possible(labels: Tensor, student_logits: Tensor, ignore_index: int) -> None:
+    """No label at a class that the student rules out: the cross-entropy would be infinite."""
     if _may_look_at_values("possible labels", student_logits):
         counted = labels != ignore_index
         chosen = student_logits.gather(-1, labels.masked_fill(~counted, 0).long().unsqueeze(-1))
@@ -156,19 +144,10 @@ def check_possible(labels: Tensor, student_logits: Tensor, ignore_index: int) ->
             )
 
 
-# --- the largest logits of a teacher ----------------------------------------------------------------
-
-
-def check_k(k: int, classes: int) -> None:
-    if not isinstance(k, int) or not 1 <= k <= classes:
-        raise ValueError(f"k must be a whole number from 1 to the {classes} classes; got {k}")
-
-
 def check_top_k(student_logits: Tensor, teacher: tuple[Tensor, Tensor, Tensor]) -> None:
     if not hasattr(teacher, "log_tail"):
         raise ValueError(f"teacher must be a TopK, as top_k_of makes it; got {type(teacher).__name__}")
     values, indices, log_tail = teacher
-    check_logits("teacher.values", values)
     *places, classes = student_logits.shape
     if [*values.shape[:-1]] != places or indices.shape != values.shape or [*log_tail.shape] != places:
         raise ValueError(
@@ -176,8 +155,6 @@ def check_top_k(student_logits: Tensor, teacher: tuple[Tensor, Tensor, Tensor]) 
             f"{tuple(log_tail.shape)}; expected (..., k), (..., k) and (...) with the positions of "
             f"student_logits {tuple(student_logits.shape)}"
         )
-    if indices.dtype != torch.int64:
-        raise ValueError(f"teacher.indices must be int64 classes; got {indices.dtype}")
     if indices.numel() and _may_look_at_values("teacher.indices", student_logits):
         low, high = indices.min().item(), indices.max().item()
         if low < 0 or high >= classes:
@@ -189,51 +166,21 @@ def check_top_k(student_logits: Tensor, teacher: tuple[Tensor, Tensor, Tensor]) 
             raise ValueError("teacher.indices names a class twice in one position; expected k different ones")
 
 
-# --- hidden states and output layers ----------------------------------------------------------------
-
-
-def check_linear(
-    student: tuple, teacher: tuple, labels: Tensor | None, alpha: float, ignore_index: int | None
-) -> None:
-    """Of each model hidden states, weight and bias; of the teacher also a `TopK`, None and None."""
-    hidden, weight, _ = student
-    _check_layer("student", *student)
-    if labels is not None:
-        check_labels(labels, hidden, len(weight), ignore_index)
+def check_linear(student_hidden: Tensor, teacher: object, weight: Tensor | None, alpha: float) -> None:
+    """The teacher is a tensor of hidden states beside its layer's weight, or a `TopK` beside None."""
     if alpha == 1:
         return
-    given, teacher_weight, _ = teacher
-    if given is None:
+    if teacher is None:
         raise ValueError("teacher_hidden is None: only alpha=1 with labels can do without a teacher")
-    stored = hasattr(given, "log_tail")
-    if stored != (teacher_weight is None):
+    stored = hasattr(teacher, "log_tail")
+    if stored != (weight is None):
         raise ValueError(
             f"teacher_weight is {'given' if stored else None}; expected the weight of the teacher's output "
             "layer beside its hidden states, or None beside a TopK"
         )
-    if not stored:
-        _check_layer("teacher", *teacher)
-    places = given.log_tail.shape if stored else given.shape[:-1]
-    if places != hidden.shape[:-1]:
+    places = teacher.log_tail.shape if stored else teacher.shape[:-1]
+    if places != student_hidden.shape[:-1]:
         raise ValueError(
-            f"teacher_hidden has positions {tuple(places)}, student_hidden {tuple(hidden.shape[:-1])}; "
-            "expected the same"
+            f"teacher_hidden has positions {tuple(places)}, student_hidden "
+            f"{tuple(student_hidden.shape[:-1])}; expected the same"
         )
-
-
-def check_chunks(classes: int | None, common: int, chunk_tokens: int | None) -> None:
-    if classes is not None and not 2 <= classes <= common:
-        raise ValueError(f"classes must lie in 2 … {common}, the logits that both have; got {classes}")
-    if chunk_tokens is not None and (not isinstance(chunk_tokens, int) or chunk_tokens < 1):
-        raise ValueError(f"chunk_tokens must be a whole number, at least 1; got {chunk_tokens!r}")
-
-
-def _check_layer(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    width = hidden.shape[-1]
-    if not hidden.is_floating_point() or weight.dim() != 2 or weight.shape[1] != width:
-        raise ValueError(
-            f"{name}_weight must be (V, {width}), as {name}_hidden is {width} wide, of floating dtype; got "
-            f"{tuple(weight.shape)} and {hidden.dtype}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{name}_bias must be ({len(weight)},); got {tuple(bias.shape)}")

@@ -8,14 +8,14 @@ Autograd would hold a dozen float32 tensors of the size of the logits. But the g
     reverse   T · q · ((log q − log p) − KL(q‖p))
     JSD       T · (1 − β) · q · (H − h),  h = log(m/q),  H = Σ q·h
 
-so that four such tensors do, which are overwritten as soon as what they held is used up. And as a row needs
-no other row, they can be those of some rows at a time, which stay in a processor's cache
-(`kdlib.losses.operators`).
+so that four such tensors do, each overwritten as soon as what it held is used up. And as a row needs no other
+row, they can be those of some rows at a time, which stay in a processor's cache (`kdlib.losses.backend`).
 """
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdlib.losses.divergences import RULED_OUT, Divergence, LossSettings
@@ -33,8 +33,8 @@ def kd_terms_and_gradient(
     """Both terms of each row, CE(label, student) and T²·D(teacher, student), and the gradient of its loss.
 
     Args:
-        student_logits: (n, V), any floating dtype. teacher_logits: (n, W), any; None where alpha is 1.
-            Both may be overwritten.
+        student_logits, teacher_logits: (n, V) and (n, W), any floating dtype; both may be overwritten. The
+            teacher's are None where alpha is 1.
         labels: (n,) int64 in [0, V); None where alpha is 0.
         width: how many of the first classes the soft term compares; None means V.
 
@@ -57,12 +57,11 @@ def kd_terms_and_gradient(
         distances, of_soft = _soft(student, teacher, temperature, divergence, beta)
         terms[1] = temperature**2 * distances
         of_soft.mul_((1 - alpha) * temperature)
+        beyond = student_logits.shape[1] - of_soft.shape[1]
         if slope is not None:
             slope[:, :width] += of_soft
-        elif width is None or width == student_logits.shape[1]:
-            slope = of_soft
         else:
-            slope = torch.nn.functional.pad(of_soft, (0, student_logits.shape[1] - width))
+            slope = F.pad(of_soft, (0, beyond)) if beyond else of_soft
     return terms, slope.to(student_logits.dtype)
 
 
@@ -74,9 +73,11 @@ def _soft(
     # Seldom so, and a look at the lowest is cheaper than two masks.
     if student.numel() and min(student.min(), teacher.min()) <= RULED_OUT:
         ruled_out = (student <= RULED_OUT) | (teacher <= RULED_OUT)
-    log_q, log_p = (
-        torch.log_softmax(_softened(logits, temperature, ruled_out), dim=-1) for logits in (student, teacher)
-    )
+    for logits in (student, teacher):
+        logits.div_(temperature)
+        if ruled_out is not None:
+            logits.masked_fill_(ruled_out, RULED_OUT)
+    log_q, log_p = torch.log_softmax(student, dim=-1), torch.log_softmax(teacher, dim=-1)
     if divergence == "jsd":
         return _jensen_shannon(log_p, log_q, beta, student, teacher)
     # KL(x‖y) for the two directions; what is written lies where nothing is needed any more.
@@ -108,12 +109,6 @@ def _jensen_shannon(
     # x is q and h is log(m/q) now.
     mean = torch.mul(x, h, out=difference).sum(dim=-1, keepdim=True)
     return distances, h.sub_(mean).mul_(x).mul_(beta - 1)
-
-
-def _softened(logits: Tensor, temperature: float, ruled_out: Tensor | None) -> Tensor:
-    if temperature != 1:
-        logits.div_(temperature)
-    return logits if ruled_out is None else logits.masked_fill_(ruled_out, RULED_OUT)
 
 
 def _difference(x: Tensor, y: Tensor, u: Tensor, out: Tensor, free: Tensor) -> Tensor:

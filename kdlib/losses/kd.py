@@ -21,9 +21,8 @@ that, and one α keeps its meaning while T is changed (Hinton et al. 2015, end o
 weights, for either direction of KL, and T²·JSD → β(1 − β) · Var(d) / 2: the student is asked to match logits
 up to a constant (Hinton et al. 2015, §2.1, eq. 4, where logits have zero mean).
 
-**Three implementations.** `plain_kd_loss` below is the formula as it stands above, differentiated by
-autograd. `closed_form` computes the gradient by its formula, `kernels` does so on GPUs; both are tested
-against the first. `backend` chooses.
+**Three implementations.** `plain_kd_loss` below is the formula above, differentiated by autograd;
+`closed_form` and, on GPUs, `kernels` compute the gradient by its formula. `backend` chooses.
 """
 
 import torch
@@ -83,8 +82,8 @@ def kd_loss(
     for next-token prediction shift logits and labels first. A class that either model rules out, with −inf or
     anything down from −1e30, is left out of D: its probabilities are those over the classes that both allow.
 
-    Large inputs are computed faster and in less memory, with the same result but for rounding, see
-    `kdlib.losses.backend`. The gradient is then found along with the loss, and there is no second derivative.
+    Large inputs are computed faster and in less memory (`kdlib.losses.backend`), with the same result but for
+    rounding, and without a second derivative.
 
     Args:
         student_logits: (..., C), C ≥ 2, any floating dtype; the arithmetic is float32 or better.

@@ -2,21 +2,19 @@
 
 A language model's last layer turns n hidden states h of width H into n · V logits, z = h·Wᵀ. With a
 vocabulary of 151,936 and 8,192 tokens these are 5 GB in float32, and the loss holds a dozen tensors of that
-size. But the loss is a sum over tokens, and the logits of a token are wanted once: for its loss and, in the
-same breath, for the derivative of that loss with respect to these logits, G. Then
+size. But the loss is a sum over tokens, and with G, the derivative of a token's loss by its logits,
 
     ∂L/∂h = G·W        (n, H), each token's own
     ∂L/∂W = Gᵀ·h       (V, H), a sum over tokens, kept in float32
 
-so a few tokens at a time are enough: make their logits and their G, add to both gradients, forget them. The
-backward pass is then one multiplication by a number. What is computed is the same; what is held is one chunk,
-and ∂L/∂W. (Liger-Kernel, Hsu et al. 2024, arXiv 2410.10989, has this for the cross-entropy.)
+so a few tokens at a time are enough: make their logits and G, add to both gradients, forget them. What is
+held is one chunk, and ∂L/∂W. (Liger-Kernel, Hsu et al. 2024, arXiv 2410.10989, has this for the
+cross-entropy.)
 
-**Size of a chunk.** The products read W once for every chunk, and ∂L/∂W is read and written, so chunks
-should be large; what they hold is what is to be saved, so they should be small. PyTorch holds up to eight
-float32 tensors of the size of a chunk's logits, and 256 MB are a compromise: 55 tokens at 151,936 classes.
-The kernels write G over the student's logits and hold nothing else but the teacher's: 1,664 tokens of bf16
-in a gigabyte.
+**Size of a chunk.** Every chunk reads W, and reads and writes ∂L/∂W, so chunks should be large; but they are
+what takes memory. PyTorch holds up to eight float32 tensors of the size of a chunk's logits, and 256 MB are a
+compromise: 55 tokens at 151,936 classes. The kernels write G over the student's logits and hold nothing else
+but the teacher's: 1,664 tokens of bf16 in a gigabyte.
 """
 
 from typing import NamedTuple
@@ -26,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdlib.losses import backend, checks
-from kdlib.losses.divergences import Divergence, LossSettings, Reduction, weighted
+from kdlib.losses.divergences import Divergence, LossSettings, Reduction, full_precision, weighted
 from kdlib.losses.top_k import TopK, top_k_loss
 
 __all__ = ["LossTerms", "chunk_tokens", "linear_kd_loss"]
@@ -84,8 +82,7 @@ def linear_kd_loss(
             made. None means that alpha is 0 and all positions count.
         temperature, alpha, divergence, beta, ignore_index: as for `kd_loss`. Here ignore_index may be None:
             every position counts, and a GPU need not be waited for to know how many do.
-        chunk_tokens: positions of a chunk; default as many as keep it within 256 MB, and with the kernels
-            within 1 GB.
+        chunk_tokens: positions of a chunk; see the function of this name for the default.
         classes: how many leading logits the soft term compares, for vocabularies of unequal padding. Default
             the smaller of V and W. The hard term is over all V.
         reduction: "mean" over the positions that count, or "sum".
@@ -101,36 +98,57 @@ def linear_kd_loss(
     checks.check_settings(settings, reduction)
     if reduction == "none":
         raise ValueError('reduction must be "mean" or "sum" here: the gradient of each position is not kept')
-    student = (student_hidden, student_weight, student_bias)
-    teacher = (teacher_hidden, teacher_weight, teacher_bias) if settings.alpha < 1 else (None, None, None)
-    checks.check_linear(student, teacher, labels, settings.alpha, ignore_index)
-    common = min(len(weight) for weight in (student_weight, teacher[1]) if weight is not None)
-    checks.check_chunks(classes, common, chunk_tokens)
+    if settings.alpha == 1:
+        teacher_hidden = teacher_weight = None
+    if labels is not None:
+        checks.check_labels(labels, student_hidden, len(student_weight), ignore_index)
+    checks.check_linear(student_hidden, teacher_hidden, teacher_weight, settings.alpha)
+    common = min(len(weight) for weight in (student_weight, teacher_weight) if weight is not None)
+    if classes is not None and not 2 <= classes <= common:
+        raise ValueError(f"classes must lie in 2 … {common}, the logits that both have; got {classes}")
+    if chunk_tokens is not None and (not isinstance(chunk_tokens, int) or chunk_tokens < 1):
+        raise ValueError(f"chunk_tokens must be a whole number, at least 1; got {chunk_tokens!r}")
 
     hidden = student_hidden.flatten(0, -2)
-    kind = hidden.device.type
-    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    of_teacher = () if teacher[0] is None else teacher[0] if isinstance(teacher[0], TopK) else teacher[:1]
-    of_teacher = [x.detach().flatten(0, student_hidden.dim() - 2) for x in of_teacher]
+    stored = isinstance(teacher_hidden, TopK)
+    teacher = teacher_hidden if stored else () if teacher_hidden is None else (teacher_hidden,)
+    teacher = [x.detach().flatten(0, student_hidden.dim() - 2) for x in teacher]
     labels = None if labels is None else labels.flatten().long()
     if labels is not None and ignore_index is not None:
         counted = (labels != ignore_index).nonzero().squeeze(1)
-        hidden, labels, *of_teacher = (x.index_select(0, counted) for x in (hidden, labels, *of_teacher))
-    chunks = _Chunks(labels, of_teacher, teacher[1:], settings, classes or common, autocast)
+        hidden, labels, *teacher = (x.index_select(0, counted) for x in (hidden, labels, *teacher))
+    kind = hidden.device.type
+    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    dtype, over = autocast or hidden.dtype, None
+    weight = bias = None
+    if teacher_weight is not None:  # without autocast in its own dtype, whatever the student's
+        weight = teacher_weight.detach().to(autocast or teacher_weight.dtype)
+        bias = None if teacher_bias is None else teacher_bias.detach().to(weight.dtype)
+    if not stored and backend.on_kernels(hidden.new_empty(0, dtype=dtype), weight):
+        over = len(student_weight) * dtype.itemsize + (0 if weight is None else len(weight) * weight.itemsize)
+
+    def terms_of(logits: Tensor, rows: slice, wanted: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Sums of the hard and of the soft term, and the derivative of the loss. Overwrites the logits."""
+        part, some = [x[rows] for x in teacher], None if labels is None else labels[rows]
+        if stored:
+            return _stored_terms(logits, TopK(*part), some, settings, classes or common, wanted)
+        teacher_logits = F.linear(part[0].to(weight.dtype), weight, bias) if part else None
+        (hard, soft), slope = backend.kd_terms_and_gradient(
+            logits, teacher_logits, some, settings, classes or common
+        )
+        return hard.sum(), soft.sum(), slope
+
     scale = 1 / max(len(hidden), 1) if reduction == "mean" else 1.0
     # Whether gradients are recorded is not to be seen inside of a function's forward.
     terms = _Linear.apply(
-        hidden, student_weight, student_bias, chunks, chunk_tokens, scale, autocast or hidden.dtype,
+        hidden, student_weight, student_bias, terms_of, settings.alpha, (chunk_tokens, over), scale, dtype,
         torch.is_grad_enabled(),
     )  # fmt: skip
     return LossTerms(*terms) if return_terms else terms[0]
 
 
-# --- a chunk ----------------------------------------------------------------------------------------
-
-
 def chunk_tokens(count: int, classes: int, *, written_over: int | None = None) -> int:
-    """Positions of a chunk, of `count`.
+    """Positions of a chunk, of `count`: as many as keep it within 256 MB, or with the kernels within 1 GB.
 
     Args:
         classes: V.
@@ -144,65 +162,26 @@ def chunk_tokens(count: int, classes: int, *, written_over: int | None = None) -
     return _TILE * -(-tiles // max(1, chunks))  # chunks of equal size
 
 
-class _Chunks:
-    """What there is of all positions that count, and the terms and the gradient of some of them.
-
-    Args:
-        labels: (n) or None. of_teacher: its hidden states, or the parts of a `TopK`, or nothing.
-        layer: weight and bias of the teacher's output layer, or None.
-    """
-
-    def __init__(self, labels, of_teacher, layer, settings, classes, autocast) -> None:
-        self.labels, self.of_teacher, self.settings, self.classes = labels, of_teacher, settings, classes
-        weight, bias = layer
-        # Without autocast in the dtype that the teacher has, whatever the student's.
-        dtype = autocast or (None if weight is None else weight.dtype)
-        self.weight, self.bias = (None if x is None else x.detach().to(dtype) for x in (weight, bias))
-
-    def tokens(self, count: int, logits: Tensor) -> int:
-        """Positions of a chunk, of `count`, for logits like these (0, V)."""
-        teacher = None if self.weight is None else self.weight.new_empty(0, len(self.weight))
-        stored = self.of_teacher and teacher is None
-        if stored or not backend.on_kernels(logits, teacher):
-            return chunk_tokens(count, logits.shape[1])
-        each = sum(x.shape[1] * x.itemsize for x in (logits, teacher) if x is not None)
-        return chunk_tokens(count, logits.shape[1], written_over=each)
-
-    def terms_and_gradient(self, logits: Tensor, rows: slice, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums of the hard and of the soft term, and the derivative of the loss. Overwrites the logits."""
-        labels = None if self.labels is None else self.labels[rows]
-        part = [x[rows] for x in self.of_teacher]
-        if part and self.weight is None:
-            return self._by_autograd(logits, TopK(*part), labels, wanted)
-        teacher = F.linear(part[0].to(self.weight.dtype), self.weight, self.bias) if part else None
-        width = self.classes if part else None
-        (hard, soft), slope = backend.kd_terms_and_gradient(logits, teacher, labels, self.settings, width)
-        return hard.sum(), soft.sum(), slope
-
-    def _by_autograd(self, logits, teacher, labels, wanted) -> tuple[Tensor, Tensor, Tensor | None]:
-        temperature, alpha, divergence, beta = self.settings
-        hard = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
-        logits.requires_grad_(wanted)
-        with torch.enable_grad():
-            if alpha > 0:
-                hard = F.cross_entropy(logits.to(hard.dtype), labels, reduction="sum")
-            soft = top_k_loss(
-                logits[:, : self.classes], teacher, temperature=temperature, divergence=divergence, beta=beta,
-                reduction="sum",
-            )  # fmt: skip
-            loss = alpha * hard + (1 - alpha) * soft
-        slope = torch.autograd.grad(loss, logits)[0] if wanted else None
-        return hard.detach(), soft.detach(), slope
-
-
-# --- all of them ------------------------------------------------------------------------------------
+def _stored_terms(
+    logits: Tensor, teacher: TopK, labels: Tensor | None, settings: LossSettings, width: int, wanted: bool
+) -> tuple[Tensor | float, Tensor, Tensor | None]:
+    temperature, alpha, divergence, beta = settings
+    logits.requires_grad_(wanted)
+    with torch.enable_grad():
+        hard = F.cross_entropy(full_precision(logits), labels, reduction="sum") if alpha > 0 else 0.0
+        soft = top_k_loss(
+            logits[:, :width], teacher, temperature=temperature, divergence=divergence, beta=beta,
+            reduction="sum",
+        )  # fmt: skip
+        loss = weighted(hard, soft, alpha)
+    return hard, soft, torch.autograd.grad(loss, logits)[0] if wanted else None
 
 
 class _Linear(torch.autograd.Function):
     """Loss, its terms and gradients of n hidden states, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, chunks, tokens, scale, dtype, recorded):
+    def forward(ctx, hidden, weight, bias, terms_of, alpha, chunk, scale, dtype, recorded):
         precise = torch.promote_types(dtype, torch.float32)
         wanted = [recorded and needed for needed in ctx.needs_input_grad[:3]]
         hard, soft = hidden.new_zeros(2, dtype=precise)
@@ -210,13 +189,13 @@ class _Linear(torch.autograd.Function):
             torch.zeros_like(tensor, dtype=precise if number else tensor.dtype) if want else None
             for number, (tensor, want) in enumerate(zip((hidden, weight, bias), wanted, strict=True))
         )
+        tokens = chunk[0] or chunk_tokens(len(hidden), len(weight), written_over=chunk[1])
         with torch.autocast(hidden.device.type, enabled=False):
             matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
-            tokens = tokens or chunks.tokens(len(hidden), hidden.new_empty(0, len(weight), dtype=dtype))
             for start in range(0, len(hidden), tokens):
                 rows = slice(start, start + tokens)
                 part = hidden[rows].to(dtype)
-                *terms, slope = chunks.terms_and_gradient(F.linear(part, matrix, offset), rows, any(wanted))
+                *terms, slope = terms_of(F.linear(part, matrix, offset), rows, any(wanted))
                 hard += terms[0]
                 soft += terms[1]
                 if of_hidden is not None:
@@ -233,18 +212,19 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(of_hidden, of_weight, of_bias)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
         # Three tensors, also where one is equal to another: the loss alone has a gradient.
-        loss, hard, soft = (x * scale for x in (weighted(hard, soft, chunks.settings.alpha), hard, soft))
+        loss, hard, soft = (x * scale for x in (weighted(hard, soft, alpha), hard, soft))
         ctx.mark_non_differentiable(hard, soft)
         return loss, hard, soft
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, slope, *_):
-        def scaled(gradient, dtype):  # rounded once, and without a copy of all of it in higher precision
-            return torch.mul(gradient, slope, out=torch.empty_like(gradient, dtype=dtype))
-
-        gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return (*(None if found is None else scaled(found, dtype) for found, dtype in gradients), *[None] * 5)
+        gradients = [
+            # Rounded once, and without a copy of all of it in higher precision.
+            None if found is None else torch.mul(found, slope, out=torch.empty_like(found, dtype=dtype))
+            for found, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return *gradients, *[None] * 6
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -1,28 +1,24 @@
 """The distillation loss where only the teacher's k largest logits are known.
 
 Of the 151,665 tokens of a vocabulary a teacher gives nearly all of its probability to a few. So caches and
-servers keep k logits of each position, and the mass of all other classes, the tail. What a student can learn
-from that:
+servers keep k logits of each position, and the mass of all other classes, the tail. Here the divergence is
+over k + 1 events: the k classes, and "any other" (TRL 1.16 has this as `loss_add_tail`). The teacher's
+probability of each is exact, so nothing is biased; how the student spreads its tail is not judged.
 
-- **Leave the tail out**, and let the k probabilities sum to 1: the target is surer of itself than the
-  teacher, and so will be the student. Anshumann et al. 2025 ("Sparse Logit Sampling", 2503.16870) prove
-  that it is biased and find that it costs quality and calibration; they sample the classes to keep instead.
-- **Spread the tail evenly** over the other classes, as the cache of images does. With a few hundred classes
-  that is close. With 151,665 it teaches that all other tokens are equally likely, and builds a dense teacher.
-- **One event for all the others**, which is done here: k + 1 events, the k classes and "any other". The
-  teacher's probability of each is exact, so nothing is biased; how the student spreads its tail is not
-  judged. TRL has this as `loss_add_tail` (1.16, `trl.experimental.server_distillation`).
+Two other ways: to leave the tail out and let the k probabilities sum to 1 makes the student surer than its
+teacher (Anshumann et al. 2025, "Sparse Logit Sampling", 2503.16870). To spread it evenly over the other
+classes, as the cache of images does, is close with a few hundred classes, not with 151,665.
 
-**What the last one measures.** The event is a function of the class, so by the data-processing inequality
-the divergence between the merged distributions is at most the one between all classes. They are equal if
-k = C, and wherever teacher and student spread their tails in the same proportions. The gradient of
-T² · KL(p‖q) with respect to a kept logit is T · (q_j − p_j), as for all classes; for a class j of the tail it
-is T · (Q − P) · q_j / Q, P and Q being the tail's mass for teacher and student.
+**What it measures.** The event is a function of the class, so by the data-processing inequality the
+divergence between the merged distributions is at most the one between all classes. They are equal if k = C,
+and wherever teacher and student spread their tails in the same proportions. The gradient of T² · KL(p‖q)
+with respect to a kept logit is T · (q_j − p_j), as for all classes; for a class j of the tail it is
+T · (Q − P) · q_j / Q, P and Q being the tail's mass for teacher and student.
 
-**Rounding.** The tail's mass as 1 − Σ (kept mass) is rounding, or below zero, as soon as it is under 1e-7 in
-float32; TRL stops it there. A reverse KL is then far off: for the 10 % that a student puts on the tail it is
-to pay 0.1 · log(0.1 / P), and P may be 1e-12. So what is kept of the teacher is the logarithm of the tail
-itself, and the student's is the log-sum-exp over the classes that are not kept.
+**Rounding.** The tail's mass as 1 − Σ (kept mass) is nothing but rounding below 1e-7 in float32, and a
+reverse KL then far off: for the 10 % that a student puts on the tail it is to pay 0.1 · log(0.1 / P), and P
+may be 1e-12. So the teacher's tail is kept as a logarithm, and the student's is the log-sum-exp over the
+classes that are not kept.
 """
 
 from typing import NamedTuple
@@ -80,7 +76,8 @@ def top_k_of(logits: Tensor, k: int, temperature: float = 1.0) -> TopK:
     """
     checks.check_temperature(temperature)
     checks.check_logits("logits", logits)
-    checks.check_k(k, logits.shape[-1])
+    if not isinstance(k, int) or not 1 <= k <= logits.shape[-1]:
+        raise ValueError(f"k must be a whole number from 1 to the {logits.shape[-1]} classes; got {k}")
     logits = logits.detach()
     values, indices = logits.topk(k, dim=-1)
     log_tail = _log_tail(logits, indices, temperature)
@@ -102,7 +99,7 @@ def top_k_loss(
     """T² times the divergence between teacher and student over k + 1 events: the k classes, and any other.
 
     A kept class that either rules out, with −inf or anything down from −1e30, is left out of both, as in
-    `soft_target_loss`; so is the tail where one of them has none. No dense teacher is built.
+    `soft_target_loss`; so is the tail where one of them has none.
 
     Args:
         student_logits: (..., C), C ≥ 2, any floating dtype.
@@ -117,8 +114,7 @@ def top_k_loss(
         and equal to it for k = C.
 
     Raises:
-        ValueError: naming the argument, its value and what was expected. On an accelerator values are looked
-            at on the first call only, as in `kd_loss`.
+        ValueError: naming the argument, its value and what was expected.
     """
     settings = LossSettings(temperature, 0.0, divergence, beta)
     checks.check_settings(settings, reduction)

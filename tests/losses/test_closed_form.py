@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdlib.cost import peak_memory
-from kdlib.losses import backend, closed_form, operators
+from kdlib.losses import backend, closed_form
 from kdlib.losses.divergences import LossSettings
 from kdlib.losses.kd import kd_loss, soft_target_loss
 
@@ -156,7 +156,7 @@ def small_slices(monkeypatch):
         taken.append(logits.shape)
         return True
 
-    monkeypatch.setattr(operators, "_SLICE", 3 * 17 + 5)
+    monkeypatch.setattr(backend, "_SLICE", 3 * 17 + 5)
     monkeypatch.setattr(backend, "in_slices", large)
     return taken
 
@@ -230,7 +230,7 @@ def test_in_slices_less_memory_is_held():
     def run(sliced):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(backend, "in_slices", lambda logits: sliced)
-            patch.setattr(operators, "_SLICE", 16_384 * 16)
+            patch.setattr(backend, "_SLICE", 16_384 * 16)
             student.grad = None
             return peak_memory(lambda: kd_loss(student, teacher, None).backward())
 

@@ -544,7 +544,7 @@ def check_rows_far_apart(device: str) -> None:
 
 def check_compiled(device: str) -> None:
     """One graph, the same result, and what PyTorch asks of an operator."""
-    from kdlib.losses.operators import kd_loss_with_gradient
+    from kdlib.losses.backend import kd_loss_with_gradient
 
     student, teacher, labels = small(device)
 

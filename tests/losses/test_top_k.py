@@ -378,12 +378,10 @@ STUDENT, TOP = logits(2, 6, seed=1), top_k_of(logits(2, 6, seed=2), 3)
     ({"student_logits": logits(3, 6, seed=1)}, r"values \(2, 3\), indices \(2, 3\) and log_tail \(2,\);"),
     ({"teacher": TOP._replace(log_tail=torch.zeros(2, 1))}, r"log_tail \(2, 1\); expected"),
     ({"teacher": TOP._replace(indices=TOP.indices[:, :2])}, r"indices \(2, 2\)"),
-    ({"teacher": TOP._replace(indices=TOP.indices.int())}, "must be int64 classes; got torch.int32"),
     ({"teacher": TOP._replace(indices=TOP.indices + 4)}, r"teacher.indices holds \d+; expected 0 to 5"),
     ({"teacher": TOP._replace(indices=TOP.indices - 6)}, r"teacher.indices holds -\d; expected 0 to 5"),
     ({"teacher": TOP._replace(indices=torch.zeros(2, 3).long())}, "names a class twice"),
     ({"teacher": TopK(torch.zeros(2, 7), torch.arange(7).repeat(2, 1), torch.zeros(2))}, "indices holds 6"),
-    ({"teacher": TOP._replace(values=TOP.indices)}, "teacher.values must be a floating-point tensor"),
     ({"student_logits": STUDENT.softmax(-1)}, "student_logits holds probabilities"),
     ({"student_logits": STUDENT[:, :1]}, "student_logits has a class axis of 1"),
     ({"temperature": 0.0}, "temperature must be a positive finite number; got 0.0"),
@@ -392,7 +390,7 @@ STUDENT, TOP = logits(2, 6, seed=1), top_k_of(logits(2, 6, seed=2), 3)
     ({"reduction": "batchmean"}, "reduction must be"),
     ({"mask": torch.ones(2)}, "mask must be bool"),
     ({"mask": torch.ones(3, dtype=torch.bool)}, r"mask has shape \(3,\); expected \(2,\)"),
-], ids=range(18))  # fmt: skip
+], ids=range(16))  # fmt: skip
 def test_refused_with_the_argument_its_value_and_what_was_expected(changed, message):
     given = {"student_logits": STUDENT, "teacher": TOP, **changed}
     with pytest.raises(ValueError, match=message):
