@@ -15,13 +15,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m kdlib course",
         description="Execute the notebooks; copies and HTML pages land in build/course.",
     )
-    parser.add_argument("names", nargs="*", help="only these, such as 02_temperature")
-    parser.add_argument(
-        "--record",
-        action="store_true",
-        help="for authors: store outputs in notebooks/ and minutes in data/results/course.json",
-    )
-    parser.add_argument("--root", type=Path, help="the course's folder (default: found from here)")
+    add = parser.add_argument
+    add("names", nargs="*", help="only these, such as 02_temperature")
+    add("--record", action="store_true",
+        help="for authors: store outputs in notebooks/ and minutes in data/results/course.json")  # fmt: skip
+    add("--root", type=Path, help="the course's folder (default: found from here)")
     options = parser.parse_args(argv)
     try:
         root = options.root or find_root()

@@ -5,14 +5,14 @@ import importlib.resources
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 from transformers import AutoConfig, HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
-from kdlib.language.models.r1_distill import R1_DISTILL, find
+from kdlib.language.models.r1_distill import R1_DISTILL
 from kdlib.language.pipeline import PipelineOptions, run_pipeline
 from kdlib.language.plan.plan import plan
 
@@ -27,9 +27,9 @@ them, and both are tested. Each stage goes on where it was interrupted.
   python -m kdlib distill --student Qwen-1.5B --traces traces.jsonl --out run
   accelerate launch --config_file fsdp2.yaml -m kdlib distill --config eight_80gb …
 
---config takes a YAML file of options, or one that comes with kdlib: {configs}.
-What the command line says goes first. --plan H100-80GB×8 prints what the run
-will need, and does nothing. --print-config NAME prints such a file, as
+--config takes a YAML file of options, or one that comes with kdlib: one_80gb or
+eight_80gb. What the command line says goes first. --plan H100-80GB×8 prints what
+the run will need, and does nothing. --print-config NAME prints such a file, as
 accelerate's fsdp2 and ddp, to be saved and changed.
 
 Answers by a model too large for one device, or many of them, are better written
@@ -38,22 +38,25 @@ at the scale of hundreds of GPUs is TRL's and accelerate's: `python -m kdlib
 export` writes the traces for them.
 """
 
-_LAUNCH = ("ddp", "fsdp2")  # for accelerate launch
+CONFIGS = importlib.resources.files("kdlib.cli") / "configs"
+METAVARS = {int: "N", float: "X", str: "TEXT", json.loads: "JSON", string_to_bool: "yes|no"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the pipeline; 1 where that failed, with what to fix on stderr; interrupted, 130."""
-    parser = _parser()
-    names = [known.name for known in fields(PipelineOptions)]
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("--config", metavar="FILE", help="options as YAML: a file, or a name")
+    files.add_argument(
+        "--print-config", metavar="NAME", help="print a configuration that comes with kdlib"
+    )
+    named, rest = files.parse_known_args(argv)
     try:
-        given = parser.parse_args(argv)
-        if given.print_config:
-            print(_read(given.print_config)[1], end="")
+        if named.print_config:
+            print(_read(named.print_config), end="")
             return 0
-        if given.config:
-            parser.set_defaults(**_options(given.config, names))
-            given = parser.parse_args(argv)
-        options = PipelineOptions(**{name: getattr(given, name) for name in names})
+        options, given = _parser(files).parse_args_into_dataclasses(
+            [*(_arguments(named.config) if named.config else ()), *rest], look_for_args_file=False
+        )
         if given.plan:
             print(_planned(options, given.plan, given.context, given.texts))
             return 0
@@ -68,77 +71,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(files: argparse.ArgumentParser) -> HfArgumentParser:
     parser = HfArgumentParser(
-        PipelineOptions, prog="python -m kdlib distill", allow_abbrev=False,
-        description=DESCRIPTION.format(configs=", ".join(sorted(set(_supplied()) - set(_LAUNCH)))),
-        formatter_class=_Help,
+        PipelineOptions, prog="python -m kdlib distill", allow_abbrev=False, parents=[files],
+        description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     for action in parser._actions:  # shown as the options of other commands are; --max_new_tokens works too
         action.option_strings.sort(key=lambda name: "_" in name)
-        if action.type in (int, float, str):
-            action.metavar = {int: "N", float: "X", str: "TEXT"}[action.type]
-        elif action.type is dict:
-            action.type, action.metavar = json.loads, "JSON"
-        elif action.nargs == "?":
-            action.metavar = "yes|no"
+        if action.type is dict:
+            action.type = json.loads
+        action.metavar = METAVARS.get(action.type, action.metavar)
+        if action.type and action.default is not None:
+            action.help += " (%(default)s)"
     add = parser.add_argument
-    add("--config", metavar="FILE", help="options as YAML: a file, or a name")
-    add("--print-config", metavar="NAME", help="print a configuration that comes with kdlib")
     add("--plan", metavar="HARDWARE", help="print what the run will need there, such as H100-80GB×8")
     add("--context", type=int, default=4096, help="--plan: tokens of a text (%(default)s)")
     add("--texts", type=int, default=10_000, help="--plan: texts to learn from (%(default)s)")
     return parser
 
 
-class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The description as it is written; defaults behind the help of those options that have one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        if action.default in (None, "", argparse.SUPPRESS) or "%(default)" in (action.help or ""):
-            return action.help or ""
-        return super()._get_help_string(action)
-
-
-# --- configurations ---------------------------------------------------------------------------------------
-
-
-def _supplied() -> dict[str, Path]:
-    folder = importlib.resources.files("kdlib.cli") / "configs"
-    return {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}
-
-
-def _read(name: str) -> tuple[object, str]:
-    """Where it is, and what it says."""
-    path = Path(name)
-    if not path.is_file():
-        path = _supplied().get(name)
-    if path is None:
-        known = ", ".join(sorted(_supplied()))
+def _read(name: str) -> str:
+    """A file of options, or one that comes with kdlib."""
+    file = next((file for file in (Path(name), CONFIGS / f"{name}.yaml") if file.is_file()), None)
+    if file is None:
+        known = ", ".join(sorted(file.name.removesuffix(".yaml") for file in CONFIGS.iterdir()))
         raise FileNotFoundError(f"there is no file {name}, and none of that name comes with kdlib: {known}")
-    return path, path.read_text(encoding="utf-8")
+    return file.read_text(encoding="utf-8")
 
 
-def _options(name: str, known: Sequence[str]) -> dict[str, object]:
-    path, text = _read(name)
+def _arguments(config: str) -> list[str]:
+    """The options of a file, as the command line would have them."""
     try:
-        options = yaml.safe_load(text)
+        options = yaml.safe_load(_read(config))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(options, Mapping):
-        raise ValueError(f"{path} holds {type(options).__name__}; expected options, one `name: value` a line")
-    options = {str(option).replace("-", "_"): value for option, value in options.items()}
-    if unknown := sorted(options.keys() - set(known)):
-        hint = "; it is for accelerate launch --config_file" if name in _LAUNCH else ""
-        raise ValueError(f"{path} holds {', '.join(unknown)}, which are no options of this command{hint}")
-    # As on the command line: YAML takes 1e-5 for a text.
-    return {
-        option: value if value is None or isinstance(value, bool | dict) else str(value)
-        for option, value in options.items()
-    }
-
-
-# --- what it will need ------------------------------------------------------------------------------------
+        raise ValueError(f"{config} is no YAML: {error}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{config} holds {options!r}; expected options, one `name: value` a line")
+    if "compute_environment" in options:
+        raise ValueError(f"{config} holds no options of kdlib: it is for accelerate launch --config_file")
+    texts = {
+        name: json.dumps(value) if isinstance(value, dict) else value
+        for name, value in options.items() if value is not None
+    }  # fmt: skip
+    return [f"--{name}={text}" for name, text in texts.items()]
 
 
 def _planned(options: PipelineOptions, hardware: str, context: int, texts: int) -> str:
@@ -164,4 +139,4 @@ def _shape(model: str) -> object:
     if Path(model).expanduser().is_dir():
         return AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
     of_base = {checkpoint.base.lower(): checkpoint for checkpoint in R1_DISTILL.values()}
-    return of_base.get(model.lower()) or find(model)
+    return of_base.get(model.lower(), model)

@@ -4,8 +4,8 @@
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal, get_args
@@ -24,8 +24,9 @@ from kdlib.language.models.vocabulary import check_same_ordinary_tokens
 from kdlib.language.problems import Problem, load_problems
 from kdlib.language.traces.collect import Trace, collect_traces, load_traces
 from kdlib.language.traces.select import filter_traces, trace_report
+from kdlib.losses.divergences import Divergence
 from kdlib.metrics import interval
-from kdlib.runtime import best_device, describe_environment
+from kdlib.runtime import Precision, best_device, describe_environment
 from kdlib.storage import replaced
 
 __all__ = ["Method", "PipelineOptions", "run_pipeline"]
@@ -43,14 +44,14 @@ def option(default: object, text: str) -> object:
 class Sources:
     """What is there."""
 
-    student: str = option("", "model to train: one of the six, a repository, or a folder")
-    out: str = option("", "folder for traces, teacher outputs, checkpoints and the trained student")
+    student: str = option(MISSING, "model to train: one of the six, a repository, or a folder")
+    out: str = option(MISSING, "folder for traces, teacher outputs, checkpoints and the trained student")
     teacher: str | None = option(None, "model to learn from; not needed where --traces are all there is")
     problems: str | None = option(None, "file of problems that the teacher is to answer")
     traces: str | None = option(None, "file or folder of traces instead, as `kdlib traces` writes them")
     test: str | None = option(None, "file of problems that the student answers before and after")
-    tokenizer: str = option("student", "whose tokenizer and chat template: student or teacher")
-    teacher_quantise: str | None = option(None, "keep the teacher's weights as int8 or nf4")
+    tokenizer: Literal["student", "teacher"] = option("student", "whose tokenizer and chat template")
+    teacher_quantise: Literal["int8", "nf4"] | None = option(None, "pack the teacher's weights")
 
 
 @dataclass
@@ -64,18 +65,16 @@ class Collecting:
     sampling_batch: int = option(32, "answers written at once by one device")
     shortest: bool = option(False, "of each problem's right answers keep the shortest")
     unverified: bool = option(False, "keep wrong answers too")
-    method: str = option("texts", "texts (as R1-Distill), logits, cached (the largest logits), on-policy")
+    method: Method = option("texts", "texts is R1-Distill's; cached stores the largest logits first")
 
 
 @dataclass
 class Training:
     """How the student learns: arguments of `distill_language_model`."""
 
-    alpha: float | None = option(
-        None, "weight of the hard label (texts 1, logits and cached 0.5, on-policy 0)"
-    )
+    alpha: float | None = option(None, "weight of the hard label (texts 1, on-policy 0, else 0.5)")
     temperature: float = option(1.0, "T of the soft term")
-    divergence: str | None = option(None, "forward, reverse or jsd")
+    divergence: Divergence | None = option(None, "of the soft term (forward, on-policy reverse)")
     top_k: int | None = option(None, "learn from the teacher's k largest logits only (cached: 64)")
     epochs: float | None = option(None, "passes over the texts (2, as R1-Distill's 2 to 3)")
     steps: int | None = option(None, "optimizer steps, instead of epochs")
@@ -84,7 +83,7 @@ class Training:
     accumulation: int = option(8, "micro-batches in a step")
     packing: bool = option(True, "lay short texts end to end")
     group_by_length: bool = option(False, "put texts of similar length into a step")
-    precision: str = option("auto", "auto, bf16 or no")
+    precision: Precision = option("auto", "bf16, or no for float32")
     seed: int = option(0, "of order and sampling")
     save_steps: int | None = option(None, "steps between checkpoints (a tenth of the run)")
     resume: bool = option(True, "go on from the newest checkpoint in the folder")
@@ -95,51 +94,34 @@ class PipelineOptions(Training, Collecting, Sources):
     """What `run_pipeline` does; each field is an option of the command, and its help says what it means."""
 
     gradient_checkpointing: bool = option(False, "compute activations again rather than keep them")
-    training_arguments: dict | None = option(
-        None, "more of transformers' TrainingArguments, as JSON; a mapping in a configuration"
-    )
+    training_arguments: dict | None = option(None, "more of transformers' TrainingArguments, as JSON")
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("method", get_args(Method)), ("tokenizer", ("student", "teacher")),
-            ("precision", ("auto", "bf16", "no")), ("divergence", (None, "forward", "reverse", "jsd")),
-            ("teacher_quantise", (None, "int8", "nf4")),
-        ):  # fmt: skip
+        for name, known in (("method", get_args(Method)), ("tokenizer", ("student", "teacher"))):
             if getattr(self, name) not in known:
-                expected = ", ".join(value for value in known if value)
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {expected}")
-        for name, meaning in (("student", "the model to train"), ("out", "a folder to work in")):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is missing; expected {meaning}")
-        sources = [name for name in ("problems", "traces") if getattr(self, name)]
-        if len(sources) != 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+        if (self.problems is None) == (self.traces is None):
             raise ValueError(
-                f"{' and '.join(sources) or 'neither problems nor traces'} given; expected one of the two: "
-                "problems that the teacher is to answer, or traces that are there already"
+                f"problems is {self.problems} and traces is {self.traces}; expected one of the two: problems "
+                "that the teacher is to answer, or traces that are there already"
             )
-        if self.teacher is None and (self.traces is None or self.method != "texts"):
-            needed = "problems need" if self.traces is None else f"method {self.method!r} needs"
-            raise ValueError(f"{needed} a teacher; give teacher, or learn from traces by method texts")
-        if self.tokenizer == "teacher" and self.teacher is None:
-            raise ValueError("tokenizer is 'teacher', and there is no teacher; give one")
+        if self.teacher is None and (self.problems or self.method != "texts" or self.tokenizer == "teacher"):
+            raise ValueError(
+                "teacher is missing; without one expected traces, method texts and the student's tokenizer"
+            )
         if self.teacher_quantise and sharding():
-            raise ValueError(
-                f"teacher_quantise is {self.teacher_quantise!r}, but FSDP2 cannot spread packed weights; "
-                "leave it out, or launch with ddp"
-            )
-        if self.epochs is None and self.steps is None:
+            raise ValueError("teacher_quantise packs weights, which FSDP2 cannot spread; launch with ddp")
+        if self.steps is not None:
+            self.epochs = None
+        elif self.epochs is None:
             self.epochs = 2.0
 
 
-def run_pipeline(options: PipelineOptions, say: Callable[[str], None] = print) -> dict[str, object]:
+def run_pipeline(options: PipelineOptions) -> dict[str, object]:
     """Collect, filter, train, evaluate; each stage goes on where it was interrupted.
 
     Under `accelerate launch` every process calls it. They share the problems, a part of 64 each in turn, and
-    the steps of training; the folder must be one that all of them see.
-
-    Args:
-        options: what to do.
-        say: gets what is to be told, on the first process alone.
+    the steps of training; the folder must be one that all of them see. The first process prints what is done.
 
     Returns:
         The report, as `report.json` in the folder holds it.
@@ -149,24 +131,22 @@ def run_pipeline(options: PipelineOptions, say: Callable[[str], None] = print) -
     """
     # A process may wait for hours while another writes.
     processes = PartialState(cpu=best_device().type == "cpu", timeout=timedelta(days=7))
-    if not processes.is_main_process:
-        say = _nothing
     out = Path(options.out)
     problems, traces, test = _read(options)  # before anything large is: a mistake in a file is told at once
     report: dict[str, object] = {"environment": describe_environment(), "processes": processes.num_processes}
-    right_before = _evaluate(options, options.student, test, out / "test_before.jsonl", processes, say)
+    right_before = _evaluate(options, options.student, test, out / "test_before.jsonl")
 
     teacher, teacher_tokenizer = _teacher(options, processes)
     if options.problems:
         traces = _collect(options, problems, teacher, teacher_tokenizer, processes)
-    say(str(trace_report(traces)))
+    _say(str(trace_report(traces)))
     kept = filter_traces(traces, correct=not options.unverified, shortest=options.shortest)
     if not kept:
         raise ValueError(
             f"none of the {len(traces):,} traces is right; ask more easily, let the teacher write beyond "
             f"max_new_tokens={options.max_new_tokens}, or keep wrong ones with unverified"
         )
-    say(f"{len(kept):,} of {len(traces):,} traces are kept")
+    _say(f"{len(kept):,} of {len(traces):,} traces are kept")
 
     # In float32: a small step of the learning rate is lost in bfloat16.
     device = "cpu" if sharding() else processes.device
@@ -177,10 +157,15 @@ def run_pipeline(options: PipelineOptions, say: Callable[[str], None] = print) -
     on_policy = options.method == "on-policy"
     examples = problems if on_policy else [_as_example(trace, tokenizer) for trace in kept]
     if options.method == "texts":
-        teacher = None  # its memory is wanted
-        _free()
+        teacher = teacher_tokenizer = None
     elif options.method == "cached":
-        teacher = _cache_teacher(options, teacher, tokenizer, teacher_tokenizer, examples, processes)
+        with processes.main_process_first():  # it writes the outputs, the others find them
+            teacher = cache_teacher_tokens(
+                teacher, tokenizer, examples, out / "teacher_outputs", teacher_tokenizer=teacher_tokenizer,
+                temperature=options.temperature, top_k=64 if options.top_k is None else options.top_k,
+                device=processes.device, progress=processes.is_main_process, overwrite=not options.resume,
+            )  # fmt: skip
+    torch.cuda.empty_cache()  # the memory of a teacher that is not needed any more
     history = _train(options, student, tokenizer, teacher, teacher_tokenizer, examples)
     report |= {
         "problems": len(problems), "traces": len(traces), "correct": sum(t.correct for t in traces),
@@ -188,22 +173,26 @@ def run_pipeline(options: PipelineOptions, say: Callable[[str], None] = print) -
         "seconds": history.seconds, "first_loss": history.loss[0], "last_loss": history.loss[-1],
         "peak_memory": history.peak_memory,
     }  # fmt: skip
-    say(
+    _say(
         f"{history.steps:,} steps, {history.tokens_trained:,} tokens learned at "
         f"{history.tokens_trained / max(history.seconds, 1e-9):,.0f} a second; loss {history.loss[0]:.3f} at "
         f"the first step, {history.loss[-1]:.3f} at the last; at most {history.peak_memory / 1e9:.2f} GB of "
         "memory"
     )
     del student, teacher
-    _free()
+    torch.cuda.empty_cache()
 
-    right_after = _evaluate(options, str(out / "student"), test, out / "test_after.jsonl", processes, say)
+    right_after = _evaluate(options, str(out / "student"), test, out / "test_after.jsonl")
     if processes.is_main_process:
-        report |= _compared(right_before, right_after, say)
+        report |= _compared(right_before, right_after)
         with replaced(out / "report.json") as file:
             file.write((json.dumps(report, indent=1) + "\n").encode())
-        say(f"The trained student is in {out / 'student'}.")
+        _say(f"The trained student is in {out / 'student'}.")
     return report
+
+
+def _say(text: str) -> None:
+    PartialState().on_main_process(print)(text)
 
 
 # --- the stages -------------------------------------------------------------------------------------------
@@ -265,52 +254,27 @@ def _as_example(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> Trace:
     return replace(trace, text=f"<think>\n{trace.text}")
 
 
-def _cache_teacher(
-    options: PipelineOptions, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-    teacher_tokenizer: PreTrainedTokenizerBase, examples: list[Trace], processes: PartialState,
-) -> CachedTokens:  # fmt: skip
-    """The first process writes the outputs; the others find them."""
-    with processes.main_process_first():
-        return cache_teacher_tokens(
-            teacher, tokenizer, examples, Path(options.out) / "teacher_outputs",
-            teacher_tokenizer=teacher_tokenizer, temperature=options.temperature,
-            device=processes.device, progress=processes.is_main_process, overwrite=not options.resume,
-            **({} if options.top_k is None else {"top_k": options.top_k}),
-        )  # fmt: skip
-
-
 def _train(
     options: PipelineOptions, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-    teacher: PreTrainedModel | CachedTokens | None, teacher_tokenizer: PreTrainedTokenizerBase,
+    teacher: PreTrainedModel | CachedTokens | None, teacher_tokenizer: PreTrainedTokenizerBase | None,
     examples: list[Trace] | list[Problem],
 ) -> LanguageHistory:  # fmt: skip
     settings = {known.name: getattr(options, known.name) for known in fields(Training)}
-    settings |= options.training_arguments or {}
-    if options.steps is not None:
-        settings["epochs"] = None
+    if not isinstance(teacher, PreTrainedModel):
+        settings["top_k"] = None
     if options.gradient_checkpointing:
         settings["gradient_checkpointing"] = True
-    if isinstance(teacher, PreTrainedModel):
-        settings["teacher_tokenizer"] = teacher_tokenizer
-        if sharding():
-            teacher.to("cpu")  # from where each process takes its part
-    else:
-        settings["top_k"] = None
-    if options.method == "on-policy":
-        settings |= {"on_policy": True, "max_new_tokens": options.max_new_tokens,
-                     "sampling_temperature": options.sampling_temperature}  # fmt: skip
     return distill_language_model(
-        student, tokenizer, examples, Path(options.out) / "student", teacher=teacher, progress=True,
-        **settings,
+        student, tokenizer, examples, Path(options.out) / "student", teacher=teacher,
+        teacher_tokenizer=teacher_tokenizer, on_policy=options.method == "on-policy",
+        max_new_tokens=options.max_new_tokens, sampling_temperature=options.sampling_temperature,
+        progress=True, **settings | (options.training_arguments or {}),
     )  # fmt: skip
 
 
-def _evaluate(
-    options: PipelineOptions, model: str, test: Sequence[Problem], path: Path, processes: PartialState,
-    say: Callable[[str], None],
-) -> list[bool]:  # fmt: skip
+def _evaluate(options: PipelineOptions, model: str, test: Sequence[Problem], path: Path) -> list[bool]:
     """Which problems the most probable answers solve; by the first process, the others wait for it."""
-    right: list[bool] = []
+    processes, right = PartialState(), []
     if test and processes.is_main_process:
         loaded, tokenizer = load_checkpoint(model, device=processes.device)
         answers = collect_traces(
@@ -318,34 +282,23 @@ def _evaluate(
             batch_size=options.sampling_batch, progress=True,
         )  # fmt: skip
         right = [trace.correct for trace in answers]
-        say(f"{model}: {sum(right)} of {len(right)} test problems, {sum(right) / len(right):.1%}")
+        _say(f"{model}: {sum(right)} of {len(right)} test problems, {sum(right) / len(right):.1%}")
         del loaded
-        _free()
+        torch.cuda.empty_cache()
     processes.wait_for_everyone()
     return right
 
 
-def _compared(
-    before: Sequence[bool], after: Sequence[bool], say: Callable[[str], None]
-) -> dict[str, object]:
+def _compared(before: Sequence[bool], after: Sequence[bool]) -> dict[str, object]:
     """Shares of the test problems, and their difference, problem by problem."""
     if not before:
         return {}
     report = {"before": sum(before) / len(before), "after": sum(after) / len(after)}
     if len(before) > 1:
         mean, half = interval([int(now) - int(then) for then, now in zip(before, after, strict=True)])
-        say(
+        _say(
             f"after − before: {100 * mean:+.1f} points, 95 % interval [{100 * (mean - half):+.1f}, "
             f"{100 * (mean + half):+.1f}] over {len(before)} problems; one run, so not over seeds"
         )
         report["difference"] = {"mean": mean, "half_width": half, "problems": len(before)}
     return report
-
-
-def _free() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _nothing(text: str) -> None:
-    """What the processes beside the first say."""

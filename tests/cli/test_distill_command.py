@@ -102,10 +102,10 @@ def test_a_plan_of_folders_and_bases(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--student", "s"], "out is missing"),
-        ([*ESSENTIAL, "--method", "soft"], "method is 'soft'"),
+        ([*ESSENTIAL, "--traces", "t"], "problems is p and traces is t"),
+        ([*ESSENTIAL, "--learning-rate", "1"], r"not used .*\['--learning-rate', '1'\]"),
         (["--config", "nowhere.yaml"], "there is no file nowhere.yaml, and none of that name comes with"),
-        (["--config", "fsdp2"], "compute_environment, .* no options of this command; it is for acc"),
+        (["--config", "fsdp2"], "fsdp2 holds no options of kdlib: it is for accelerate launch"),
     ],
 )
 def test_mistakes_are_told_in_a_line(arguments, message, capsys, ran):
@@ -116,13 +116,27 @@ def test_mistakes_are_told_in_a_line(arguments, message, capsys, ran):
     assert not ran
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--student", "s"], "the following arguments are required: --out"),
+        ([*ESSENTIAL, "--method", "soft"], r"argument --method: invalid choice: 'soft' \(choose from .*text"),
+    ],
+)
+def test_so_are_those_that_the_parser_finds(arguments, message, capsys, ran):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert re.search(message, capsys.readouterr().err)
+    assert not ran
+
+
 def test_a_file_that_holds_no_options(tmp_path, capsys, ran):
-    for text, message in (("- a\n", "holds list; expected options"), ("a: [", "is no YAML")):
+    for text, message in (("- a\n", "holds ['a']; expected options"), ("a: [", "is no YAML")):
         (tmp_path / "run.yaml").write_text(text)
         assert main(["--config", str(tmp_path / "run.yaml")]) == 1
         assert message in capsys.readouterr().err
-    assert main(["--config", config(tmp_path, learning_rate=1)]) == 1
-    assert "holds learning_rate, which are no options of this command" in capsys.readouterr().err
+    assert main([*ESSENTIAL, "--config", config(tmp_path, learning_rate=1)]) == 1
+    assert "not used by the HfArgumentParser: ['--learning_rate=1']" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys):

@@ -47,9 +47,8 @@ def options(place, out, **changed):
     return PipelineOptions(**{**settings, **changed})
 
 
-def test_from_problems_to_a_tested_student(place, tmp_path):
-    told = []
-    report = run_pipeline(options(place, tmp_path, test=str(place / "test.jsonl")), told.append)
+def test_from_problems_to_a_tested_student(place, tmp_path, capsys):
+    report = run_pipeline(options(place, tmp_path, test=str(place / "test.jsonl")))
     assert report == json.loads((tmp_path / "report.json").read_text())
     assert (report["problems"], report["traces"], report["correct"], report["kept"]) == (4, 8, 2, 1)
     assert report["steps"] == 4 and report["last_loss"] < report["first_loss"]
@@ -57,7 +56,7 @@ def test_from_problems_to_a_tested_student(place, tmp_path):
     assert report["difference"] == {"mean": 0.0, "half_width": 0.0, "problems": 3}
     (trained,) = [trace for trace in load_traces(tmp_path / "traces" / "00000.jsonl") if trace.correct][:1]
     assert trained.key == TAUGHT.key
-    text = "\n".join(told)
+    text = capsys.readouterr().out
     assert "8 traces of 4 problems" in text and "1 of 8 traces are kept" in text
     assert "0 of 3 test problems, 0.0%" in text and "4 steps, " in text
     assert "after − before: +0.0 points, 95 % interval [+0.0, +0.0] over 3 problems" in text
@@ -69,7 +68,7 @@ def test_from_problems_to_a_tested_student(place, tmp_path):
 def test_the_student_learns_the_answer_and_its_folder_is_a_checkpoint(place, tmp_path):
     write(tmp_path / "one.jsonl", [TAUGHT])
     run_pipeline(
-        options(place, tmp_path, problems=str(tmp_path / "one.jsonl"), steps=70, lr=1e-2), lambda text: None
+        options(place, tmp_path, problems=str(tmp_path / "one.jsonl"), steps=70, lr=1e-2)
     )
     student, tokenizer = load_checkpoint(tmp_path / "student")
     (trace,) = collect_traces(student, tokenizer, [TAUGHT], samples=1, temperature=0, max_new_tokens=60)
@@ -87,13 +86,14 @@ def test_each_method_trains_as_the_call_it_stands_for(place, tmp_path, method, m
 
     monkeypatch.setattr(pipeline, "distill_language_model", noted)
     chosen = options(place, tmp_path, method=method, top_k=None if method == "on-policy" else 5)
-    report = run_pipeline(chosen, lambda text: None)
+    report = run_pipeline(chosen)
     ((examples, settings),) = calls
+    assert settings["on_policy"] == (method == "on-policy")
     if method == "on-policy":
-        assert settings["on_policy"] and [e.key for e in examples] == [p.key for p in PROBLEMS]
+        assert [e.key for e in examples] == [p.key for p in PROBLEMS]
         assert settings["teacher"].config.stand_in_for.endswith("Qwen-7B")
     else:
-        assert [trace.key for trace in examples] == [TAUGHT.key] and "on_policy" not in settings
+        assert [trace.key for trace in examples] == [TAUGHT.key]
     if method == "cached":
         assert settings["teacher"].manifest.top_k == 5 and settings["top_k"] is None
         assert (tmp_path / "teacher_outputs" / "manifest.json").exists()
@@ -101,41 +101,41 @@ def test_each_method_trains_as_the_call_it_stands_for(place, tmp_path, method, m
         assert settings["top_k"] == 5
     assert report["steps"] == 4
     same = options(place, tmp_path, method=method, top_k=chosen.top_k)
-    assert run_pipeline(same, lambda text: None)["last_loss"] == report["last_loss"]
+    assert run_pipeline(same)["last_loss"] == report["last_loss"]
 
 
 def test_cached_is_logits(place, tmp_path):
     losses = {}
     for method in ("logits", "cached"):
         chosen = options(place, tmp_path / method, method=method, top_k=20, alpha=0.3, temperature=2.0)
-        losses[method] = run_pipeline(chosen, lambda text: None)["last_loss"]
+        losses[method] = run_pipeline(chosen)["last_loss"]
     assert losses["cached"] == pytest.approx(losses["logits"], rel=1e-3)  # stored in float16
 
 
 def test_each_stage_goes_on_where_it_was(place, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "PART", 2)
-    first = run_pipeline(options(place, tmp_path), lambda text: None)
+    first = run_pipeline(options(place, tmp_path))
     parts = sorted((tmp_path / "traces").glob("*.jsonl"))
     assert [path.name for path in parts] == ["00000.jsonl", "00001.jsonl"]
     keys = [[trace.key for trace in load_traces(path)] for path in parts]
     assert [set(part) for part in keys] == [{p.key for p in PROBLEMS[:2]}, {p.key for p in PROBLEMS[2:]}]
     before = [path.read_bytes() for path in parts]
     parts[1].unlink()  # as if it had been killed after the first part, and before it had trained
-    again = run_pipeline(options(place, tmp_path), lambda text: None)
+    again = run_pipeline(options(place, tmp_path))
     assert [load_traces(path) for path in parts][0] == load_traces(parts[0])
     assert parts[0].read_bytes() == before[0]
     assert again["last_loss"] == first["last_loss"]
 
 
 def test_traces_alone_are_enough(place, tmp_path, monkeypatch):
-    run_pipeline(options(place, tmp_path / "first"), lambda text: None)
+    run_pipeline(options(place, tmp_path / "first"))
     file = tmp_path / "first" / "traces" / "00000.jsonl"
     loaded, original = [], pipeline.load_checkpoint
     monkeypatch.setattr(
         pipeline, "load_checkpoint", lambda name, **more: loaded.append(name) or original(name, **more)
     )
     chosen = options(place, tmp_path / "second", problems=None, traces=str(file), teacher=None)
-    report = run_pipeline(chosen, lambda text: None)
+    report = run_pipeline(chosen)
     assert report["problems"] == 4 and report["kept"] == 1
     assert loaded == [str(place / "student")]
 
@@ -144,7 +144,7 @@ def test_wrong_answers_and_the_shortest(place, tmp_path):
     kept = {}
     for name in ("unverified", "shortest"):
         kept[name] = run_pipeline(
-            options(place, tmp_path / name, **{name: True}, steps=1), lambda text: None
+            options(place, tmp_path / name, **{name: True}, steps=1)
         )["kept"]
     assert kept["shortest"] == 1 < kept["unverified"] <= 8
 
@@ -170,47 +170,47 @@ def test_a_base_takes_over_the_tokenizer_of_its_teacher(place, tmp_path):
         assert theirs in text
         text = text.replace(theirs, ours)
     (base / "tokenizer.json").write_text(text, encoding="utf-8")
-    run_pipeline(options(place, tmp_path, student=str(base), tokenizer="teacher", method="logits"), print)
+    run_pipeline(options(place, tmp_path, student=str(base), tokenizer="teacher", method="logits"))
     trained = PreTrainedTokenizerFast.from_pretrained(tmp_path / "student")
     teacher = PreTrainedTokenizerFast.from_pretrained(place / "teacher")
     assert trained.get_vocab() == teacher.get_vocab()
     assert trained.chat_template == teacher.chat_template
     for method in ("logits", "cached"):
         with pytest.raises(ValueError, match="teacher_tokenizer has token"):
-            run_pipeline(options(place, tmp_path / method, student=str(base), method=method), print)
+            run_pipeline(options(place, tmp_path / method, student=str(base), method=method))
     text = text.replace('"▁chickens"', '"▁hens"').replace('"chickens"', '"hens"').replace(
         '" chickens"', '" hens"'
     )
     (base / "tokenizer.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match="'.*hens'"):
         run_pipeline(
-            options(place, tmp_path / "hens", student=str(base), tokenizer="teacher", method="logits"), print
+            options(place, tmp_path / "hens", student=str(base), tokenizer="teacher", method="logits")
         )
 
 
-def test_a_difference_is_paired():
-    before, after, told = [n in (1, 4) for n in range(7)], [n in (0, 1, 4, 5, 6) for n in range(7)], []
-    report = pipeline._compared(before, after, told.append)  # three more, and none fewer
+def test_a_difference_is_paired(capsys):
+    before, after = [n in (1, 4) for n in range(7)], [n in (0, 1, 4, 5, 6) for n in range(7)]
+    report = pipeline._compared(before, after)  # three more, and none fewer
     mean = 3 / 7
     half = stats.ttest_1samp([1, 0, 0, 0, 0, 1, 1], 0).confidence_interval().high - mean
     assert report["difference"] == {
         "mean": pytest.approx(mean), "half_width": pytest.approx(half), "problems": 7
     }  # fmt: skip
     ends = [100 * (mean - half), 100 * (mean + half)]
-    assert f"+42.9 points, 95 % interval [{ends[0]:+.1f}, {ends[1]:+.1f}] over 7 problems" in told[0]
+    told = capsys.readouterr().out
+    assert f"+42.9 points, 95 % interval [{ends[0]:+.1f}, {ends[1]:+.1f}] over 7 problems" in told
 
 
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"student": ""}, "student is missing; expected the model to train"),
         ({"method": "soft"}, "method is 'soft'; expected one of texts, logits, cached, on-policy"),
-        ({"traces": "t"}, "problems and traces given; expected one of the two"),
-        ({"problems": None}, "neither problems nor traces given"),
-        ({"teacher": None}, "problems need a teacher"),
-        ({"teacher": None, "problems": None, "traces": "t", "method": "logits"}, "method 'logits' needs a"),
-        ({"problems": None, "traces": "t", "teacher": None, "tokenizer": "teacher"}, "there is no teacher"),
-        ({"teacher_quantise": "int4"}, "teacher_quantise is 'int4'; expected one of int8, nf4"),
+        ({"traces": "t"}, "problems is .* and traces is t; expected one of the two"),
+        ({"problems": None}, "problems is None and traces is None"),
+        ({"teacher": None}, "teacher is missing; without one expected traces, method texts and the"),
+        ({"teacher": None, "problems": None, "traces": "t", "method": "logits"}, "teacher is missing"),
+        ({"problems": None, "traces": "t", "teacher": None, "tokenizer": "teacher"}, "teacher is missing"),
+        ({"tokenizer": "both"}, "tokenizer is 'both'; expected one of student, teacher"),
     ],
 )
 def test_options_that_do_not_fit_are_told(place, tmp_path, changed, message):
@@ -220,17 +220,17 @@ def test_options_that_do_not_fit_are_told(place, tmp_path, changed, message):
 
 def test_a_quantised_teacher_is_not_spread(place, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "sharding", lambda: "fsdp2")
-    with pytest.raises(ValueError, match="teacher_quantise is 'nf4', but FSDP2 cannot spread packed weights"):
-        run_pipeline(options(place, tmp_path, teacher_quantise="nf4"), print)
+    with pytest.raises(ValueError, match="teacher_quantise packs weights, which FSDP2 cannot spread"):
+        run_pipeline(options(place, tmp_path, teacher_quantise="nf4"))
 
 
 def test_test_problems_that_are_trained_on_are_refused(place, tmp_path):
     with pytest.raises(ValueError, match="4 problems of .* are trained on too"):
-        run_pipeline(options(place, tmp_path, test=str(place / "problems.jsonl")), print)
+        run_pipeline(options(place, tmp_path, test=str(place / "problems.jsonl")))
     assert not (tmp_path / "traces").exists()
 
 
 def test_no_right_answer_at_all(place, tmp_path):
     write(tmp_path / "others.jsonl", PROBLEMS[1:])
     with pytest.raises(ValueError, match="none of the 6 traces is right; .*max_new_tokens=60"):
-        run_pipeline(options(place, tmp_path, problems=str(tmp_path / "others.jsonl")), print)
+        run_pipeline(options(place, tmp_path, problems=str(tmp_path / "others.jsonl")))

@@ -226,7 +226,7 @@ def _check_teacher(
             f"top_k={top_k} chooses among the logits of a model; a cache has its own, and without a teacher "
             "there are none: leave it out"
         )
-    if not 0 < sampling_temperature < math.inf:
+    if on_policy and not 0 < sampling_temperature < math.inf:
         raise ValueError(f"sampling_temperature={sampling_temperature}; expected a positive finite number")
 
 

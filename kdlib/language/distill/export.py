@@ -7,7 +7,7 @@ data should mean the same there, token by token. Of the forms that SFTTrainer ta
   TRL uses them as they are, whatever its settings and whichever tokenizer it is given.
 - **Prompt and completion as texts** (`form="text"`), which people can read. TRL encodes both as one text.
   That gives other tokens where one spans the border, a second bos where the tokenizer adds one, and an end to
-  what was cut off. The export looks at each example, and refuses those that would change.
+  what was cut off. Examples that would change are refused.
 
 And these do not:
 
@@ -39,22 +39,18 @@ _TRL_LENGTH = 1024  # of SFTConfig(max_length) by default
 
 @dataclass(frozen=True)
 class Export:
-    """What was written; prints with the lines that read it.
-
-    Attributes:
-        path: the file.
-        texts: how many.
-        tokens: of prompts and completions; `learnt`: of completions alone, ends included.
-        longest: tokens of the longest text, the least that SFTConfig's max_length may be.
-        cut: how many texts are longer than SFTConfig's default.
-    """
+    """What was written; prints with the lines that read it."""
 
     path: Path
     texts: int
     tokens: int
+    """Of prompts and completions."""
     learnt: int
+    """Tokens of completions, ends included."""
     longest: int
+    """Tokens of the longest text, the least that SFTConfig's max_length may be."""
     cut: int
+    """How many texts are longer than SFTConfig's default."""
 
     def __str__(self) -> str:
         return (
@@ -67,17 +63,13 @@ class Export:
 
 
 def export_for_trl(
-    traces: Sequence[Trace | tuple[str, str]],
-    tokenizer: PreTrainedTokenizerBase,
-    path: str | os.PathLike,
-    *,
-    form: Literal["tokens", "text"] = "tokens",
-) -> Export:
+    traces: Sequence[Trace | tuple[str, str]], tokenizer: PreTrainedTokenizerBase, path: str | os.PathLike,
+    *, form: Literal["tokens", "text"] = "tokens",
+) -> Export:  # fmt: skip
     """Write texts as JSON lines for `trl.SFTTrainer`: the tokens that `distill_language_model` learns from.
 
     Args:
-        traces: as for `distill_language_model`: traces, or pairs (statement, completion). What is to be left
-            out, such as wrong answers, is left out before, by `filter_traces`.
+        traces: as for `distill_language_model`. Leave out beforehand, by `filter_traces`, what is wrong.
         tokenizer: the student's, with its chat template.
         path: the file; written whole or not at all, in place of what was there.
         form: "tokens", input_ids and labels; or "text", prompt and completion.
@@ -107,10 +99,9 @@ def _as_tokens(example: TokenExample) -> dict[str, list[int]]:
 
 
 def _as_texts(
-    tokenizer: PreTrainedTokenizerBase,
-    traces: Sequence[Trace | tuple[str, str]],
+    tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace | tuple[str, str]],
     encoded: Sequence[TokenExample],
-) -> Iterator[dict[str, str]]:
+) -> Iterator[dict[str, str]]:  # fmt: skip
     eos = tokenizer.eos_token
     # Where encoding a text puts one in front, TRL's will do so too.
     added = tokenizer.bos_token if tokenizer("")["input_ids"] == [tokenizer.bos_token_id] else ""

@@ -24,8 +24,7 @@ def sharding() -> str | None:
     wanted = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if not wanted or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
-    version = os.environ.get("FSDP_VERSION", "1")
-    if version != "2":
+    if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
         raise ValueError(
             f"FSDP_VERSION is {version}; expected 2: fsdp_version: 2 in accelerate's configuration"
         )
@@ -34,8 +33,6 @@ def sharding() -> str | None:
 
 def shard(accelerator: Accelerator, teacher: PreTrainedModel) -> None:
     """Spread a frozen teacher over the processes, in place; each layer is gathered while it computes."""
-    if is_sharded(teacher):
-        return
     teacher.requires_grad_(False)  # else accelerate would make its weights float32
     state, plugin = accelerator.state, accelerator.state.fsdp_plugin
     # It remembers the names of the first model's layers, and the student may be of another family.

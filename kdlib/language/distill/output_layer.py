@@ -25,11 +25,10 @@ def has_linear_output(model: PreTrainedModel) -> bool:
     """Whether its logits are hidden states times the weights of a linear layer, which is here in full."""
     if not isinstance(model, PreTrainedModel) or model.config.model_type not in FAMILIES:
         return False
-    devices = set((getattr(model, "hf_device_map", None) or {}).values())
     layer = model.get_output_embeddings()
     # A forward on the instance is a hook of accelerate's, which moves the layer's weights.
     plain = type(layer) is nn.Linear and layer.weight.is_floating_point() and "forward" not in vars(layer)
-    return plain and len(devices) < 2
+    return plain and len(set((getattr(model, "hf_device_map", None) or {}).values())) < 2
 
 
 def at_output_layer(

@@ -207,7 +207,7 @@ def test_refusals():
         ({"steps": 1, "on_policy": True}, "on_policy=True needs a model as teacher"),
         ({"steps": 1, "on_policy": True, "teacher": teacher, "alpha": 0.5}, "alpha=0.5 with on_policy=True"),
         ({"steps": 1, "on_policy": True, "teacher": teacher, "max_new_tokens": 0}, "max_new_tokens=0"),
-        ({"steps": 1, "sampling_temperature": 0.0}, "sampling_temperature=0.0"),
+        ({"steps": 1, "on_policy": True, "teacher": teacher, "sampling_temperature": 0.0}, "temperature=0.0"),
         ({"steps": 1, "teacher": llama(1, 50)}, "teacher has 50 logits"),
         ({"steps": 1, "teacher": teacher, "teacher_tokenizer": word_tokenizer(WORDS[:-1])}, "no token 59"),
     ]
