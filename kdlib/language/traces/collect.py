@@ -9,14 +9,14 @@ of which those with a right answer are kept.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.language.answers.final_answer import has_format, verify_answer
 from kdlib.language.problems import Problem
-from kdlib.language.traces.file import Trace, TraceFile, load_traces
+from kdlib.language.traces.file import Asked, Trace, TraceFile, load_traces
 from kdlib.language.traces.generate import Completion, Writer
 from kdlib.runtime import eval_mode, substream
 from kdlib.storage import fingerprint, identity
@@ -48,8 +48,8 @@ def collect_traces(
     often in bfloat16, that makes another token.)
 
     With a path the traces go to a file of JSON lines (UTF-8; the first is a header, each further one a
-    `Trace`), batch by batch. A run that was killed at any moment continues when it is called again. More
-    problems or more samples continue as well: only what is missing is sampled. The file is bound to all that
+    `Trace`), batch by batch. A run that was killed at any moment continues when it is called again, as does
+    one with more problems or more samples: only what is missing is sampled. The file is bound to all that
     shapes a text: the model's weights, which are read for it (a 7B model's take tens of seconds), tokenizer,
     chat template, the settings of sampling, and the name of `verify`.
 
@@ -65,7 +65,7 @@ def collect_traces(
         max_new_tokens: where a trace is cut off.
         batch_size: traces written at once. On one CPU core a model of 0.3M parameters wrote 7,000 tokens a
             second with 64, 11,000 with 256, 14,000 with 512. Memory for keys and values grows with it, and so
-            does what a kill loses: the batch in the works.
+            does what a kill loses: the batch in progress.
         seed: of the random numbers.
         verify: gets the text and the reference answer of each finished trace. It is known by its name: after
             changing what it does, choose another path.
@@ -82,42 +82,42 @@ def collect_traces(
         RuntimeError: `verify` failed; it says on which trace. The traces before it are kept.
         FloatingPointError: the model's logits are not finite.
     """
-    problems = list(problems)
-    check_request(
+    wanted = wanted_traces(
         problems, samples, temperature, top_p, max_new_tokens=max_new_tokens, batch_size=batch_size
     )
     writer = Writer(model, tokenizer, temperature, top_p, max_new_tokens)
-    prompts = {problem.key: writer.prompt(problem.statement) for problem in problems}
+    prompts = {problem: writer.prompt(problem.statement) for problem in problems}
     settings = {} if path is None else _settings(writer, seed, verify)
     with TraceFile(path, settings) as file, eval_mode(model):
-        check_same_problems(problems, file)
-        wanted = [(problem, sample) for problem in problems for sample in range(samples)]
-        missing = [one for one in wanted if (one[0].key, one[1]) not in file.traces]
         # Like lengths together leave little padding. The longest first: if memory runs out, then at once.
-        missing.sort(key=lambda one: -len(prompts[one[0].key]))
+        missing = sorted(missing_traces(wanted, file), key=lambda asked: -len(prompts[asked[0]]))
         done = len(wanted) - len(missing)
         with tqdm(desc="traces", total=len(wanted), initial=done, disable=not progress) as bar:
             for start in range(0, len(missing), batch_size):
                 batch = missing[start : start + batch_size]
                 seeds = [substream(seed, f"trace {problem.key}", sample) for problem, sample in batch]
-                completions = writer.write([prompts[problem.key] for problem, _ in batch], seeds)
-                written: list[Trace] = []
-                try:
-                    for (problem, sample), completion in zip(batch, completions, strict=True):
-                        written.append(judged_trace(problem, sample, completion, verify))
-                finally:
-                    file.append(written)
-                bar.update(len(written))
-        return [file.traces[problem.key, sample] for problem, sample in wanted]
+                keep(file, batch, writer.write([prompts[problem] for problem, _ in batch], seeds), verify)
+                bar.update(len(batch))
+        return [file.traces[asked] for asked in wanted]
+
+
+def keep(
+    file: TraceFile, asked: Iterable[Asked], completions: Iterable[Completion], verify: Verifier, *,
+    before: str = "", notes: Iterable[Mapping[str, object]] = (),
+) -> None:  # fmt: skip
+    """Verify completions, and put them into the file in one piece with notes; those before one that fails."""
+    traces = []
+    try:
+        for (problem, sample), completion in zip(asked, completions, strict=True):
+            traces.append(judged_trace(problem, sample, completion, verify, before=before))
+    finally:
+        file.append(traces, notes)
 
 
 def judged_trace(
     problem: Problem, sample: int, completion: Completion, verify: Verifier, *, before: str = ""
 ) -> Trace:
-    """The trace of a completion, verified.
-
-    Args:
-        before: stood before the completion, and is shown to `verify` with it.
+    """The trace of a completion, verified together with what stood `before` it.
 
     Raises:
         RuntimeError: `verify` failed.
@@ -150,13 +150,13 @@ def _settings(writer: Writer, seed: int, verify: Verifier) -> dict[str, object]:
     }
 
 
-def check_request(
+def wanted_traces(
     problems: Sequence[Problem], samples: int, temperature: float, top_p: float, **counts: int
-) -> None:
-    """See that settings are in their range, counts positive, and keys different.
+) -> list[Asked]:
+    """All samples of the first problem, then of the second, and so on.
 
     Raises:
-        ValueError: otherwise.
+        ValueError: settings out of their range, counts below 1, or equal keys.
     """
     for name, value in {"samples": samples, **counts}.items():
         if value < 1:
@@ -164,7 +164,7 @@ def check_request(
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be at least 0 (0: the likeliest token); got {temperature!r}")
     if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie above 0 and not above 1 (1: all tokens); got {top_p!r}")
+        raise ValueError(f"top_p must be above 0 and at most 1 (1: all tokens); got {top_p!r}")
     if temperature == 0 and samples > 1:
         raise ValueError(
             f"samples is {samples}, but temperature=0 writes the same text each time; pass samples=1, or a "
@@ -172,24 +172,22 @@ def check_request(
         )
     for key, count in Counter(problem.key for problem in problems).most_common(1):
         if count > 1:
-            raise ValueError(
-                f"problems must have different keys, or their traces could not be told apart; {key!r} occurs "
-                f"{count} times"
-            )
+            raise ValueError(f"problems must have different keys; {key!r} occurs {count} times")
+    return [(problem, sample) for problem in problems for sample in range(samples)]
 
 
-def check_same_problems(problems: Sequence[Problem], file: TraceFile) -> None:
-    """See that what the file holds under the key of a problem is about this problem.
+def missing_traces(wanted: Sequence[Asked], file: TraceFile) -> list[Asked]:
+    """Those that the file does not hold yet.
 
     Raises:
-        ValueError: otherwise.
+        ValueError: the file holds another problem under the key of one.
     """
-    held = {trace.key: trace for trace in file.traces.values()}
-    for problem in problems:
-        trace = held.get(problem.key)
-        if trace and (trace.statement, trace.answer) != (problem.statement, problem.answer):
+    held = {problem.key: problem for problem, _ in file.traces}
+    for problem, _ in wanted:
+        other = held.get(problem.key, problem)
+        if other != problem:
             raise ValueError(
-                f"problem {problem.key!r} has another statement or answer than in the file: "
-                f"{trace.statement!r} ({trace.answer}) was asked, {problem.statement!r} ({problem.answer}) "
-                f"is; give it another key, or choose another path"
+                f"problem {problem.key!r} has another statement or answer than in the file: {problem} now, "
+                f"{other} there; give it another key, or choose another path"
             )
+    return [asked for asked in wanted if asked not in file.traces]

@@ -9,11 +9,14 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from kdlib.storage import DamagedFile, ForeignFile, JsonLines
+from kdlib.language.problems import Problem
+from kdlib.storage import DamagedFile, ForeignFile, JsonLines, differences
 
-__all__ = ["Trace", "TraceFile", "load_traces"]
+__all__ = ["Asked", "Trace", "TraceFile", "load_traces"]
 
-_FORMAT, _VERSION = "kdlib traces", 1
+Asked = tuple[Problem, int]  # a problem, and the number of a sample
+
+_HEADER = {"format": "kdlib traces", "version": 1}
 _REMAKE = "delete it, or choose another path"
 _NOTE = "note"  # the one name in the record of a note
 
@@ -43,6 +46,11 @@ class Trace:
     correct: bool
     well_formed: bool
 
+    @property
+    def asked(self) -> Asked:
+        """What it answers."""
+        return Problem(self.key, self.statement, self.answer), self.sample
+
 
 class TraceFile:
     """Traces on disk, open for more; to be used in a `with` statement.
@@ -55,8 +63,8 @@ class TraceFile:
         settings: what must be equal for traces to belong together, as JSON values.
 
     Attributes:
-        traces: what the file holds, by key and sample.
-        notes: what else it holds, in the order it was written: what traces from elsewhere have cost.
+        traces: what the file holds, by problem and sample.
+        notes: what else it holds, in the order it was written: what traces from a server have cost.
 
     Raises (on entering):
         ForeignFile: something else has written it, or it is bound to other settings.
@@ -65,25 +73,22 @@ class TraceFile:
     """
 
     def __init__(self, path: str | os.PathLike | None, settings: Mapping[str, object]) -> None:
-        self.traces: dict[tuple[str, int], Trace] = {}
+        self.traces: dict[Asked, Trace] = {}
         self.notes: list[Mapping[str, object]] = []
         self._lines = None if path is None else JsonLines(path)
-        self._settings = json.loads(json.dumps(settings))
+        self._settings = settings
 
     def __enter__(self) -> "TraceFile":
         if self._lines is None:
             return self
-        path = self._lines.path
         try:
             self._lines.lock.acquire(timeout=0)
         except Timeout as error:
             raise TimeoutError(
-                f"another process is collecting traces into {path}; wait for it, or choose another path"
+                f"another process is collecting traces into {self._lines.path}; wait for it, or choose "
+                f"another path"
             ) from error
         try:
-            if not path.exists() or not path.stat().st_size:
-                header = {"format": _FORMAT, "version": _VERSION, "settings": self._settings}
-                self._lines.replace([_sealed(header)])
             self._load()
         except BaseException:
             self._lines.lock.release()
@@ -101,30 +106,18 @@ class TraceFile:
             records = [*({_NOTE: note} for note in notes), *map(asdict, traces)]
             self._lines.append(*map(_sealed, records))
         self.notes += notes
-        self.traces |= {(trace.key, trace.sample): trace for trace in traces}
+        self.traces |= {trace.asked: trace for trace in traces}
 
     def _load(self) -> None:
         path = self._lines.path
+        if not path.exists() or not path.stat().st_size:
+            self._lines.replace([_sealed({**_HEADER, "settings": self._settings})])
         settings, records = _read(self._lines)
-        changes = [
-            f"the {name} has changed since it was written"
-            if name in ("model", "tokenizer")
-            else f"{name} was {settings.get(name)}, is {self._settings.get(name)}"
-            for name in {**settings, **self._settings}
-            if settings.get(name) != self._settings.get(name)
-        ]
-        if changes:
-            raise ForeignFile(f"{path} holds other traces: {'; '.join(changes)}. To collect anew, {_REMAKE}")
-        for number, record in enumerate(records, 2):
-            if _NOTE in record:
-                self.notes.append(record[_NOTE])
-                continue
-            trace = Trace(**record)
-            if (trace.key, trace.sample) in self.traces:
-                raise DamagedFile(
-                    f"line {number} of {path} repeats sample {trace.sample} of {trace.key!r}; delete it"
-                )
-            self.traces[trace.key, trace.sample] = trace
+        if changes := differences(settings, self._settings):
+            raise ForeignFile(f"{path} holds other traces: {changes}. To collect anew, {_REMAKE}")
+        self.notes = [record[_NOTE] for record in records if _NOTE in record]
+        traces = [Trace(**record) for record in records if _NOTE not in record]
+        self.traces = {trace.asked: trace for trace in traces}
 
 
 def load_traces(path: str | os.PathLike) -> list[Trace]:
@@ -147,12 +140,9 @@ def _read(lines: JsonLines) -> tuple[dict, list[dict]]:
         header = next(records, {})
     except DamagedFile:
         header = {}
-    if not _is_sound(header) or header.get("format") != _FORMAT:
-        raise ForeignFile(f"{lines.path} is not by collect_traces, or its first line has changed; {_REMAKE}")
-    if header["version"] != _VERSION:
+    if not _is_sound(header) or not header.items() >= _HEADER.items():
         raise ForeignFile(
-            f"{lines.path} is of version {header['version']}, this kdlib reads version {_VERSION}: use the "
-            f"kdlib that wrote it, or {_REMAKE}"
+            f"{lines.path} is not by this version's collect_traces, or its first line has changed; {_REMAKE}"
         )
     found = []
     for number, record in enumerate(records, 2):
@@ -171,5 +161,5 @@ def _sealed(record: Mapping[str, object]) -> dict[str, object]:
 
 
 def _is_sound(record: dict[str, object]) -> bool:
-    """Whether a record is as it was sealed; its checksum is taken off."""
+    """Whether a record is as it was sealed; its checksum is removed."""
     return record.pop("crc32", None) == _sealed(record)["crc32"]

@@ -16,11 +16,11 @@ next, what it may cost and what is kept is decided in the calling thread, one th
 import asyncio
 import os
 import warnings
-from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from math import inf
 
 from anyio.from_thread import start_blocking_portal
@@ -28,8 +28,8 @@ from tqdm.auto import tqdm
 
 from kdlib.language.answers.final_answer import verify_answer
 from kdlib.language.problems import Problem
-from kdlib.language.traces.collect import Verifier, check_request, check_same_problems, judged_trace
-from kdlib.language.traces.file import Trace, TraceFile
+from kdlib.language.traces.collect import Verifier, keep, missing_traces, wanted_traces
+from kdlib.language.traces.file import Asked, Trace, TraceFile
 from kdlib.language.traces.server import Failure, Reply, Server, Usage
 from kdlib.runtime import substream
 from kdlib.storage import identity
@@ -37,7 +37,7 @@ from kdlib.storage import identity
 __all__ = ["BudgetReached", "TracesMissing", "collect_remote_traces"]
 
 _SET_BY_US = {"model", "messages", "temperature", "top_p", "max_tokens", "seed", "stream", "n"}
-_LONGEST_PAUSE = 60.0  # seconds before a reply of no use is asked for again
+_LONGEST_PAUSE = 8.0  # seconds before a reply of no use is asked for again, as for the client's own retries
 _HOPELESS = 10  # problems in a row that fail one by one before all are given up
 _TEMPLATE_TOKENS = 64  # more than a chat template adds to a statement
 
@@ -136,12 +136,20 @@ def collect_remote_traces(
         TracesMissing: requests failed for good; it says why, and how to fix it.
         RuntimeError: `verify` failed; it says on which trace. The other traces are kept.
     """
-    problems = list(problems)
-    check_request(
+    wanted = wanted_traces(
         problems, samples, temperature, top_p, max_new_tokens=max_new_tokens, concurrency=concurrency
     )
-    _check_limits(retries, timeout, token_budget, cost_budget, prices)
-    limit = SpendingLimit(token_budget or inf, cost_budget or inf, prices)
+    budgets = {"token_budget": token_budget, "cost_budget": cost_budget}
+    for name, value in {**budgets, "timeout": timeout}.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be above 0; got {value!r}")
+    if retries < 0:
+        raise ValueError(f"retries must be at least 0; got {retries!r}")
+    if cost_budget is not None if prices is None else len(prices) != 2 or min(prices) < 0:
+        raise ValueError(
+            f"prices must be (input, output), in dollars per million tokens, at least 0; got {prices!r} with "
+            f"cost_budget={cost_budget}"
+        )
     extra = dict(extra_body or {})
     if clash := sorted(extra.keys() & _SET_BY_US):
         raise ValueError(f"extra_body holds {', '.join(clash)}; expected the argument of that purpose")
@@ -152,27 +160,26 @@ def collect_remote_traces(
         "teacher": model, **sampling, "max_new_tokens": max_new_tokens, "seed": seed, "extra_body": extra,
         "verify": identity(verify),
     }  # fmt: skip
-    wanted = [Request(problem, sample) for problem in problems for sample in range(samples)]
     with TraceFile(path, settings) as file:
-        check_same_problems(problems, file)
-        missing = [request for request in wanted if request.place not in file.traces]
-        done = len(wanted) - len(missing)
+        waiting = deque(missing_traces(wanted, file))
+        done = len(wanted) - len(waiting)
+        spent = sum((Usage(**note["usage"]) for note in file.notes), Usage())
+        spending = Spending(token_budget or inf, cost_budget or inf, prices, spent)
         with tqdm(desc="traces", total=len(wanted), initial=done, disable=not progress) as bar:
             collector = Collector(
-                server, file, limit, bar, concurrency, retries, max_new_tokens, seed, verify
+                server, file, spending, bar, waiting, concurrency, retries, max_new_tokens, seed, verify
             )
-            collector.collect(missing)
-        traces = [file.traces[request.place] for request in wanted if request.place in file.traces]
+            collector.collect()
+        traces = [file.traces[asked] for asked in wanted if asked in file.traces]
     have = (
         f"{len(traces):,} of {len(wanted):,} traces are {'kept' if path is None else f'in {path}'}; "
-        f"{limit.told(collector.spent)} spent"
+        f"{spending} spent"
     )
     if collector.failures:
-        raise TracesMissing(
-            f"{collector.summary()}. {have}; the same call asks for the others", traces, collector.failures
-        )
-    if collector.out_of_budget:
-        budgets = {"token_budget": token_budget, "cost_budget": cost_budget}
+        reasons = {(problem.key, sample): why for (problem, sample), why in collector.failures.items()}
+        message = f"{collector.summary()}. {have}; the same call asks for the others"
+        raise TracesMissing(message, traces, reasons)
+    if len(traces) < len(wanted):
         given = " and ".join(f"{name}={value:,}" for name, value in budgets.items() if value is not None)
         warnings.warn(
             f"{given} has no room for another request of {max_new_tokens:,} output tokens: {have}. With a "
@@ -183,181 +190,139 @@ def collect_remote_traces(
     return traces
 
 
-def _check_limits(
-    retries: int, timeout: float, token_budget: int | None, cost_budget: float | None,
-    prices: tuple[float, float] | None,
-) -> None:  # fmt: skip
-    for name, value in (("token_budget", token_budget), ("cost_budget", cost_budget), ("timeout", timeout)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be above 0; got {value!r}")
-    if retries < 0:
-        raise ValueError(f"retries must be at least 0; got {retries!r}")
-    if (prices is None and cost_budget is not None) or (
-        prices is not None and (len(prices) != 2 or not all(price >= 0 for price in prices))
-    ):
-        raise ValueError(
-            f"prices must be (input, output), in dollars per million tokens, at least 0; got {prices!r}"
-            + f" with cost_budget={cost_budget}" * (prices is None)
-        )
-
-
-@dataclass(frozen=True)
-class Request:
-    """One sample of one problem, to be asked for; `garbled` counts the replies to it that were of no use."""
-
-    problem: Problem
-    sample: int
-    garbled: int = 0
-
-    @property
-    def place(self) -> tuple[str, int]:
-        """Key and sample, as in `TraceFile.traces`."""
-        return self.problem.key, self.sample
-
-
-@dataclass(frozen=True)
-class SpendingLimit:
-    """Output tokens and dollars to spend at most, and the prices of input and output."""
+@dataclass
+class Spending:
+    """Output tokens and dollars to spend at most, the prices of input and output, and what has been spent."""
 
     tokens: float
     dollars: float
     prices: tuple[float, float] | None
+    spent: Usage
 
-    def allows(self, usage: Usage) -> bool:
-        """Whether this much may be spent in all."""
-        return usage.output_tokens <= self.tokens and usage.cost(self.prices or (0, 0)) <= self.dollars
+    def allows(self, more: Iterable[Usage]) -> bool:
+        """Whether so much more may be spent."""
+        total = sum(more, self.spent)
+        return total.output_tokens <= self.tokens and total.cost(self.prices or (0, 0)) <= self.dollars
 
-    def told(self, usage: Usage) -> str:
-        """Tokens and, where prices are known, dollars, for people."""
-        cost = f", ${usage.cost(self.prices):,.4f}" if self.prices else ""
-        return f"{usage.input_tokens:,} input and {usage.output_tokens:,} output tokens{cost}"
+    def __str__(self) -> str:
+        cost = f", ${self.spent.cost(self.prices):,.4f}" if self.prices else ""
+        return f"{self.spent.input_tokens:,} input and {self.spent.output_tokens:,} output tokens{cost}"
 
 
+@dataclass
 class Collector:
     """Asks a server for traces, several at once, and puts what arrives into a file.
 
-    Args: as of `collect_remote_traces`.
-
     Attributes:
-        spent: by all runs into the file.
-        failures: why requests were given up, by key and sample.
-        stopped: why no more requests were made though some failed; None if there was no reason.
-        out_of_budget: whether requests are left for which there is no money.
+        waiting: what is to be asked for yet; the others are as of `collect_remote_traces`.
+        failures: why requests were given up.
     """
 
-    def __init__(
-        self, server: Server, file: TraceFile, limit: SpendingLimit, bar: tqdm, concurrency: int,
-        retries: int, max_new_tokens: int, seed: int | None, verify: Verifier,
-    ) -> None:  # fmt: skip
-        self._server, self._file, self._limit, self._bar = server, file, limit, bar
-        self._concurrency, self._retries, self._verify = concurrency, retries, verify
-        self._max_new_tokens, self._seed = max_new_tokens, seed
-        self._unanswered, self._hopeless = 0, set()
-        usages = (note["usage"] for note in file.notes)
-        self.spent = sum((Usage(u["input_tokens"], u["output_tokens"]) for u in usages), Usage())
-        self.failures: dict[tuple[str, int], str] = {}
-        self.stopped: str | None = None
-        self.out_of_budget = False
+    server: Server
+    file: TraceFile
+    spending: Spending
+    bar: tqdm
+    waiting: deque[Asked]
+    concurrency: int
+    retries: int
+    max_new_tokens: int
+    seed: int | None
+    verify: Verifier
+    failures: dict[Asked, str] = field(default_factory=dict)
 
-    def collect(self, requests: Sequence[Request]) -> None:
-        """Ask for all of them; what went wrong is in the attributes."""
-        waiting, flying = deque(requests), {}
-        with start_blocking_portal() as portal, portal.wrap_async_context_manager(self._server.client):
+    def __post_init__(self) -> None:
+        self._useless: Counter[Asked] = Counter()  # replies that held no text
+        # Since the last reply: requests without an answer, and problems that failed one by one.
+        self._unanswered, self._hopeless = 0, set()
+        self._stopped = False
+
+    def collect(self) -> None:
+        """Ask for all that is waiting, as far as the budget goes and there is hope."""
+        flying: dict[Future, Asked] = {}
+        with start_blocking_portal() as portal, portal.wrap_async_context_manager(self.server.client):
             try:
-                while flying or (waiting and not self.stopped):
-                    while self._may_start(waiting, flying.values()):
-                        request = waiting.popleft()
-                        flying[portal.start_task_soon(self._ask, request)] = request
+                while True:
+                    while self._may_start(flying.values()):
+                        asked = self.waiting.popleft()
+                        flying[portal.start_task_soon(self._ask, asked)] = asked
                     if not flying:
-                        self.out_of_budget = True
                         return
                     # On Windows an interrupt is noticed between two waits only.
                     wait(flying, timeout=0.5, return_when=FIRST_COMPLETED)
                     for future in [future for future in flying if future.done()]:
-                        self._receive(flying.pop(future), future.result(), waiting)
+                        self._receive(flying.pop(future), future.result())
             except BaseException:
-                self._rescue(flying)
+                # What has arrived is paid for.
+                for future, asked in flying.items():
+                    if not future.cancel():
+                        with suppress(RuntimeError):
+                            self._store(asked, future.result())
                 raise
 
-    def _may_start(self, waiting: Sequence[Request], flying: Collection[Request]) -> bool:
-        if not waiting or self.stopped or len(flying) >= self._concurrency:
+    def _may_start(self, flying: Collection[Asked]) -> bool:
+        if not self.waiting or self._stopped or len(flying) >= self.concurrency:
             return False
-        # What is in flight mostly costs less than it may, so that there can be room later.
-        return self._limit.allows(sum(map(self._most, [waiting[0], *flying]), self.spent))
+        # What is in flight mostly costs less than it may, so that there can be room later. A token of a
+        # byte-level tokenizer is at least one byte.
+        return self.spending.allows(
+            Usage(len(problem.statement.encode()) + _TEMPLATE_TOKENS, self.max_new_tokens)
+            for problem, _ in [self.waiting[0], *flying]
+        )
 
-    def _most(self, request: Request) -> Usage:
-        # A token of a byte-level tokenizer is at least one byte.
-        return Usage(len(request.problem.statement.encode()) + _TEMPLATE_TOKENS, self._max_new_tokens)
+    async def _ask(self, asked: Asked) -> Reply | Failure:
+        problem, sample = asked
+        purpose, seed = f"trace {problem.key}", None
+        if again := self._useless[asked]:
+            purpose += f" again {again}"
+            await asyncio.sleep(min(_LONGEST_PAUSE, 2.0 ** (again - 1)))
+        if self.seed is not None:
+            seed = substream(self.seed, purpose, sample) % 2**31  # which every server can hold
+        return await self.server.ask(problem.statement, seed)
 
-    async def _ask(self, request: Request) -> Reply | Failure:
-        if request.garbled:
-            await asyncio.sleep(min(_LONGEST_PAUSE, 2.0 ** (request.garbled - 1)))
-        seed = None
-        if self._seed is not None:
-            purpose = f"trace {request.problem.key}" + f" again {request.garbled}" * bool(request.garbled)
-            seed = substream(self._seed, purpose, request.sample) % 2**31  # which every server can hold
-        return await self._server.ask(request.problem.statement, seed)
-
-    def _receive(self, request: Request, outcome: Reply | Failure, waiting: deque[Request]) -> None:
-        self._keep(request, outcome)
-        self._bar.set_postfix_str(self._limit.told(self.spent), refresh=False)
+    def _receive(self, asked: Asked, outcome: Reply | Failure) -> None:
+        self._store(asked, outcome)
+        self.bar.set_postfix_str(str(self.spending), refresh=False)
         if isinstance(outcome, Reply):
-            self._bar.update()
+            self.bar.update()
             self._unanswered, self._hopeless = 0, set()
-        elif outcome.fault == "reply" and request.garbled < self._retries:
-            waiting.appendleft(replace(request, garbled=request.garbled + 1))
-        else:
-            self._give_up(request, outcome)
-
-    def _give_up(self, request: Request, failure: Failure) -> None:
-        self.failures[request.place] = failure.reason
+            return
+        if outcome.fault == "reply" and self._useless[asked] < self.retries:
+            self._useless[asked] += 1
+            self.waiting.appendleft(asked)
+            return
+        self.failures[asked] = str(outcome)
         # A server that is gone fails every request; a problem that cannot be asked, each of its samples.
-        if failure.fault == "server":
+        if outcome.fault == "server":
             self._unanswered += 1
         else:
-            self._hopeless.add(request.problem.key)
-        if self.stopped:
-            return
-        if failure.fault == "everything":
-            self.stopped = "no other request can succeed"
-        elif self._unanswered >= self._concurrency:
-            self.stopped = f"{self._unanswered} requests in a row got nothing from the server"
-        elif len(self._hopeless) >= _HOPELESS:
-            self.stopped = f"those of {_HOPELESS} problems in a row failed one by one"
+            self._hopeless.add(asked[0])
+        if (
+            outcome.fault == "everything"
+            or self._unanswered >= self.concurrency
+            or len(self._hopeless) >= _HOPELESS
+        ):
+            self._stopped = True
 
-    def _keep(self, request: Request, outcome: Reply | Failure) -> None:
+    def _store(self, asked: Asked, outcome: Reply | Failure) -> None:
         """The trace and what it cost, in one piece; the cost also where there is no trace."""
         if outcome.usage is None:
             return
-        self.spent += outcome.usage
-        note: dict[str, object] = {"usage": asdict(outcome.usage)}
-        traces = []
-        try:
-            if isinstance(outcome, Reply):
-                note["model"] = outcome.model
-                # A thought without an end is no answer, though it may read like one.
-                before = "<think>\n" if outcome.unclosed else ""
-                place = request.problem, request.sample
-                traces.append(judged_trace(*place, outcome.completion, self._verify, before=before))
-        finally:
-            self._file.append(traces, [note])
-
-    def _rescue(self, flying: Mapping[Future, Request]) -> None:
-        """Keep what has arrived, which is paid for, and drop the other requests."""
-        for future, request in flying.items():
-            if not future.cancel():
-                with suppress(RuntimeError):
-                    self._keep(request, future.result())
+        self.spending.spent += outcome.usage
+        note = {"usage": asdict(outcome.usage)}
+        if isinstance(outcome, Failure):
+            self.file.append([], [note])
+            return
+        # A thought without an end is no answer, though it may read like one.
+        before = "<think>\n" if outcome.unclosed else ""
+        notes = [{**note, "model": outcome.model}]
+        keep(self.file, [asked], [outcome.completion], self.verify, before=before, notes=notes)
 
     def summary(self) -> str:
         """What failed, how often and why."""
-        reasons: dict[str, list[tuple[str, int]]] = {}
-        for place, reason in self.failures.items():
-            reasons.setdefault(reason, []).append(place)
-        lines = [
-            f"{reason} ({len(places)} times, first for sample {places[0][1]} of {places[0][0]!r})"
-            for reason, places in list(reasons.items())[:3]
+        first = {reason: asked for asked, reason in reversed(self.failures.items())}
+        told = [
+            f"{reason} ({count} times, first for sample {first[reason][1]} of {first[reason][0].key!r})"
+            for reason, count in Counter(self.failures.values()).most_common(3)
         ]
-        more = f"; and {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
-        start = f"stopped: {self.stopped}. " if self.stopped else ""
-        return f"{start}{len(self.failures)} requests failed: {'; '.join(lines)}{more}"
+        early = "stopped early: " if self._stopped else ""
+        return f"{early}{len(self.failures)} requests failed: {'; '.join(told)}"

@@ -11,7 +11,6 @@ the first, by the chat template:
   it leaves the end token in the text, and puts the prompt into `content` before or instead of an answer.
 """
 
-import ipaddress
 import json
 import os
 import re
@@ -24,13 +23,15 @@ import openai
 
 from kdlib.language.traces.generate import Completion
 
-__all__ = ["BadReply", "Failure", "Reply", "Server", "Usage", "read_reply"]
+__all__ = ["Failure", "Reply", "Server", "Usage", "read_reply"]
 
-_OPEN, _CLOSE = "<think>", "</think>"
+_OPENING, _CLOSE = re.compile(r"\A\s*<think>\n?"), "</think>"
 _TAGS = re.compile(r"\s*(?:<(?!/?think>)[^<>\s]{1,40}>\s*)+")
 _END = re.compile(r"(?:<[|｜][^<>\s|｜]{1,40}[|｜]>|<eos>|</s>)\s*\Z")
 _SECRET = 8  # characters that a key has at least; "EMPTY", vLLM's for none, may occur in texts
 _SHOWN = 400  # characters of what a server says
+
+Fault = Literal["server", "reply", "request", "everything"]
 
 
 @dataclass(frozen=True)
@@ -65,28 +66,18 @@ class Reply:
     model: str
 
 
-class BadReply(ValueError):
-    """A reply without a completion; `usage` is what it cost nevertheless, None if it does not say."""
-
-    def __init__(self, reason: str, usage: Usage | None = None) -> None:
-        super().__init__(reason)
-        self.usage = usage
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A request without a usable reply.
+class Failure(ValueError):
+    """A request without a usable reply, and why.
 
     Attributes:
-        reason: what to show.
-        fault: whose it is. Of the "server" or the network, which the client has tried again. Of the "reply":
-            another seed may help. Of the "request": the same would happen again; of "everything": to any.
         usage: what it cost; None if nobody says.
+        fault: "server", or the network: the client has tried again. "reply": another seed may help.
+            "request": the same would happen again; "everything": to any request.
     """
 
-    reason: str
-    fault: Literal["server", "reply", "request", "everything"]
-    usage: Usage | None = None
+    def __init__(self, reason: str, usage: Usage | None = None, fault: Fault = "reply") -> None:
+        super().__init__(reason)
+        self.usage, self.fault = usage, fault
 
 
 class Server:
@@ -96,8 +87,7 @@ class Server:
         url: up to /v1.
         model: as the server names it.
         key_variable: the environment variable of the key, None for none.
-        retries: how often the client repeats a request.
-        timeout: seconds in which nothing arrives until a request counts as failed.
+        retries, timeout: as for `collect_remote_traces`.
         parameters: what every request holds beside model, messages and seed.
 
     Raises:
@@ -108,25 +98,9 @@ class Server:
         self, url: str, model: str, key_variable: str | None, retries: int, timeout: float,
         parameters: Mapping[str, object],
     ) -> None:  # fmt: skip
-        parts = urllib.parse.urlsplit(url)
-        if "@" in parts.netloc or parts.query or parts.fragment:
-            # Not shown: there may be a key in it.
-            raise ValueError("url must be scheme, host and path; got more, where no key belongs either")
-        if parts.scheme not in ("http", "https") or not parts.hostname or url.endswith("/chat/completions"):
-            raise ValueError(
-                "url must be an http or https address up to /v1, such as http://localhost:8000/v1; "
-                f"got {url!r}"
-            )
-        if not model:
-            raise ValueError("model must be the name under which the server knows it; got an empty one")
-        local = _is_loopback(parts.hostname)
-        if key_variable is not None and parts.scheme == "http" and not local:
-            raise ValueError(
-                f"url {url} would carry the key of {key_variable} through the network unencrypted; expected "
-                "https, or an address on this machine (an SSH tunnel ends there), or key_variable=None"
-            )
-        self._url, self._model, self._key_variable, self._parameters = url, model, key_variable, parameters
-        self._key = None if key_variable is None else _key(key_variable, parts.hostname)
+        local = _checked(url, key_variable)
+        self._url, self._key_variable, self._model, self._parameters = url, key_variable, model, parameters
+        self._key = key_variable and os.environ[key_variable].strip()
         self.client = openai.AsyncOpenAI(
             # Without one the client takes OPENAI_API_KEY from the environment, whoever is asked.
             api_key=self._key or "none",
@@ -140,7 +114,7 @@ class Server:
         self.client.organization = self.client.project = None
 
     async def ask(self, statement: str, seed: int | None) -> Reply | Failure:
-        """The reply to a statement. The client's errors are not raised: they hold the key."""
+        """The reply to a statement. Failures are not raised: the client's errors hold the key."""
         try:
             raw = await self.client.chat.completions.with_raw_response.create(
                 model=self._model,
@@ -152,63 +126,70 @@ class Server:
         except openai.APIStatusError as error:
             return self._refusal(error)
         except openai.APIConnectionError as error:
-            return Failure(self._without_key(f"{error.message} {error.__cause__ or ''}")[:_SHOWN], "server")
+            return Failure(self._said(f"{error.message} {error.__cause__ or ''}"), fault="server")
         # A server that sends the key back would bring it into the file.
         text = self._without_key(raw.http_response.content.decode("utf-8-sig", errors="replace"))
         try:
             return read_reply(json.loads(text), statement)
-        except BadReply as error:
-            return Failure(str(error)[:_SHOWN], "reply", error.usage)
+        except Failure as failure:
+            return failure
         except (ValueError, RecursionError) as error:
-            return Failure(f"the reply is not JSON ({error}): {text[:80]!r}", "reply")
+            return Failure(f"the reply is not JSON ({error}): {text[:80]!r}")
 
     def _refusal(self, error: openai.APIStatusError) -> Failure:
+        said = self._said(f"{error.status_code}: {error.body or error.message}")
         # OpenAI sends status 429 when the money is used up.
         status = 402 if error.code == "insufficient_quota" else error.status_code
-        said = self._without_key(f"{error.status_code}: {error.body or error.message}")[:_SHOWN]
         if status >= 500 or status in (408, 409, 429):
             later = error.response.headers.get("retry-after")
             said += f", Retry-After: {later}" if later else ""
-            return Failure(f"the server fails ({said})", "server")
+            return Failure(f"the server fails ({said})", fault="server")
+        fault = "everything"
         if status in (400, 413, 422):
-            fix = (
-                "if the statement is too long, shorten it or lower max_new_tokens; if it refuses a "
-                "parameter, leave that out (seed=None sends no seed)"
-            )
-            return Failure(f"the server refuses the request ({said}): {fix}", "request")
-        if status in (401, 403) and self._key is None:
-            fix = "it wants a key: put it into an environment variable and pass the name as key_variable"
+            fix = "if it is too long, shorten it or lower max_new_tokens; seed=None sends no seed"
+            fault = "request"
         elif status in (401, 403):
-            fix = f"see that the environment variable {self._key_variable} holds a key of this server"
+            fix = f"key_variable, {self._key_variable!r}, must name an environment variable with its key"
         elif status == 402:
             fix = "the account's balance or quota is used up"
         else:
             fix = (
-                f"expected that {self._url} is the address of an OpenAI-compatible server up to /v1, and "
-                f"model, {self._model!r}, one that {self._url}/models lists"
+                f"expected that {self._url} is an OpenAI-compatible address up to /v1, and {self._model!r} a "
+                f"model that {self._url}/models lists"
             )
-        return Failure(f"the server refuses ({said}): {fix}", "everything")
+        return Failure(f"the server refuses the request ({said}): {fix}", fault=fault)
+
+    def _said(self, text: str) -> str:
+        return self._without_key(text)[:_SHOWN]
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key and len(self._key) >= _SECRET else text
 
 
-def _key(key_variable: str, host: str) -> str:
-    key = os.environ.get(key_variable, "").strip()
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
+def _checked(url: str, key_variable: str | None) -> bool:
+    """Whether the address is on this machine; a ValueError if it is none, or the key cannot go there."""
+    parts = urllib.parse.urlsplit(url)
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    whole = parts.scheme in ("http", "https") and parts.hostname and not url.endswith("/chat/completions")
+    if not whole or bare != url:
         raise ValueError(
-            f"key_variable is {key_variable!r}, but that environment variable holds "
-            f"{'characters that no key has' if key else 'no key'}; set it to the key for {host}, or pass "
-            "None where none is needed"
+            "url must be an http or https address up to /v1, such as http://localhost:8000/v1, without user, "
+            f"query and fragment (no key belongs there); got {bare}"
         )
-    return key
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
+    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if key_variable is None:
+        return local
+    if parts.scheme == "http" and not local:
+        raise ValueError(
+            f"url {url} would carry the key of {key_variable} through the network unencrypted; expected "
+            "https, or an address on this machine (an SSH tunnel ends there), or key_variable=None"
+        )
+    if not re.fullmatch("[!-~]+", os.environ.get(key_variable, "").strip()):
+        raise ValueError(
+            f"key_variable is {key_variable!r}, but that environment variable holds no key, of ASCII "
+            f"characters without blanks; set it to the key for {parts.hostname}, or pass None"
+        )
+    return local
 
 
 def read_reply(body: object, statement: str) -> Reply:
@@ -219,57 +200,48 @@ def read_reply(body: object, statement: str) -> Reply:
         statement: the user's turn that it answers.
 
     Raises:
-        BadReply: it is none, is empty, ended for another reason than the model's or the token limit's, or
+        Failure: it is none, is empty, ended for another reason than the model's or the token limit's, or
             does not say how many tokens it took.
     """
     usage = None
     match body:
         case {"usage": {"prompt_tokens": int(before), "completion_tokens": int(after)}}:
-            usage = Usage(max(0, before), max(0, after))
+            usage = Usage(before, after)
     match body:
         case {"choices": [{"message": Mapping() as message, "finish_reason": reason}, *_]}:
-            pass
+            text, unclosed = _written(message, statement)
         case {"error": error}:
-            raise BadReply(f"the reply is an error: {error}", usage)
+            raise Failure(f"the reply is an error: {error!s:.{_SHOWN}}", usage)
         case _:
-            raise BadReply("the reply has no choices with a message and a finish_reason", usage)
+            raise Failure("the reply has no choices with a message and a finish_reason", usage)
     if reason not in ("stop", "length"):
-        raise BadReply(f"the reply ended for finish_reason {reason!r}; expected stop or length", usage)
+        raise Failure(f"the reply ended for finish_reason {reason!r:.80}; expected stop or length", usage)
     if usage is None:
-        raise BadReply("the reply has no usage of prompt_tokens and completion_tokens")
-    text, unclosed = _written(message, statement)
+        raise Failure("the reply has no usage of prompt_tokens and completion_tokens")
     if not text.strip():
-        raise BadReply("the reply is empty", usage)
-    # A lone half of a surrogate pair, which JSON can hold, cannot be written to a file.
-    text = text.encode(errors="replace").decode()
+        raise Failure("the reply is empty", usage)
     completion = Completion(text, usage.output_tokens, finished=reason == "stop")
     return Reply(completion, unclosed, usage, str(body.get("model")))
 
 
 def _written(message: Mapping[str, object], statement: str) -> tuple[str, bool]:
     """The text after a prompt that ends in <think>, and whether the thought in it is known to be open."""
-
-    content, *thoughts = (
-        value if isinstance(value := message.get(name), str) else ""
-        for name in ("content", "reasoning_content", "reasoning")
-    )
-    content = _END.sub("", _without_prompt(content, statement))
-    apart = any(thoughts)
-    thought = _unopened(_END.sub("", next(filter(None, thoughts), "")))[0].strip("\n")
-    whole, opened = _unopened(content)
+    content = _END.sub("", _without_prompt(_string(message, "content"), statement))
+    apart = _string(message, "reasoning_content", "reasoning")
+    thought = _OPENING.sub("", _END.sub("", apart)).strip("\n")
+    whole = _OPENING.sub("", content)
     if not apart or (_CLOSE in whole and whole.lstrip().startswith(thought)):  # some send the thought twice
-        return whole, opened and _CLOSE not in whole
+        return whole, whole != content and _CLOSE not in whole
     if not content.strip():
         return thought, True
     return f"{thought}\n{_CLOSE}\n\n" + content.lstrip("\n"), False
 
 
-def _unopened(text: str) -> tuple[str, bool]:
-    """The text without an opening <think>, and whether it had one."""
-    bare = text.lstrip()
-    if not bare.startswith(_OPEN):
-        return text, False
-    return bare.removeprefix(_OPEN).removeprefix("\n"), True
+def _string(message: Mapping[str, object], *names: str) -> str:
+    """The first text under one of these names."""
+    texts = (message[name] for name in names if message.get(name) and isinstance(message[name], str))
+    # A lone half of a surrogate pair, which JSON can hold, cannot be written to a file.
+    return next(texts, "").encode(errors="replace").decode()
 
 
 def _without_prompt(content: str, statement: str) -> str:

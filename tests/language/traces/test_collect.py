@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from kdlib.language.answers.final_answer import has_format
 from kdlib.language.problems import Problem
 from kdlib.language.traces import collect as module
+from kdlib.language.traces import file
 from kdlib.language.traces.collect import collect_traces, load_traces
 from kdlib.language.traces.file import Trace, TraceFile
 from kdlib.storage import DamagedFile, ForeignFile
@@ -177,8 +178,8 @@ def test_progress_shows_the_traces_done(capsys, path):
         ({"temperature": -0.1}, "temperature must be at least 0.*-0.1"),
         ({"temperature": float("nan")}, "temperature must be at least 0.*nan"),
         ({"temperature": float("inf")}, "temperature must be at least 0.*inf"),
-        ({"top_p": 0}, "top_p must lie above 0.*got 0"),
-        ({"top_p": 1.2}, "top_p must lie above 0.*1.2"),
+        ({"top_p": 0}, "top_p must be above 0.*got 0"),
+        ({"top_p": 1.2}, "top_p must be above 0.*1.2"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1; got 0"),
         ({"max_new_tokens": 61}, "max_new_tokens is 61, but the model has 64 positions.*'0 heads'"),
         ({"asked": problems() + problems(2)}, "different keys.*'k0' occurs 2 times"),
@@ -280,8 +281,8 @@ def finer_model():
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"model": finer_model()}, "the model has changed since it was written"),
-        ({"tokenizer": other_template()}, "the tokenizer has changed since it was written"),
+        ({"model": finer_model()}, "model was [0-9a-f]{32}, is [0-9a-f]{32}"),
+        ({"tokenizer": other_template()}, "tokenizer was .*, is .*"),
         ({"temperature": 0.6}, "temperature was 1.0, is 0.6"),
         ({"top_p": 0.9}, "top_p was 0.95, is 0.9"),
         ({"max_new_tokens": 11}, "max_new_tokens was 10, is 11"),
@@ -337,29 +338,21 @@ def test_a_line_that_has_changed_is_refused_and_can_be_deleted(path):
         assert collect(path) == found
 
 
-def test_a_line_twice_is_refused(path):
-    collect(path)
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([*lines, lines[4]]))
-    with pytest.raises(DamagedFile, match=r"line 17 of .* repeats sample \d of 'k\d'; delete it"):
-        collect(path)
-
-
 @pytest.mark.parametrize(
     "content", [b"no line end", b'{"a": 1}\n', b"\xff\xfe\x00\n\n", b"\n", b"[]\n[]\n"], ids=repr
 )
 def test_a_file_of_something_else_is_refused_and_left_as_it_is(path, content):
     path.write_bytes(content)
     for read in (collect, load_traces):
-        with pytest.raises(ForeignFile, match="is not by collect_traces.*delete it, or choose another path"):
+        with pytest.raises(ForeignFile, match="is not by this version.*delete it, or choose another path"):
             read(path)
     assert path.read_bytes() == content
 
 
 def test_a_file_of_another_version_is_refused(path, monkeypatch):
     collect(path)
-    monkeypatch.setattr("kdlib.language.traces.file._VERSION", 2)
-    with pytest.raises(ForeignFile, match="is of version 1, this kdlib reads version 2: use the kdlib"):
+    monkeypatch.setitem(file._HEADER, "version", 2)
+    with pytest.raises(ForeignFile, match="is not by this version's collect_traces"):
         collect(path)
 
 

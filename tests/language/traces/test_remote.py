@@ -357,7 +357,7 @@ def test_a_request_is_given_up_after_its_retries_and_the_reason_told(path):
 def test_a_server_that_is_gone_is_not_asked_for_everything():
     with Server(right) as server:
         url = server.url
-    with pytest.raises(TracesMissing, match="stopped: 3 requests in a row got nothing.*onnect"):
+    with pytest.raises(TracesMissing, match="stopped early: [345] requests failed.*onnect"):
         collect(url, asked=problems(500), concurrency=3, retries=1)
 
 
@@ -379,7 +379,7 @@ def test_problems_that_cannot_be_asked_stop_nobody_unless_there_is_nothing_else(
     assert len(raised.value.traces) == 9 and len(server.requests) == 36
     with (
         Server(always(completion(None))) as server,
-        pytest.raises(TracesMissing, match="10 problems in a row"),
+        pytest.raises(TracesMissing, match="stopped early: 28 requests failed: the reply is empty"),
     ):
         collect(server, asked=problems(50), samples=3, concurrency=1, retries=1)
     assert len(server.requests) == (9 * 3 + 1) * 2
@@ -591,7 +591,7 @@ def test_no_key_goes_through_a_network_unencrypted(monkeypatch, url):
 
 
 @pytest.mark.parametrize(
-    ("held", "why"), [(None, "no key"), (" ", "no key"), ("sk-ä", "no key has"), ("a b", "no key has")]
+    ("held", "why"), [(None, "no key"), (" ", "no key"), ("sk-ä", "of ASCII"), ("a b", "without blanks")]
 )
 def test_a_variable_that_holds_no_key_is_named(monkeypatch, held, why):
     monkeypatch.delenv("TEACHER_KEY", raising=False)
@@ -626,7 +626,7 @@ def test_a_key_in_the_address_is_refused_and_not_repeated(url):
         ({"concurrency": 0}, "concurrency must be at least 1; got 0"),
         ({"temperature": 0}, "samples is 2, but temperature=0"),
         ({"temperature": -1}, "temperature must be at least 0"),
-        ({"top_p": 0}, "top_p must lie above 0"),
+        ({"top_p": 0}, "top_p must be above 0"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"retries": -1}, "retries must be at least 0; got -1"),
         ({"timeout": 0}, "timeout must be above 0; got 0"),
@@ -637,7 +637,6 @@ def test_a_key_in_the_address_is_refused_and_not_repeated(url):
         ({"prices": (-1, 1)}, "prices must be"),
         ({"extra_body": {"max_tokens": 5}}, "extra_body holds max_tokens"),
         ({"asked": [*problems(), *problems()]}, "'k0'"),
-        ({"model": ""}, "model must be the name"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused_before_anyone_is_asked(path, changed, message):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from loopback import completion
 
 from kdlib.language.answers.final_answer import has_format
-from kdlib.language.traces.server import BadReply, Usage, read_reply
+from kdlib.language.traces.server import Failure, Usage, read_reply
 
 STATEMENT = "10 heads and\n28 feet?"
 WHOLE = "2a + 4b = 28\n</think>\n\n4 rabbits"
@@ -131,7 +131,7 @@ def without(name):
     ],
 )  # fmt: skip
 def test_what_is_no_reply_is_told_with_what_it_cost(body, reason, usage):
-    with pytest.raises(BadReply, match=reason) as raised:
+    with pytest.raises(Failure, match=reason) as raised:
         read_reply(body, STATEMENT)
     assert raised.value.usage == usage
 
