@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdlib.course.studies.cat_or_dog import SITUATIONS, prepare
-from kdlib.course.studies.cat_or_dog_results import report
+from kdlib.course.studies.cat_or_dog import SITUATIONS, prepare, report
 from kdlib.course.studies.records import write_results
 
 DESCRIPTION = """\
@@ -24,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m kdlib experiment", description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("data", help='"sketches", "pets", "cifar10", or a folder with train/CLASS/*.jpg and test/CLASS/*.jpg')
     add("--size", type=int, help="side of the pictures in pixels (sketches, cifar10: 32; photographs: 64)")
@@ -32,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--labels", type=int, help="labels of the student in `few` (sketches: 100; photographs: 300)")
     add("--epochs", type=float, default=1.0, metavar="FACTOR", help="multiplies the recipe's epochs (1)")
     add("--work", type=Path, default=Path("data/cache/experiment"),
-        help="where teachers and finished runs are kept (%(default)s)")  # fmt: skip
+        help="where teachers and finished runs are kept (%(default)s)")
     add("--only", choices=SITUATIONS, help="run this situation and stop: to share the work of one "
-        "experiment among processes, which the command without --only then puts together")  # fmt: skip
+        "experiment among processes, which the command without --only then puts together")
     add("--out", type=Path, help="write the results as JSON here")
     add("--quiet", dest="progress", action="store_false", help="no progress bars")
     given = vars(parser.parse_args(argv))

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from kdlib.course.studies.reasoning import ReasoningStudy
+from kdlib.course.studies.reasoning import ReasoningStudy, report
 from kdlib.course.studies.reasoning_arms import CHAINS
-from kdlib.course.studies.reasoning_results import report
 from kdlib.course.studies.records import write_results
 from kdlib.storage import fingerprint
 
@@ -28,14 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m kdlib reasoning", description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("--seeds", type=int, default=5, help="paired runs of each arm (%(default)s)")
     add("--problems", type=int, default=200, help="that each student learns from (%(default)s)")
     add("--student", choices=("qwen2", "llama"), default="qwen2", help="class of the students (%(default)s)")
     add("--workers", type=int, help="processes (default: one for each core; one on a GPU)")
     add("--work", type=Path, default=Path("data/cache/reasoning"),
-        help="where models, traces and finished runs are kept (%(default)s)")  # fmt: skip
+        help="where models, traces and finished runs are kept (%(default)s)")
     add("--out", type=Path, help="write the results as JSON here")
     add("--quiet", action="store_true", help="no progress bars")
     given = parser.parse_args(argv)

@@ -10,9 +10,8 @@ from PIL import Image
 
 from kdlib.cli.experiment import main
 from kdlib.course.studies import cat_or_dog as experiment
-from kdlib.course.studies.cat_or_dog import ALPHAS, TEMPERATURES, CatOrDogStudy, prepare
+from kdlib.course.studies.cat_or_dog import ALPHAS, TEMPERATURES, CatOrDogStudy, prepare, report
 from kdlib.course.studies.cat_or_dog_arms import PictureRecipe, Training
-from kdlib.course.studies.cat_or_dog_results import report
 from kdlib.course.studies.records import scores_of
 from kdlib.metrics import compare
 from kdlib.vision.nets import convnet

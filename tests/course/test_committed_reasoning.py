@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kdlib.course.studies.reasoning import PAIRS
+from kdlib.course.studies.reasoning import PAIRS, report
 from kdlib.course.studies.reasoning_arms import ARMS, CHAINS
-from kdlib.course.studies.reasoning_results import report
 from kdlib.course.studies.records import load_results, scores_of
 from kdlib.metrics import compare
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kdlib.course.studies.cat_or_dog_results import report
+from kdlib.course.studies.cat_or_dog import report
 from kdlib.course.studies.records import load_results, scores_of
 from kdlib.metrics import compare, gap_closed
 

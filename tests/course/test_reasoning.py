@@ -10,6 +10,7 @@ from tiny_study import answered, same, weights
 from transformers import PreTrainedTokenizerFast
 
 from kdlib.course.studies import reasoning as experiment
+from kdlib.course.studies import reasoning_arms
 from kdlib.course.studies.reasoning import ReasoningStudy
 from kdlib.course.studies.reasoning_arms import CHAINS, LIVE, TINY, reading, tokens_a_step
 from kdlib.course.studies.records import unpack_bits
@@ -111,7 +112,7 @@ def test_runs_are_by_arm_in_the_order_of_the_seeds(study, runs):
 
 
 def test_a_run_is_taught_once_and_then_read(study, runs, monkeypatch):
-    monkeypatch.setattr(experiment, "teach_student", refuse)
+    monkeypatch.setattr(reasoning_arms, "teach_student", refuse)
     monkeypatch.setattr(ReasoningStudy, "examine", refuse)
     lines = logged(study)
     again = replace(study)
@@ -202,7 +203,7 @@ def told(study, runs, monkeypatch):
 
     def ask(arm, seed=0, **options):
         with monkeypatch.context() as patched:
-            patched.setattr(experiment, "teach_student", stop)
+            patched.setattr(reasoning_arms, "teach_student", stop)
             with pytest.raises(Told) as raised:
                 replace(study).run(arm, seed, **options)
         return raised.value.args[0]
@@ -236,7 +237,7 @@ def test_options_reach_the_student(study, told):
 
 def test_a_choice_looks_at_validation_only(study, runs, monkeypatch):
     monkeypatch.setattr(
-        experiment, "teach_student", lambda recipe, student, *given, **options: {"steps": 0, "seconds": 0.0}
+        reasoning_arms, "teach_student", lambda recipe, student, *given, **options: {"steps": 0, "seconds": 0.0}
     )
     looked, answers = [], ReasoningStudy.answers
     monkeypatch.setattr(

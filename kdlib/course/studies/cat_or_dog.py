@@ -9,6 +9,7 @@ chosen pair. Arms with the same seed share initialisation, order, crops and numb
 run is on disk: an interrupted study goes on when it is started again.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,20 +20,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from kdlib.cache.images import CachedTeacher, cache_teacher
+from kdlib.cache.images import cache_teacher
 from kdlib.cost import measure_cost
-from kdlib.course.studies.cat_or_dog_arms import (
-    SKETCHES,
-    PictureRecipe,
-    arms,
-    hard_labels,
-    hide_labels,
-    photo_recipe,
-    train,
-)
+from kdlib.course.studies import cat_or_dog_arms as ways
 from kdlib.course.studies.records import columns, once, pack_bits, verdicts
 from kdlib.data import Examples, Splits
-from kdlib.metrics import agreement, fit_temperature, kl_to_teacher, score
+from kdlib.metrics import agreement, fit_temperature, interval, kl_to_teacher, score
 from kdlib.runtime import describe_environment
 from kdlib.storage import fingerprint, identity
 from kdlib.training import fit, predict
@@ -40,16 +33,17 @@ from kdlib.vision.loader import Loader
 from kdlib.vision.photos import load_photos
 from kdlib.vision.sketches import SketchExamples, load_sketches
 
-__all__ = ["SITUATIONS", "CatOrDogStudy", "prepare"]
+__all__ = ["SITUATIONS", "CatOrDogStudy", "prepare", "report"]
 
 TEMPERATURES, ALPHAS, CHOICE_SEEDS = (1.0, 2.0, 4.0, 8.0), (0.1, 0.5), 2
 SITUATIONS = ("all", "few", "teachers")
-TEACHER_SEED, TEACHERS = 1000, {"quarter": 0.25, "standard": 1.0, "double": 2.0}
-ARMS = (*arms(1.0, 0.0), "distilled, fine-tuned")
+TEACHERS = {"quarter": 0.25, "standard": 1.0, "double": 2.0}  # shares of the recipe's epochs
+ARMS = (*ways.arms(1.0, 0.0), "distilled, fine-tuned")
+FROM_TRUTH = "distilled from the truth"
 
 # Each arm against its baseline, and against the other arms that ask the same question.
 _PAIRS = (
-    *((arm, "alone") for arm in (*ARMS, "distilled from the truth") if arm != "alone"),
+    *((arm, "alone") for arm in (*ARMS, FROM_TRUTH) if arm != "alone"),
     *(("distilled", other) for other in ("smoothed", "pseudo-labels", "distilled, no labels")),
     ("distilled, fine-tuned", "distilled"),
 )
@@ -62,15 +56,13 @@ class CatOrDogStudy:
 
     Attributes:
         data: the three parts; the teacher learns from the labels of the whole training part.
-        recipe: networks and their training.
         folder: where teachers, their outputs and finished runs are kept.
         seeds: number of paired runs of each arm.
         labels: number of labels that the student has in the situation `few`.
-        progress: show progress bars.
     """
 
     data: Splits
-    recipe: PictureRecipe
+    recipe: ways.PictureRecipe
     folder: Path
     seeds: int = 10
     labels: int = 300
@@ -79,14 +71,15 @@ class CatOrDogStudy:
     def run_situation(self, situation: str) -> dict[str, list[dict]]:
         """All runs of one situation, by arm; those on disk are not run again."""
         pair = self.choose("few" if situation == "few" else "all")
-        # Half of them with three teachers: each seed needs the logits of each teacher on its own crops.
-        seeds = max(2, (self.seeds + 1) // 2) if situation == "teachers" else self.seeds
-        names = TEACHERS if situation == "teachers" else ARMS
-        if isinstance(self.data.train, SketchExamples) and situation == "all":
-            names = (*ARMS, "distilled from the truth")
-        jobs = [(seed, arm) for seed in range(seeds) for arm in names]
+        names, seeds = ARMS, self.seeds
+        if situation == "teachers":
+            # Half of the seeds: each needs the logits of three teachers on its own crops.
+            names, seeds = tuple(TEACHERS), max(2, (seeds + 1) // 2)
+        elif situation == "all" and isinstance(self.data.train, SketchExamples):
+            names = (*ARMS, FROM_TRUTH)
         runs: dict[str, list[dict]] = {arm: [] for arm in names}
-        for seed, arm in tqdm(jobs, desc=situation, disable=not self.progress):
+        jobs = [(arm, seed) for seed in range(seeds) for arm in names]
+        for arm, seed in tqdm(jobs, desc=situation, disable=not self.progress):
             runs[arm].append(self.run(situation, arm, seed, *pair))
         return runs
 
@@ -100,7 +93,7 @@ class CatOrDogStudy:
         return {
             "environment": describe_environment(),
             "data": self._describe_data(),
-            "recipe": {name: _plain(asdict(training)) for name, training in vars(self.recipe).items()},
+            "recipe": _plain(asdict(self.recipe)),
             "chosen": {s: dict(zip(("temperature", "alpha"), self.choose(s), strict=True)) for s in choices},
             "choices": choices,
             "teachers": teachers,
@@ -116,106 +109,92 @@ class CatOrDogStudy:
 
     def _choices(self, situation: str) -> list[dict[str, float]]:
         """First T, with the first α; then the other α at the best T: one axis at a time, as time is short."""
-        rows = [self._choice(situation, temperature, ALPHAS[0]) for temperature in TEMPERATURES]
-        temperature = max(rows, key=_goodness)["temperature"]
-        return rows + [self._choice(situation, temperature, alpha) for alpha in ALPHAS[1:]]
 
-    def _choice(self, situation: str, temperature: float, alpha: float) -> dict[str, float]:
-        runs = [
-            self.run(situation, "distilled", seed, temperature, alpha, test=False)["validation"]
-            for seed in range(CHOICE_SEEDS)
-        ]
-        means = {name: sum(run[name] for run in runs) / len(runs) for name in ("accuracy", "nll")}
-        return {"temperature": temperature, "alpha": alpha, **means}
+        def validated(t: float, alpha: float) -> dict[str, float]:
+            runs = [self.run(situation, "distilled", s, t, alpha, test=False) for s in range(CHOICE_SEEDS)]
+            means = {n: sum(run["validation"][n] for run in runs) / len(runs) for n in ("accuracy", "nll")}
+            return {"temperature": t, "alpha": alpha, **means}
+
+        rows = [validated(t, ALPHAS[0]) for t in TEMPERATURES]
+        best = max(rows, key=_goodness)["temperature"]
+        return rows + [validated(best, alpha) for alpha in ALPHAS[1:]]
 
     def run(
         self, situation: str, arm: str, seed: int, temperature: float, alpha: float, *, test: bool = True
     ) -> dict:
-        """The figures of one trained student, from disk if it was trained before."""
+        """The figures of one trained student, from disk if it was trained before.
+
+        With `test` also those on the test part, there before and after fitting one temperature.
+        """
         if (situation, arm) == ("teachers", "standard"):
             situation, arm = "all", "distilled"
         setting = [situation, arm, seed, temperature, alpha]
-        return once(self.folder / "runs.jsonl", [*setting, test],
-                    lambda: self.measure(self.train_student(*setting), test=test))  # fmt: skip
+
+        def run() -> dict:
+            student, validation = self.train_student(*setting), self.data.validation
+            figures = {"validation": _figures(predict(student, validation.images), validation)}
+            return figures | ({"test": self._test_figures(student)} if test else {})
+
+        return once(self.folder / "runs.jsonl", [*setting, test], run)
 
     def train_student(
         self, situation: str, arm: str, seed: int, temperature: float, alpha: float
     ) -> nn.Module:
         """One arm with one seed: always as many steps as the whole training part takes."""
-        training, teacher = self.recipe.student, "standard"
+        training, teacher, losses = self.recipe.student, "standard", ways.arms(temperature, alpha)
         if situation == "teachers":
             teacher, arm = arm, "distilled"
         known, everything = self.data.train, self.data.train
         if situation == "few":
-            known, everything = hide_labels(self.data.train, self.labels)
-        losses = arms(temperature, alpha)
+            known, everything = ways.hide_labels(self.data.train, self.labels)
         if arm in ("alone", "smoothed"):
-            return train(training, known, seed=seed, epochs=self._epochs_of(known), loss=losses[arm])[0]
-        distil = partial(train, training, everything, seed=seed)
-        if arm == "distilled from the truth":
-            return distil(teacher=everything.true_logits, loss=arms(1.0, 0.0)["distilled"])[0]
-        cached = self.cached_teacher(teacher, seed)
+            return ways.train(training, known, seed=seed, epochs=self._epochs_of(known), loss=losses[arm])[0]
+        distil = partial(ways.train, training, everything, seed=seed)
+        if arm == FROM_TRUTH:
+            return distil(teacher=everything.true_logits, loss=ways.arms(1.0, 0.0)["distilled"])[0]
+        cached = cache_teacher(  # its logits on exactly the crops that this seed shows
+            self._teachers[teacher], Loader(self.data.train, training.augmentation),
+            self.folder / f"logits-{teacher}-{seed}", epochs=training.epochs, seed=seed, batch_size=128,
+            progress=self.progress,
+        )
         if arm != "distilled, fine-tuned":
             return distil(teacher=cached, loss=losses[arm])[0]
         # The article's last step, within the same budget: the last quarter of it on hard labels alone.
         distilling = training.epochs * 3 // 4
         student, _ = distil(teacher=cached, loss=losses["distilled"], epochs=distilling)
         epochs = max(1, self._epochs_of(known) * (training.epochs - distilling) // training.epochs)
-        settings = {**training.settings, "lr": training.lr / 10}
-        crops = Loader(known, training.augmentation)
-        fit(student, crops, epochs=epochs, loss=hard_labels, seed=seed, **settings)
+        crops, settings = Loader(known, training.augmentation), {**training.settings, "lr": training.lr / 10}
+        fit(student, crops, epochs=epochs, loss=ways.hard_labels, seed=seed, **settings)
         return student
 
-    def measure(self, student: nn.Module, *, test: bool) -> dict[str, object]:
-        """Scores on validation and, if asked for, on test: there also after fitting one temperature."""
-        validation = self.data.validation
-        figures = {"validation": _figures(predict(student, validation.images), validation)}
-        if test:
-            logits, teacher = predict(student, self.data.test.images), self._test_logits
-            figures["test"] = self._test_figures(student) | {
-                "agreement": agreement(logits, teacher), "kl_to_teacher": kl_to_teacher(logits, teacher)
-            }  # fmt: skip
-        return figures
-
-    def teacher(self, name: str = "standard") -> nn.Module:
-        """Trained on all labels, for its share of the recipe's epochs; from its checkpoint if there."""
-        files = {"checkpoint": f"teacher-{name}.safetensors", "log": f"teacher-{name}.jsonl"}
-        model, _ = train(
-            self.recipe.teacher.scaled(TEACHERS[name]), self.data.train, seed=TEACHER_SEED,
-            progress=self.progress, **{kind: self.folder / file for kind, file in files.items()},
-        )  # fmt: skip
-        return model
-
-    def cached_teacher(self, name: str, seed: int) -> CachedTeacher:
-        """A teacher's logits on exactly the crops that this seed shows."""
-        return cache_teacher(
-            self._teachers[name], Loader(self.data.train, self.recipe.student.augmentation),
-            self.folder / f"logits-{name}-{seed}", epochs=self.recipe.student.epochs, seed=seed,
-            batch_size=128, progress=self.progress,
-        )  # fmt: skip
-
     @cached_property
-    def _teachers(self) -> Mapping[str, nn.Module]:
-        return {name: self.teacher(name) for name in TEACHERS}
-
-    @cached_property
-    def _test_logits(self) -> Tensor:
-        return predict(self._teachers["standard"], self.data.test.images)
+    def _teachers(self) -> dict[str, nn.Module]:
+        """Trained on all labels, each for its share of the epochs; from their checkpoints if there."""
+        return {
+            name: ways.train(
+                self.recipe.teacher.scaled(share), self.data.train, seed=1000, progress=self.progress,
+                checkpoint=self.folder / f"teacher-{name}.safetensors",
+                log=self.folder / f"teacher-{name}.jsonl",
+            )[0]
+            for name, share in TEACHERS.items()
+        }
 
     def _epochs_of(self, known: Examples) -> int:
         batch = self.recipe.student.batch_size
-        steps = -(-len(self.data.train) // batch) * self.recipe.student.epochs
-        return round(steps / -(-len(known) // batch))
+        steps = math.ceil(len(self.data.train) / batch) * self.recipe.student.epochs
+        return round(steps / math.ceil(len(known) / batch))
 
     def _test_figures(self, model: nn.Module) -> dict[str, object]:
-        logits, labels = predict(model, self.data.test.images), self.data.test.labels
-        validation = predict(model, self.data.validation.images)
+        logits, validation = (predict(model, part.images) for part in (self.data.test, self.data.validation))
+        labels = self.data.test.labels
+        teacher = predict(self._teachers["standard"], self.data.test.images)
         temperature = fit_temperature(validation, self.data.validation.labels)
         rescaled = score(logits / temperature, labels)
         return _figures(logits, self.data.test) | {
             "temperature": temperature, "ece_rescaled": rescaled.ece, "nll_rescaled": rescaled.nll,
             "correct": pack_bits(score(logits, labels).correct),
-        }  # fmt: skip
+            "agreement": agreement(logits, teacher), "kl_to_teacher": kl_to_teacher(logits, teacher),
+        }
 
     def _describe_data(self) -> dict[str, object]:
         parts = {part: len(getattr(self.data, part)) for part in ("train", "validation", "test")}
@@ -228,12 +207,11 @@ class CatOrDogStudy:
         return data
 
     def _describe_teacher(self, name: str) -> dict[str, object]:
-        model, train_part = self._teachers[name], self.data.train
-        figures = self._test_figures(model)
-        del figures["nll_rescaled"]
-        return figures | {
+        model, known = self._teachers[name], self.data.train
+        left_out = ("nll_rescaled", "agreement", "kl_to_teacher")
+        return {k: v for k, v in self._test_figures(model).items() if k not in left_out} | {
             "epochs": self.recipe.teacher.scaled(TEACHERS[name]).epochs,
-            "train_accuracy": score(predict(model, train_part.images), train_part.labels).accuracy,
+            "train_accuracy": score(predict(model, known.images), known.labels).accuracy,
         }
 
     def _cost(self) -> dict[str, object]:
@@ -257,16 +235,39 @@ def prepare(
     """
     size = size or (32 if data in ("sketches", "cifar10") else 64)
     if data == "sketches":
-        recipe, labels = SKETCHES, labels or 100
+        recipe, labels = ways.SKETCHES, labels or 100
         splits = load_sketches(4000, 1000, 2000, size=size, nuisance=0.5)
     else:
-        recipe, labels = photo_recipe(size), labels or 300
+        recipe, labels = ways.photo_recipe(size), labels or 300
         splits = load_photos(data, size=size, progress=progress)
-    recipe = recipe.scaled(epochs)
-    identity = fingerprint(
+    recipe = ways.PictureRecipe(recipe.teacher.scaled(epochs), recipe.student.scaled(epochs))
+    stamp = fingerprint(
         splits.train.fingerprint(), splits.validation.fingerprint(), labels, _plain(asdict(recipe))
     )
-    return CatOrDogStudy(splits, recipe, Path(work) / identity[:12], seeds, labels, progress)
+    return CatOrDogStudy(splits, recipe, Path(work) / stamp[:12], seeds, labels, progress)
+
+
+def report(results: Mapping) -> str:
+    """A table for each situation, and the verdicts."""
+    described = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in results["data"].items()}
+    lines = ["data: " + ", ".join(f"{k} {v}" for k, v in described.items())]
+    for name, teacher in results["teachers"].items():
+        lines.append(f"teacher, {name}: {100 * teacher['accuracy']:.1f} % after {teacher['epochs']} epochs, "
+                     f"ECE {100 * teacher['ece']:.1f} %")
+    for situation, by in results["arms"].items():
+        chosen = results["chosen"]["few" if situation == "few" else "all"]
+        head = f"{'':26}{'accuracy (%)':>16}{'NLL (nats)':>12}{'ECE (%)':>9}{'rescaled':>10}{'agreement':>11}"
+        lines += ["", f"{situation}: T = {chosen['temperature']:g}, alpha = {chosen['alpha']:g}", head]
+        for arm, column in by.items():
+            mean, half = interval(column["accuracy"])
+            nll, ece, rescaled, same = (
+                sum(column[name]) / len(column[name]) for name in ("nll", "ece", "ece_rescaled", "agreement")
+            )
+            lines.append(f"{arm:26}{100 * mean:9.2f} ± {100 * half:4.2f}{nll:12.3f}{100 * ece:9.1f}"
+                         f"{100 * rescaled:10.1f}{100 * same:11.1f}")
+        for pair, verdict in results["verdicts"][situation].items():
+            lines += [f"\n{pair}", verdict["text"]]
+    return "\n".join(lines)
 
 
 def _goodness(choice: Mapping[str, float]) -> tuple[float, float]:

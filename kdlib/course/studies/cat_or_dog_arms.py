@@ -22,7 +22,7 @@ from kdlib.vision.nets import convnet
 __all__ = [
     "SKETCHES", "PictureRecipe", "Training", "arms", "hard_labels", "hide_labels", "photo_recipe",
     "pseudo_labels", "smoothed_labels", "soft_targets", "train",
-]  # fmt: skip
+]
 
 UNLABELLED = -100
 
@@ -54,8 +54,7 @@ def soft_targets(
 ) -> Tensor:
     """Distillation with labels for some or all: α·CE over the labelled + (1 − α)·T²·KL over all.
 
-    The same as `kd_loss` where every example has a label; that one leaves an example without a label out
-    of both terms. Each term is a mean over the examples it counts.
+    Each term is a mean over the examples it counts; `kd_loss` leaves an example without a label out of both.
     """
     hard = hard_labels(student_logits, None, labels)
     soft = soft_target_loss(student_logits, teacher_logits, temperature=temperature)
@@ -74,12 +73,9 @@ def arms(temperature: float, alpha: float) -> dict[str, LossFunction]:
 
 
 def hide_labels(data: Examples, keep: int, *, seed: int = 0) -> tuple[Examples, Examples]:
-    """The labelled few, and all of them with the other labels hidden (−100).
+    """The labelled few, `keep` of them chosen by `seed`, and all with the other labels hidden (−100).
 
-    Args:
-        data: labelled examples.
-        keep: number of labels to keep, the same for each class to within one.
-        seed: of the choice.
+    Each class keeps the same number of labels, to within one.
 
     Raises:
         ValueError: keep is not from the number of classes to the number of examples, or a class has too few.
@@ -88,14 +84,12 @@ def hide_labels(data: Examples, keep: int, *, seed: int = 0) -> tuple[Examples, 
     if not len(classes) <= keep <= len(data):
         raise ValueError(f"keep must be {len(classes)} to {len(data)} labels; got {keep}")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    labels = data.labels.cpu()[order]
-    chosen = []
+    labels, chosen = data.labels.cpu()[order], []
     for number, label in enumerate(classes):
         share = keep // len(classes) + (number < keep % len(classes))
-        rows = order[labels == label][:share]
-        if len(rows) < share:
-            raise ValueError(f"class {label} has {len(rows)} examples, keep={keep} asks for {share}")
-        chosen.append(rows)
+        chosen.append(order[labels == label][:share])
+        if len(chosen[-1]) < share:
+            raise ValueError(f"class {label} has {len(chosen[-1])} examples, keep={keep} asks for {share}")
     kept = torch.cat(chosen).sort().values.to(data.labels.device)
     hidden = torch.full_like(data.labels, UNLABELLED)
     hidden[kept] = data.labels[kept]
@@ -104,13 +98,7 @@ def hide_labels(data: Examples, keep: int, *, seed: int = 0) -> tuple[Examples, 
 
 @dataclass(frozen=True)
 class Training:
-    """How one network is built and trained.
-
-    Attributes:
-        build: makes it, untrained.
-        epochs, lr, batch_size, weight_decay: for `fit`.
-        augmentation: of its training images.
-    """
+    """How one network is built and trained; `augmentation` is that of its training images."""
 
     build: Callable[[], nn.Module]
     epochs: int
@@ -135,10 +123,6 @@ class PictureRecipe:
 
     teacher: Training
     student: Training
-
-    def scaled(self, factor: float) -> "PictureRecipe":
-        """The same with more epochs, or fewer."""
-        return PictureRecipe(self.teacher.scaled(factor), self.student.scaled(factor))
 
 
 def train(

@@ -25,19 +25,18 @@ def pretraining_data(
     puzzles: Sequence[Puzzle], *, heads: tuple[int, int], animals: Sequence[str], seed: int = 0
 ) -> list[Text]:
     """Each puzzle in both styles and without steps, and as many rows of sums."""
-    asked = [(puzzle, statement(puzzle)) for puzzle in puzzles]
-    solved = [(text, written_solution(p, style)) for p, text in asked for style in ("suppose", "equations")]
-    answers = [(text, written_solution(p, think=False)) for p, text in asked]
+    styles = ("suppose", "equations")
+    solved = [(statement(p), written_solution(p, style)) for p in puzzles for style in styles]
+    answers = [(statement(p), written_solution(p, think=False)) for p in puzzles]
     return solved + answers + sums(3 * len(puzzles), heads=heads, animals=animals, seed=seed)
 
 
 def sums(count: int, *, heads: tuple[int, int], animals: Sequence[str], seed: int = 0) -> list[Text]:
     """Rows of sums such as puzzles in this range are made of, each row with its results."""
-    rng = random.Random(f"{seed} sums")
-    rows = []
+    rng, rows = random.Random(f"{seed} sums"), []
     for _ in range(count):
-        row = [_sum(make_puzzle("pair", rng=rng, heads=heads, animals=animals), heads[1], rng)
-               for _ in range(SUMS_A_ROW)]  # fmt: skip
+        cages = (make_puzzle("pair", rng=rng, heads=heads, animals=animals) for _ in range(SUMS_A_ROW))
+        row = [_sum(cage, heads[1], rng) for cage in cages]
         asked = ", ".join(left for left, _ in row)
         done = ", ".join(f"{left} = {value}" for left, value in row)
         rows.append((f" {asked}?", f" {done}.\n</think>\n\nAnswer: {row[-1][1]}."))

@@ -11,30 +11,20 @@ Every finished piece is on disk: an interrupted study goes on when it is started
 """
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from filelock import FileLock
-from joblib import Parallel, cpu_count, delayed
+from joblib import Parallel, cpu_count, delayed, parallel_config
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
+from kdlib.course.studies import reasoning_arms as ways
 from kdlib.course.studies.pretraining_data import Text, pretraining_data
-from kdlib.course.studies.reasoning_arms import (
-    ARMS,
-    CHAINS,
-    ReasoningRecipe,
-    Stage,
-    reading,
-    style_of,
-    teach_student,
-    tokens_a_step,
-)
 from kdlib.course.studies.records import columns, once, pack_bits, verdicts
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.models.small import load_model, tiny_model, without_bars
@@ -44,12 +34,12 @@ from kdlib.language.puzzles.text import problem, statement, written_solution
 from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
 from kdlib.language.traces.collect import Trace, collect_traces
 from kdlib.language.traces.select import majority_vote, pass_at_k
+from kdlib.metrics import interval
 from kdlib.runtime import best_device, describe_environment
 
-__all__ = ["ReasoningStudy"]
+__all__ = ["ReasoningStudy", "report"]
 
-EqualIn = Literal["steps", "compute"]
-
+STYLES = ("suppose", "equations")
 TUNED = ("answers", "verified")
 OTHER_LENGTH = ("answers", "shortest")  # arms whose number of steps depends on the budget
 LEARNING_RATES = (2.5e-3, 5e-3, 8e-3)
@@ -59,7 +49,7 @@ COUNTS = (50, 800)  # of problems, besides the usual one
 WEAK = 0.5  # share of its training that the worse teacher has had
 VOTES = (1, 2, 4, 8, 16, 32)
 VOTE_TEMPERATURE = 1.0
-EASY = Stage(600, 5e-3)
+EASY = ways.Stage(600, 5e-3)
 
 # What asks one question each: an arm, and what it is measured against.
 PAIRS = {
@@ -70,22 +60,18 @@ PAIRS = {
     "steps": (("verified", "answers"), ("shortest", "verified")),
     "weak": (("verified", "unverified"),),
     "easy": (("suppose", "answers"),),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class ReasoningStudy:
-    """The study with one recipe, resumable from its folder.
+    """The study with one recipe, resumable from its folder, where models, traces and finished runs are kept.
 
-    Attributes:
-        folder: where models, traces and finished runs are kept.
-        recipe: puzzles, models and their training.
-        problems: how many each student learns from.
-        progress: show progress bars.
+    `problems` is how many each student learns from.
     """
 
     folder: Path
-    recipe: ReasoningRecipe = CHAINS
+    recipe: ways.ReasoningRecipe = ways.CHAINS
     problems: int = 200
     progress: bool = False
 
@@ -106,55 +92,50 @@ class ReasoningStudy:
         Args:
             share: of its steps on chains; below 1 for a teacher made worse on purpose.
         """
-        recipe, stage, seed = self.recipe, self.recipe.teacher, 1000
-        solved = [
-            (statement(puzzle), written_solution(puzzle, ("suppose", "equations")[number % 2]))
-            for number, puzzle in enumerate(self.chains.train)
-        ]
+        recipe, seed = self.recipe, 1000
 
-        def base() -> PreTrainedModel:
-            start = self._untrained(recipe.teacher_width, recipe.teacher_family, seed)
-            return self._trained("teacher-base", start, self._pretraining, recipe.teacher_pretraining, seed)
+        def start() -> tuple[PreTrainedModel, list[Text]]:
+            size = recipe.teacher_width, recipe.teacher_family
+            base = self._base("teacher-base", *size, recipe.teacher_pretraining, seed)
+            chains = enumerate(self.chains.train)
+            return base, [(statement(chain), written_solution(chain, STYLES[n % 2])) for n, chain in chains]
 
-        with self._alone("teacher"):  # whatever the share, its base model is the same
-            name = "teacher" if share == 1 else f"teacher-{share:g}"
-            stage = replace(stage, steps=max(1, round(share * stage.steps)))
-            return self._trained(name, base, solved, stage, seed).to(best_device())
+        stage = replace(recipe.teacher, steps=max(1, round(share * recipe.teacher.steps)))
+        name = "teacher" if share == 1 else f"teacher-{share:g}"
+        return self._trained(name, start, stage, seed).to(best_device())
 
     def base(self, seed: int) -> PreTrainedModel:
         """A base model of the student's size, as every arm of this seed begins."""
-        recipe, name = self.recipe, f"base-{seed}"
-        start = self._untrained(recipe.student_width, recipe.student_family, seed)
-        with self._alone(name):
-            return self._trained(name, start, self._pretraining, recipe.student_pretraining, seed)
+        size = self.recipe.student_width, self.recipe.student_family
+        return self._base(f"base-{seed}", *size, self.recipe.student_pretraining, seed)
 
-    def _untrained(self, width: int, family: str, seed: int) -> Callable[[], PreTrainedModel]:
-        layers = self.recipe.layers
-        return lambda: tiny_model(self.tokenizer, width=width, layers=layers, family=family, seed=seed)
+    def _base(self, name: str, width: int, family: str, stage: ways.Stage, seed: int) -> PreTrainedModel:
+        def start() -> tuple[PreTrainedModel, list[Text]]:
+            read = {"heads": self.recipe.heads, "animals": self.recipe.animals}
+            return self._untrained(width, family, seed), pretraining_data(self.recipe.cages(), **read)
+
+        return self._trained(name, start, stage, seed)
+
+    def _untrained(self, width: int, family: str, seed: int) -> PreTrainedModel:
+        return tiny_model(self.tokenizer, width=width, layers=self.recipe.layers, family=family, seed=seed)
 
     def _trained(
-        self, name: str, start: Callable[[], PreTrainedModel], texts: Sequence[Text], stage: Stage, seed: int
+        self, name: str, start: Callable[[], tuple[PreTrainedModel, list[Text]]], stage: ways.Stage, seed: int
     ) -> PreTrainedModel:
         """The model in the folder of this name, trained if it is not there yet; a killed training goes on."""
         folder = self.folder / name
-        if not (folder / "finished").exists():
-            distill_language_model(
-                start(), self.tokenizer, texts, folder, **asdict(stage), precision=self.recipe.precision,
-                seed=seed, progress=self.progress,
-            )  # fmt: skip
-            (folder / "finished").touch()
-        return load_model(folder)
-
-    @cached_property
-    def _pretraining(self) -> list[Text]:
-        return pretraining_data(self.recipe.cages(), heads=self.recipe.heads, animals=self.recipe.animals)
+        with self._alone(name):
+            if not (folder / "finished").exists():
+                model, texts = start()
+                distill_language_model(
+                    model, self.tokenizer, texts, folder, **asdict(stage), precision=self.recipe.precision,
+                    seed=seed, progress=self.progress,
+                )
+                (folder / "finished").touch()
+            return load_model(folder)
 
     def drawn(self, seed: int, count: int | None = None) -> list[Puzzle]:
-        """The problems of a seed; fewer are the first of more.
-
-        Raises:
-            ValueError: more than there are.
-        """
+        """The problems of a seed; fewer are the first of more."""
         pool, count = self.chains.train, self.problems if count is None else count
         if not 1 <= count <= len(pool):
             raise ValueError(f"count (problems) must be 1 to {len(pool)}, the recipe's pool; got {count}")
@@ -168,7 +149,11 @@ class ReasoningStudy:
                 self.teacher(share), self.tokenizer, [problem(p) for p in self.drawn(seed, count)],
                 self.folder / name, samples=self.recipe.samples, seed=seed, progress=self.progress,
                 max_new_tokens=self.recipe.max_new_tokens,
-            )  # fmt: skip
+            )
+
+    def _alone(self, name: str) -> FileLock:
+        """While one process makes a piece, others wait for it."""
+        return FileLock(self.folder / f".{name}.made")
 
     def student(self, arm: str, seed: int, **options) -> PreTrainedModel:
         """The student of a finished run."""
@@ -178,7 +163,7 @@ class ReasoningStudy:
         """Teach one student and examine it, once; its figures are kept.
 
         Args:
-            arm: one of `kdlib.course.studies.reasoning_arms.ARMS`.
+            arm: one of `reasoning_arms.ARMS`.
             test: score the test part and what lies beyond; without it, validation only.
             options: budget, "compute" (default) or "steps"; count of problems; share, of the teacher's
                 training; lr; temperature and alpha of "logits".
@@ -192,74 +177,66 @@ class ReasoningStudy:
             self.tokenizer.save_pretrained(self.folder / "students" / name)
             return {"arm": arm, "seed": seed, **figures, **self.examine(student, test=test)}
 
-        return once(self._runs, [name, test], run)
+        return once(self.folder / "runs.jsonl", [name, test], run)
+
+    def _taught(
+        self, arm: str, seed: int, *, budget: Literal["steps", "compute"] = "compute",
+        count: int | None = None, share: float = 1.0, lr: float | None = None, **soft: float,
+    ) -> tuple[PreTrainedModel, dict]:
+        if budget not in ("steps", "compute"):
+            raise ValueError(f'budget must be "steps" or "compute"; got {budget!r}')
+        traces, drawn, student = self.traces(seed, count, share), self.drawn(seed, count), self.base(seed)
+        tokens, stage = None, self.recipe.student
+        if budget == "compute":  # what "verified" reads in its steps
+            verified = ways.reading("verified", drawn, traces)
+            tokens = stage.steps * ways.tokens_a_step(self.tokenizer, verified, stage.batch_size)
+        figures = ways.teach_student(
+            replace(self.recipe, **soft), student, self.tokenizer, arm, ways.reading(arm, drawn, traces),
+            tokens=tokens, teacher=self.teacher(share) if arm in ("logits", "on-policy") else None, lr=lr,
+            seed=seed, progress=self.progress,
+        )
+        return student, figures
 
     def runs(
         self, arms: Sequence[str], seeds: Sequence[int], *, workers: int | None = None, **options
     ) -> dict[str, list[dict]]:
         """`run` for every arm and seed, by arm in the order of the seeds.
 
-        On a CPU the runs are shared among processes with one thread each, which such small models use better
-        than one process uses two; on a GPU they come one after the other.
-
         Args:
-            workers: processes; default one for each core, one on a GPU.
+            workers: processes of one thread each, which such small models use better than one process uses
+                several; default one for each core, one on a GPU.
             options: as for `run`, the same for all.
         """
         self.prepare(seeds, workers=workers)
         jobs = [delayed(self.run)(arm, seed, **options) for seed in seeds for arm in arms]
-        done = self._shared(jobs, workers, "students")
-        return {arm: [run for run in done if run["arm"] == arm] for arm in arms}
+        return _by_arm(self._shared(jobs, workers, "students"))
 
     def prepare(self, seeds: Sequence[int], *, workers: int | None = None) -> None:
         """Make the teacher, the base models of the seeds, and their traces."""
-        models = [delayed(_make)(self.teacher), *(delayed(_make)(self.base, seed) for seed in seeds)]
+        models = [delayed(self.teacher)(), *(delayed(self.base)(seed) for seed in seeds)]
         self._shared(models, workers, "models")
-        self._shared([delayed(_make)(self.traces, seed) for seed in seeds], workers, "traces")
+        self._shared([delayed(self.traces)(seed) for seed in seeds], workers, "traces")
 
     def _shared(self, jobs: Sequence[tuple], workers: int | None, what: str) -> list:
-        """The results of jobs, (function, arguments, options), in their order."""
+        """The results of joblib's `delayed` calls, in order; in this process if one is enough."""
         workers = workers or (cpu_count() if best_device().type == "cpu" else 1)
-        if workers == 1 or len(jobs) <= 1:
-            results = (function(*given, **options) for function, given, options in jobs)
-        else:
-            results = Parallel(min(workers, len(jobs)), return_as="generator")(
-                delayed(_on_one_thread)(*job) for job in jobs
-            )
-        return list(tqdm(results, desc=what, total=len(jobs), disable=not self.progress))
-
-    def _taught(
-        self, arm: str, seed: int, *, budget: EqualIn = "compute", count: int | None = None,
-        share: float = 1.0, lr: float | None = None, **soft: float,
-    ) -> tuple[PreTrainedModel, dict]:  # fmt: skip
-        if budget not in get_args(EqualIn):
-            raise ValueError(f'budget must be "steps" or "compute"; got {budget!r}')
-        traces, drawn, student = self.traces(seed, count, share), self.drawn(seed, count), self.base(seed)
-        tokens, stage = None, self.recipe.student
-        if budget == "compute":  # what "verified" reads in its steps
-            verified = reading("verified", drawn, traces)
-            tokens = stage.steps * tokens_a_step(self.tokenizer, verified, stage.batch_size)
-        figures = teach_student(
-            replace(self.recipe, **soft), student, self.tokenizer, arm, reading(arm, drawn, traces),
-            tokens=tokens, teacher=self.teacher(share) if arm in ("logits", "on-policy") else None, lr=lr,
-            seed=seed, progress=self.progress,
-        )  # fmt: skip
-        return student, figures
+        with parallel_config("loky", inner_max_num_threads=1):
+            done = Parallel(max(1, min(workers, len(jobs))), return_as="generator")(jobs)
+            return list(tqdm(done, desc=what, total=len(jobs), disable=not self.progress))
 
     def examine(self, model: PreTrainedModel, *, test: bool = True) -> dict:
         """Greedy answers: on validation, or on test and beyond."""
         if not test:
             return {"validation": _accuracy(self.answers(model, self.chains.validation))}
         answers = self.answers(model, self.chains.test)
-        styles = [style_of(trace.text) for trace in answers]
+        styles = [ways.style_of(trace.text) for trace in answers]
         return {
             **_scored(answers),
             "beyond": _accuracy(self.answers(model, self.chains.beyond)),
             "answer_tokens": sum(trace.tokens for trace in answers) / len(answers),
             "malformed": sum(not trace.well_formed for trace in answers) / len(answers),
             "truncated": sum(not trace.finished for trace in answers) / len(answers),
-            "suppose": styles.count("suppose") / len(styles),
-            "equations": styles.count("equations") / len(styles),
+            **{style: styles.count(style) / len(styles) for style in STYLES},
         }
 
     def answers(
@@ -269,7 +246,7 @@ class ReasoningStudy:
         return collect_traces(
             model, self.tokenizer, [problem(p) for p in puzzles], samples=samples, temperature=temperature,
             max_new_tokens=self.recipe.max_new_tokens, batch_size=512, progress=self.progress,
-        )  # fmt: skip
+        )
 
     def easy(self, arm: str, seed: int) -> dict:
         """The article's puzzle, chickens and rabbits in one cage: students from nothing, equal compute.
@@ -279,44 +256,43 @@ class ReasoningStudy:
 
         def run() -> dict:
             puzzles = puzzle_splits("pair", train=300, validation=0, test=100, heads=(2, 30), seed=0,
-                                    animals=("chickens", "rabbits"))  # fmt: skip
+                                    animals=("chickens", "rabbits"))
             read = {
                 name: [(statement(p), written_solution(p, think=name == "suppose")) for p in puzzles.train]
                 for name in ("suppose", "answers")
             }
             recipe = replace(self.recipe, student=EASY, answers_lr=EASY.lr)
-            student = self._untrained(recipe.student_width, "qwen2", seed)()
-            tokens = EASY.steps * tokens_a_step(self.tokenizer, read["suppose"], EASY.batch_size)
-            figures = teach_student(recipe, student, self.tokenizer, arm, read[arm], tokens=tokens,
-                                    seed=seed, progress=self.progress)  # fmt: skip
+            student = self._untrained(recipe.student_width, "qwen2", seed)
+            tokens = EASY.steps * ways.tokens_a_step(self.tokenizer, read["suppose"], EASY.batch_size)
+            figures = ways.teach_student(recipe, student, self.tokenizer, arm, read[arm], tokens=tokens,
+                                    seed=seed, progress=self.progress)
             return {"arm": arm, **figures, **_scored(self.answers(student, puzzles.test))}
 
-        return once(self._runs, ["easy", arm, seed], run)
+        return once(self.folder / "runs.jsonl", ["easy", arm, seed], run)
 
     def votes(self, arm: str, seed: int, temperature: float) -> dict[str, list[float]]:
         """pass@k and majority vote of a finished student, for the k of `VOTES`."""
 
         def run() -> dict:
             traces = self.answers(self.student(arm, seed), self.chains.test, samples=max(VOTES),
-                                  temperature=temperature)  # fmt: skip
+                                  temperature=temperature)
             return {"k": list(VOTES), "pass": [pass_at_k(traces, k) for k in VOTES],
                     "majority": [majority_vote(traces, k) for k in VOTES],
-                    "tokens": sum(trace.tokens for trace in traces) / len(traces)}  # fmt: skip
+                    "tokens": sum(trace.tokens for trace in traces) / len(traces)}
 
-        return once(self._runs, ["votes", arm, seed, temperature], run)
+        return once(self.folder / "runs.jsonl", ["votes", arm, seed, temperature], run)
 
     def jobs(self, seeds: Sequence[int]) -> dict[str, list[tuple]]:
-        """All of the study, by part: (function, arguments, options) of each piece of work."""
-        run, weak = delayed(self.run), ("unverified", "verified")
+        """All of the study, by part: the `delayed` calls."""
+        run, few = delayed(self.run), seeds[:CHOICE_SEEDS]
         tried = [(arm, {"lr": lr}) for lr in LEARNING_RATES for arm in TUNED]
         tried += [("logits", {"temperature": t, "alpha": alpha}) for t, alpha in SOFT]
-        few = seeds[:CHOICE_SEEDS]
         return {
             "choices": [run(arm, s, test=False, **given) for s in few for arm, given in tried],
-            "compute": [run(arm, s) for s in seeds for arm in ARMS],
+            "compute": [run(arm, s) for s in seeds for arm in ways.ARMS],
             "steps": [run(arm, s, budget="steps") for s in seeds for arm in OTHER_LENGTH],
             **{f"{n} problems": [run(arm, s, count=n) for s in seeds for arm in TUNED] for n in COUNTS},
-            "weak": [run(arm, s, share=WEAK) for s in seeds for arm in weak],
+            "weak": [run(arm, s, share=WEAK) for s in seeds for arm in ("unverified", "verified")],
             "easy": [delayed(self.easy)(arm, s) for s in seeds for arm in ("suppose", "answers")],
             "votes": [delayed(self.votes)("answers", s, VOTE_TEMPERATURE) for s in seeds],
         }
@@ -325,7 +301,9 @@ class ReasoningStudy:
         """Do what has not been done yet, and put everything together."""
         done = {part: self._shared(jobs, workers, part) for part, jobs in self.jobs(seeds).items()}
         choices, votes = done.pop("choices"), done.pop("votes")
-        by = {part: _by_arm(runs) for part, runs in done.items()}
+        left_out = ("key", "arm", "seed", "seconds")
+        by = {part: {arm: columns(found, left_out) for arm, found in _by_arm(runs).items()}
+              for part, runs in done.items()}
         by["steps"]["verified"] = by["compute"]["verified"]  # the same steps in both
         counts = {self.problems: {arm: by["compute"][arm] for arm in TUNED}}
         counts |= {count: by[f"{count} problems"] for count in COUNTS}
@@ -347,28 +325,62 @@ class ReasoningStudy:
             "easy": by["easy"],
             "votes": {"k": list(VOTES), **columns(votes, leave_out=("key", "k"))},
             "verdicts": {part: verdicts(by[part], pairs) for part, pairs in PAIRS.items()},
-        }  # fmt: skip
+        }
 
-    @property
-    def _runs(self) -> Path:
-        return self.folder / "runs.jsonl"
 
-    def _alone(self, name: str) -> FileLock:
-        """While one process makes a piece, others wait for it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.folder / f".{name}.made")
+def report(results: Mapping) -> str:
+    """What the study found, as text: tables and verdicts."""
+    teacher, weak, votes = results["teacher"], results["weak"], results["votes"]
+    lines = [
+        f"teacher: {teacher['parameters']:,} parameters, {100 * teacher['accuracy']:.1f} % on test, "
+        f"{100 * teacher['beyond']:.1f} % beyond its range",
+        f"student: {results['student']['parameters']:,} parameters, {results['problems']} problems, "
+        f"{results['seeds']} seeds",
+        "", "on validation, each setting and seed",
+        *(f"{run['key'][0]:36}{100 * run['validation']:6.1f} %" for run in results["choices"]),
+    ]
+
+    def tables(title: str, part: str, arms: Mapping[str, Mapping[str, Sequence]]) -> None:
+        head = f"{'':12}{'accuracy (%)':>15}{'beyond (%)':>12}{'tokens':>9}{'suppose (%)':>13}{'steps':>7}"
+        lines.extend(("", title, head))
+        for arm, column in arms.items():
+            beyond, tokens, suppose = (
+                f"{scale * sum(column[name]) / len(column[name]):.1f}" if name in column else ""
+                for name, scale in (("beyond", 100), ("answer_tokens", 1), ("suppose", 100))
+            )
+            accuracy, steps = _percent(column["accuracy"]), column["steps"][0]
+            lines.append(f"{arm:12}{accuracy:>15}{beyond:>12}{tokens:>9}{suppose:>13}{steps:>7}")
+        lines.extend(f"\n{pair}\n{verdict['text']}" for pair, verdict in results["verdicts"][part].items())
+
+    for budget, arms in results["arms"].items():
+        tables(f"equal {budget}", budget, arms)
+    lines += ["", "accuracy (%) against number of problems"]
+    for count, arms in results["counts"].items():
+        lines.append(f"{count:>6} " + ", ".join(f"{arm} {_percent(arms[arm]['accuracy'])}" for arm in arms))
+    tables(f"a worse teacher, {100 * weak['teacher']['accuracy']:.1f} %; "
+           f"{100 * weak['pass_rate']:.1f} % of its traces are right", "weak", weak["arms"])
+    tables("the easy puzzle, students from nothing", "easy", results["easy"])
+    lines += ["", "samples of the student that learnt answers only: k, pass@k, majority (%)"]
+    for number, k in enumerate(votes["k"]):
+        figures = (_percent([seed[number] for seed in votes[name]]) for name in ("pass", "majority"))
+        lines.append(f"{k:>6} " + "  ".join(figures))
+    return "\n".join(lines)
+
+
+def _percent(values: Sequence[float]) -> str:
+    mean, half = interval(values)
+    return f"{100 * mean:.1f} ± {100 * half:.1f}"
 
 
 def _name(arm: str, seed: int, options: dict) -> str:
     return "-".join([arm, str(seed), *(f"{option}={value}" for option, value in sorted(options.items()))])
 
 
-def _by_arm(runs: Iterable[dict]) -> dict[str, dict[str, list]]:
-    """Columns of figures, in the order of the runs."""
+def _by_arm(runs: Iterable[dict]) -> dict[str, list[dict]]:
     by: dict[str, list[dict]] = {}
     for run in runs:
         by.setdefault(run["arm"], []).append(run)
-    return {arm: columns(found, leave_out=("key", "arm", "seed", "seconds")) for arm, found in by.items()}
+    return by
 
 
 def _accuracy(traces: Sequence[Trace]) -> float:
@@ -378,14 +390,3 @@ def _accuracy(traces: Sequence[Trace]) -> float:
 def _scored(answers: Sequence[Trace]) -> dict:
     correct = torch.tensor([trace.correct for trace in answers])
     return {"accuracy": _accuracy(answers), "correct": pack_bits(correct)}
-
-
-def _make(method: Callable, *arguments: int) -> None:
-    """A piece that is on disk afterwards: models need not be sent from process to process."""
-    method(*arguments)
-
-
-def _on_one_thread(function: Callable, arguments: Sequence, options: dict) -> object:
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    return function(*arguments, **options)

@@ -26,7 +26,7 @@ from kdlib.runtime import Precision
 __all__ = [
     "ARMS", "CHAINS", "LIVE", "ReasoningRecipe", "Stage", "TINY", "reading", "style_of", "teach_student",
     "tokens_a_step",
-]  # fmt: skip
+]
 
 ARMS = ("answers", "unverified", "verified", "shortest", "suppose", "equations", "logits", "on-policy")
 
@@ -42,25 +42,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class ReasoningRecipe:
-    """Puzzles, sizes of models, and how they are trained.
-
-    Attributes:
-        heads: least and most in a cage, in training and test; `beyond_heads` out of that range.
-        pool, validation, test, beyond: numbers of problems; students learn from some of the pool.
-        teacher_width, student_width, layers, families: see `tiny_model`.
-        teacher_pretraining, student_pretraining: the base models' training.
-        teacher: the teacher's training on solved chains, after its pretraining.
-        student: what "verified" takes; `answers_lr` is for the arm "answers".
-        alpha, temperature: of the arm "logits".
-        on_policy: that stage, after `traces_share` of the budget was spent on traces.
-        samples: traces of each problem.
-        max_new_tokens: where an answer is cut off.
-    """
+    """Puzzles, sizes of models, and how they are trained."""
 
     animals: tuple[str, ...] = ("chickens", "rabbits", "ants", "spiders")
-    heads: tuple[int, int] = (2, 8)
+    heads: tuple[int, int] = (2, 8)  # least and most in a cage, in training and test
     beyond_heads: tuple[int, int] = (9, 12)
-    pool: int = 1600
+    pool: int = 1600  # problems of which a student learns from some
     validation: int = 200
     test: int = 300
     beyond: int = 200
@@ -71,14 +58,14 @@ class ReasoningRecipe:
     student_family: Family = "qwen2"
     teacher_pretraining: Stage = Stage(300, 5e-3)
     student_pretraining: Stage = Stage(600, 6e-3)
-    teacher: Stage = Stage(240, 3e-3)
-    student: Stage = Stage(200, 5e-3)
+    teacher: Stage = Stage(240, 3e-3)  # on solved chains, after its pretraining
+    student: Stage = Stage(200, 5e-3)  # what "verified" takes
     answers_lr: float = 8e-3
-    alpha: float = 0.5
+    alpha: float = 0.5  # of the arm "logits", as is the temperature
     temperature: float = 2.0
-    on_policy: Stage = Stage(8, 1e-3, 192)
+    on_policy: Stage = Stage(8, 1e-3, 192)  # after this share of the budget was spent on traces
     traces_share: float = 2 / 3
-    samples: int = 4
+    samples: int = 4  # traces of each problem
     max_new_tokens: int = 128
     precision: Precision = "auto"
 
@@ -87,23 +74,21 @@ class ReasoningRecipe:
         return puzzle_splits(
             "chain", train=self.pool, validation=self.validation, test=self.test, beyond=self.beyond,
             heads=self.heads, beyond_heads=self.beyond_heads, animals=self.animals, seed=0,
-        )  # fmt: skip
+        )
 
     def cages(self) -> tuple[Puzzle, ...]:
         """Single cages, which the base models have read."""
         low, high = self.heads
-        count = sum(n - 1 for n in range(low, high + 1)) * len(self.animals) * (len(self.animals) - 1) // 2
+        count = sum(n - 1 for n in range(low, high + 1)) * math.comb(len(self.animals), 2)
         return puzzle_splits("pair", train=count * 9 // 10, validation=0, test=0, heads=self.heads,
-                             animals=self.animals, seed=0).train  # fmt: skip
+                             animals=self.animals, seed=0).train
 
 
 CHAINS = ReasoningRecipe()
 """That of the committed results."""
 
-LIVE = replace(
-    CHAINS, beyond=60, teacher_pretraining=Stage(200, 5e-3), student=Stage(100, 5e-3),
-    on_policy=Stage(4, 1e-3, 192),
-)  # fmt: skip
+LIVE = replace(CHAINS, beyond=60, teacher_pretraining=Stage(200, 5e-3), student=Stage(100, 5e-3),
+               on_policy=Stage(4, 1e-3, 192))
 """The same with less reading, for the notebook."""
 
 TINY = ReasoningRecipe(
@@ -111,7 +96,7 @@ TINY = ReasoningRecipe(
     beyond=4, teacher_width=48, student_width=16, layers=1, teacher_family="llama",
     teacher_pretraining=Stage(2, 1e-3, 4), student_pretraining=Stage(4, 1e-2, 4), teacher=Stage(120, 1e-2, 8),
     student=Stage(6, 5e-3, 4), answers_lr=7e-3, on_policy=Stage(2, 1e-3, 3), samples=2, max_new_tokens=96,
-)  # fmt: skip
+)
 """The smallest whose teacher solves anything: it knows its eight chains by heart. To try code with."""
 
 
@@ -126,11 +111,9 @@ def reading(arm: str, puzzles: Sequence[Puzzle], traces: Sequence[Trace]) -> lis
     if arm == "answers":
         return [(statement(puzzle), written_solution(puzzle, think=False)) for puzzle in puzzles]
     style = (lambda text: style_of(text) == arm) if arm in ("suppose", "equations") else None
-    # What was cut off is no text to learn from, verified or not.
-    kept = filter_traces(
-        [trace for trace in traces if trace.finished],
-        correct=arm != "unverified", shortest=arm == "shortest", style=style, repeats=True,
-    )  # fmt: skip
+    finished = [trace for trace in traces if trace.finished]  # the others are no texts to learn from
+    kept = filter_traces(finished, correct=arm != "unverified", shortest=arm == "shortest", style=style,
+                         repeats=True)
     if not kept:
         raise ValueError(
             f"no trace passes the filter of arm {arm!r}; collect more, or train the teacher longer"
@@ -139,16 +122,9 @@ def reading(arm: str, puzzles: Sequence[Puzzle], traces: Sequence[Trace]) -> lis
 
 
 def teach_student(
-    recipe: ReasoningRecipe,
-    student: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    arm: str,
-    texts: Sequence[Text],
-    *,
-    tokens: float | None = None,
-    teacher: PreTrainedModel | None = None,
-    lr: float | None = None,
-    **how,
+    recipe: ReasoningRecipe, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arm: str,
+    texts: Sequence[Text], *, tokens: float | None = None, teacher: PreTrainedModel | None = None,
+    lr: float | None = None, **how,
 ) -> dict[str, float]:
     """Teach a base model in place, in one of the ways of `ARMS`.
 
@@ -161,9 +137,6 @@ def teach_student(
 
     Returns:
         "steps" (of texts), "tokens" read in them, "written" on-policy, "seconds".
-
-    Raises:
-        ValueError: for an arm that lacks its teacher.
     """
     if teacher is None and arm in ("logits", "on-policy"):
         raise ValueError(f"arm {arm!r} needs a teacher; got None")
@@ -172,14 +145,15 @@ def teach_student(
     if arm == "on-policy":
         steps = max(1, round(steps * recipe.traces_share))
     lr = lr or (recipe.answers_lr if arm == "answers" else recipe.student.lr)
-    stage = replace(recipe.student, steps=steps, lr=lr)
-    soft = {"teacher": teacher, "alpha": recipe.alpha, "temperature": recipe.temperature}
+    stage = asdict(replace(recipe.student, steps=steps, lr=lr))
+    if arm == "logits":
+        stage |= {"teacher": teacher, "alpha": recipe.alpha, "temperature": recipe.temperature}
     train = partial(distill_language_model, student, tokenizer, precision=recipe.precision, **how)
-    history = train(texts, **asdict(stage), **(soft if arm == "logits" else {}))
+    history = train(texts, **stage)
     figures = {"steps": steps, "tokens": round(steps * per_step), "written": 0, "seconds": history.seconds}
     if arm == "on-policy":
         more = train([asked for asked, _ in texts], **asdict(recipe.on_policy), teacher=teacher,
-                     on_policy=True, max_new_tokens=recipe.max_new_tokens)  # fmt: skip
+                     on_policy=True, max_new_tokens=recipe.max_new_tokens)
         figures |= {"written": more.tokens_trained, "seconds": history.seconds + more.seconds}
     return figures
 

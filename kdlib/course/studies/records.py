@@ -14,16 +14,15 @@ from kdlib.storage import JsonLines, replaced
 
 __all__ = [
     "columns", "load_results", "once", "pack_bits", "scores_of", "unpack_bits", "verdicts", "write_results",
-]  # fmt: skip
+]
 
 
 def once(path: str | os.PathLike, key: list, run: Callable[[], Mapping]) -> dict:
-    """What `run` finds out, with its key, from a file of finished runs; it runs only if it is not there yet.
+    """What `run` returns, with its key, from a file of finished runs; it runs only if it is not there yet.
 
     Args:
         path: of the file, a line for each run. Processes can share it.
         key: JSON values that tell this run from others.
-        run: makes the figures, as JSON values.
     """
     finished = JsonLines(path)
     for done in finished:
@@ -55,11 +54,10 @@ def verdicts(
     arms: Mapping[str, Mapping[str, Sequence]], pairs: Iterable[tuple[str, str]], *,
     teacher_accuracy: float | None = None,
 ) -> dict[str, dict]:
-    """Each pair of arms that are there compared, by "a against b".
+    """Each pair (arm, what it is measured against) of arms that are there compared, by "a against b".
 
     Args:
         arms: columns of figures, by the name of the arm.
-        pairs: (arm, what it is measured against).
         teacher_accuracy: given, the verdicts against "alone" also say how much of the gap was closed.
     """
     found = {}
@@ -86,11 +84,7 @@ def unpack_bits(digits: str, count: int) -> Tensor:
 
 
 def load_results(name: str) -> dict:
-    """A committed results file, such as "reasoning.json", from `data/results`.
-
-    Raises:
-        FileNotFoundError: it is not there; the message says how to get it.
-    """
+    """A committed results file, such as "reasoning.json", from `data/results`."""
     path = Path(__file__).parents[3] / "data" / "results" / name
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}: clone the course's repository, which holds it")
