@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["self_check"]
-
 
 @contextmanager
 def self_check(exercise: str) -> Iterator[None]:
@@ -13,8 +11,8 @@ def self_check(exercise: str) -> Iterator[None]:
         with self_check("Exercise 1"):
             assert close(my_answer, 0.5), "at T = 1 nothing should change"
 
-    prints "Exercise 1: correct." or "Exercise 1: not yet. " with the assert's message. Any other error
-    counts as not yet as well, and is named: an unfinished answer is no accident.
+    prints "Exercise 1: correct." or "Exercise 1: not yet. " with the assert's message, or with the name of
+    any other error: an unfinished answer is no accident.
     """
     try:
         yield

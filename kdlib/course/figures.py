@@ -3,18 +3,14 @@
 import base64
 import html
 import io
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import matplotlib as mpl
-import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
-from torch import Tensor
 
 # Okabe and Ito 2008: told apart with every common form of colour blindness. In grey they are not, so
 # that series also differ in marker and line, and bars in hatching.
@@ -68,32 +64,37 @@ def alt_text(figure: Figure) -> str:
     return figure.get_label()
 
 
+def describe(figure: Figure, title: str, kind: str, parts: Sequence[str]) -> Figure:
+    """The figure, with its alt text: title, kind of figure, then what the data say."""
+    opening = f"{title}. {kind}" if title else kind
+    figure.set_label(f"{opening}. {'; '.join(parts)}.")
+    return figure
+
+
 # --- parts of figures -----------------------------------------------------------------------------
 
 
 @contextmanager
 def canvas(
-    width: float, height: float, layout: str = "constrained", **subplots
+    width: float, height: float, *, heading: str = "", layout: str = "constrained", **subplots
 ) -> Iterator[tuple[Figure, Axes]]:
-    """An empty figure and its axes; what is drawn inside the block has the course's style."""
+    """An empty figure under a heading, and its axes; what is drawn in the block has the course's style."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout=layout)
+        if heading:
+            figure.suptitle(heading)
         yield figure, figure.subplots(**subplots)
 
 
-def draw_bars(axes: Axes, rows: Mapping[str, Sequence[float] | Tensor], classes: Sequence[str]) -> float:
-    """Bars beside bars; returns what `name_ticks` returns."""
-    width = 0.8 / len(rows)
-    for k, (name, values) in enumerate(rows.items()):
-        place = np.arange(len(classes)) + (k - (len(rows) - 1) / 2) * width
-        axes.bar(
-            place, [float(v) for v in values], width, label=name, color=COLOURS[k % 7],
-            hatch=HATCHES[k % 7], edgecolor="white", linewidth=0,
-        )
-    axes.grid(axis="x", visible=False)
-    # Before the layout is known; it will hardly be narrower.
-    inches = axes.get_position().width * axes.get_figure().get_figwidth()
-    return name_ticks(axes, classes, inches / (1.1 * len(classes)))
+def bar_style(k: int) -> dict[str, object]:
+    """Of the bars of series k."""
+    hatch = HATCHES[k % 7] + ("oo" if k > 6 else "")
+    return {"color": COLOURS[k % 7], "hatch": hatch, "edgecolor": "white", "linewidth": 0}
+
+
+def point_style(k: int) -> dict[str, object]:
+    """Of the points of series k."""
+    return {"color": COLOURS[k % 7], "marker": MARKERS[k % 7]}
 
 
 def name_ticks(axes: Axes, names: Sequence[object], room: float) -> float:
@@ -120,47 +121,8 @@ def name_ticks(axes: Axes, names: Sequence[object], room: float) -> float:
     return smaller * longest * math.sin(math.radians(angle))
 
 
-def ink_on(colour: tuple[float, ...]) -> str:
-    """Black or white, whichever is easier to read on a colour (R, G, B, …), each in [0, 1]."""
-    # Relative luminance and contrast of WCAG 2.2; the two contrasts are equal at 0.179.
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
-    return "black" if np.dot(linear, (0.2126, 0.7152, 0.0722)) > 0.179 else "white"
-
-
-def draw_curves(
-    axes: Axes, x: Sequence[float] | Tensor, series: Mapping[str, Sequence[float] | Tensor]
-) -> None:
-    """Curves told apart by colour, line and, where there are few points, marker."""
-    for k, (name, values) in enumerate(series.items()):
-        axes.plot(
-            [float(v) for v in x], [float(v) for v in values], label=name, color=COLOURS[k % 7],
-            linestyle=LINES[k % 7], marker=MARKERS[k % 7] if len(x) <= 12 else None,
-        )
-
-
-def entropy_of(probabilities: Tensor) -> float:
-    """Entropy of (C,) probabilities in nats."""
-    return torch.special.entr(probabilities).sum().item()
-
-
-def largest_in_words(values: Sequence[float] | Tensor, classes: Sequence[str], count: int = 3) -> str:
-    """The largest entries in words."""
-    values = torch.as_tensor(values)
-    largest = values.argsort(descending=True, stable=True)[:count].tolist()
-    return ", ".join(f"{classes[k]} {float(values[k]):.2f}" for k in largest)
-
-
-def order_in_words(logits: Tensor, classes: Sequence[str], count: int = 5) -> str:
-    """The classes from most to least probable. From the logits: probabilities can underflow to a tie."""
-    order = logits.argsort(descending=True, stable=True).tolist()
-    words = classes[order[0]]
-    for before, after in itertools.pairwise(order[:count]):
-        words += f" {'=' if logits[before] == logits[after] else '>'} {classes[after]}"
-    return words + (" …" if len(order) > count else "")
-
-
-def describe(figure: Figure, title: str, kind: str, parts: Sequence[str]) -> Figure:
-    """The figure, with its alt text: title, kind of figure, then what the data say."""
-    opening = f"{title}. {kind}" if title else kind
-    figure.set_label(f"{opening}. {'; '.join(parts)}.")
-    return figure
+def log_ticks(axes: Axes, marks: Sequence[float]) -> None:
+    """Marks on a logarithmic x-axis as plain numbers: 2, 4, 8 where they lie, rather than 2 × 10⁰."""
+    axes.set_xscale("log")
+    axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
+    axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())

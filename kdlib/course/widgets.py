@@ -1,7 +1,7 @@
 """Interactive explorers: sliders over the figures of `kdlib.course.plots`."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import ipywidgets as ipw
 import torch
@@ -9,30 +9,29 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from kdlib.course import plots
+from kdlib.course.figures import image_tag
 from kdlib.losses.divergences import jensen_shannon_divergence, kl_divergence
 from kdlib.losses.kd import soften
 
 __all__ = [
     "divergence_explorer", "explorer", "loss_explorer", "plan_explorer", "soft_label_explorer",
     "temperature_explorer",
-]  # fmt: skip
+]
+
+_LOOK = {"style": {"description_width": "120px"}, "layout": ipw.Layout(width="480px")}
 
 
-def explorer(draw: Callable[..., Figure], controls: Mapping[str, ipw.ValueWidget]) -> ipw.VBox:
-    """Controls above a figure that follows them.
+def explorer(draw: Callable[..., Figure], **controls: ipw.ValueWidget) -> ipw.VBox:
+    """Controls above a figure that follows them, an image with alt text.
 
     Args:
-        draw: called with one keyword argument for each control.
-        controls: value widgets by the name of that argument.
-
-    Returns:
-        A box: the controls, then an image with alt text.
+        draw: called with the value of each control, under the control's name.
     """
     picture = ipw.HTML()
 
     def redraw(change: object = None) -> None:
         values = {name: control.value for name, control in controls.items()}
-        picture.value = plots.image_tag(draw(**values))
+        picture.value = image_tag(draw(**values))
 
     for control in controls.values():
         control.observe(redraw, "value")
@@ -48,17 +47,16 @@ def temperature_explorer(logits: Sequence[float] | Tensor, classes: Sequence[str
     logits = [round(float(value), 2) for value in logits]
     # The page moves a slider to its nearest step and sends that back, so the steps must hold the logits.
     step = 0.1 if all(value == round(value, 1) for value in logits) else 0.01
-    names = [f"z{k}" for k in range(len(classes))]
     reach = max(10, *(math.ceil(abs(value)) for value in logits))
 
     def draw(temperature: float, **values: float) -> Figure:
-        return plots.softened(torch.tensor([values[n] for n in names]), temperature, classes)
+        return plots.softened(torch.tensor(list(values.values())), temperature, classes)
 
     sliders = {
-        name: _slider(f"z, {label}", value, -reach, reach, step)
-        for name, label, value in zip(names, classes, logits, strict=True)
+        f"z{k}": _slider(f"z, {label}", value, -reach, reach, step)
+        for k, (label, value) in enumerate(zip(classes, logits, strict=True))
     }
-    return explorer(draw, {"temperature": _temperature_slider(4.0), **sliders})
+    return explorer(draw, temperature=_temperature_slider(), **sliders)
 
 
 def soft_label_explorer(
@@ -72,18 +70,15 @@ def soft_label_explorer(
     """
 
     def draw(picture: int, temperature: float) -> Figure:
-        row = {
-            "T = 1": soften(logits[picture]),
-            f"T = {temperature:.3g}": soften(logits[picture], temperature),
-        }
-        chosen = images[picture : picture + 1]
+        z = logits[picture]
+        row = {"T = 1": soften(z), f"T = {temperature:.3g}": soften(z, temperature)}
         caption = f"picture {picture}" + ("" if labels is None else f", label {classes[labels[picture]]}")
-        figure = plots.digit_gallery(chosen, [row], classes, [caption])
+        figure = plots.digit_gallery(images[picture : picture + 1], [row], classes, [caption])
         figure.set_figwidth(6)
         return figure
 
-    pictures = ipw.IntSlider(0, 0, len(images) - 1, description="picture", style=WIDE, layout=FULL)
-    return explorer(draw, {"picture": pictures, "temperature": _temperature_slider(4.0)})
+    pictures = ipw.IntSlider(0, 0, len(images) - 1, description="picture", **_LOOK)
+    return explorer(draw, picture=pictures, temperature=_temperature_slider())
 
 
 def loss_explorer(
@@ -91,13 +86,11 @@ def loss_explorer(
 ) -> ipw.VBox:
     """Move α and T; see both terms of the loss and their push on each logit. Logits (C,)."""
 
-    def draw(alpha: float, temperature: float) -> Figure:
-        return plots.loss_picture(
-            teacher_logits, student_logits, label, classes, temperature=temperature, alpha=alpha
-        )
+    def draw(**values: float) -> Figure:
+        return plots.loss_picture(teacher_logits, student_logits, label, classes, **values)
 
     alpha = _slider("α (hard label)", 0.5, 0, 1, step=0.05)
-    return explorer(draw, {"alpha": alpha, "temperature": _temperature_slider(4.0)})
+    return explorer(draw, alpha=alpha, temperature=_temperature_slider())
 
 
 def divergence_explorer(x: Tensor, p: Tensor) -> ipw.VBox:
@@ -106,7 +99,6 @@ def divergence_explorer(x: Tensor, p: Tensor) -> ipw.VBox:
     Args:
         x: (K,) evenly spaced. p: (K,) probabilities of the grid points, sum 1.
     """
-
     log_p = p.log().clamp(min=-1e30)  # finite where p is 0
 
     def draw(centre: float, width: float) -> Figure:
@@ -119,74 +111,52 @@ def divergence_explorer(x: Tensor, p: Tensor) -> ipw.VBox:
         return plots.densities(x, {title: {"teacher p": p, "student q": log_q.exp()}})
 
     low, high = float(x[0]), float(x[-1])
-    return explorer(
-        draw,
-        {
-            "centre": _slider("centre of q", (low + high) / 2, low, high, step=(high - low) / 200),
-            "width": _slider(
-                "width of q", (high - low) / 8, (high - low) / 50, (high - low) / 2, step=(high - low) / 200
-            ),
-        },
-    )
+    span = high - low
+    centre = _slider("centre of q", (low + high) / 2, low, high, step=span / 200)
+    width = _slider("width of q", span / 8, span / 50, span / 2, step=span / 200)
+    return explorer(draw, centre=centre, width=width)
 
 
 def plan_explorer(tokens: float = 100e6) -> ipw.VBox:
-    """Choose teacher, student, machine and method; see what `plan` says they need.
-
-    Args:
-        tokens: trained on.
-    """
+    """Choose teacher, student, machine and method of training on so many tokens; see what `plan` says."""
     # transformers takes seconds to import, and no other explorer needs it.
     from kdlib.language.models.r1_distill import R1_DISTILL
     from kdlib.language.plan.hardware import HARDWARE
     from kdlib.language.plan.plan import plan
 
-    def draw(teacher: str, student: str, hardware: str, devices: int, method: str, context: int, batch: int):
-        found = plan(
-            teacher, student, hardware, tokens, devices=devices, method=method, context=context,
-            batch_size=batch,
-        )  # fmt: skip
+    def draw(teacher: str, student: str, hardware: str, **given: int | str) -> Figure:
+        found = plan(teacher, student, hardware, tokens, **given)
         verdict = "fits" if found.fits else "does not fit"
         title = (
-            f"{teacher} teaches {student} by {method}\n"
-            f"{batch} × {context:,} tokens on {devices} × {hardware}: {verdict}, {found.sharding}, "
+            f"{teacher} teaches {student} by {given['method']}\n{given['batch_size']} × {given['context']:,} "
+            f"tokens on {given['devices']} × {hardware}: {verdict}, {found.sharding}, "
             f"{found.seconds / 3600:.3g} hours"
         )
         cases = {phase.name: phase.memory for phase in found.phases}
         return plots.memory_bars(cases, limit=found.limit, title=title)
 
     def choice(name: str, options: Sequence[object], value: object) -> ipw.Dropdown:
-        return ipw.Dropdown(options=options, value=value, description=name, style=WIDE, layout=FULL)
+        return ipw.Dropdown(options=options, value=value, description=name, **_LOOK)
 
     powers = [2**power for power in range(6)]
     return explorer(
         draw,
-        {
-            "teacher": choice("teacher", list(R1_DISTILL), "Qwen-7B"),
-            "student": choice("student", list(R1_DISTILL), "Qwen-1.5B"),
-            "hardware": choice("hardware", list(HARDWARE), "H100-80GB"),
-            "devices": choice("devices", powers, 1),
-            "method": choice("method", ["texts", "logits", "cached"], "logits"),
-            "context": choice("tokens of a text", [1024 * power for power in powers], 4096),
-            "batch": choice("texts at once", powers, 1),
-        },
+        teacher=choice("teacher", list(R1_DISTILL), "Qwen-7B"),
+        student=choice("student", list(R1_DISTILL), "Qwen-1.5B"),
+        hardware=choice("hardware", list(HARDWARE), "H100-80GB"),
+        devices=choice("devices", powers, 1),
+        method=choice("method", ["texts", "logits", "cached"], "logits"),
+        context=choice("tokens of a text", [1024 * power for power in powers], 4096),
+        batch_size=choice("texts at once", powers, 1),
     )
 
 
-FULL = ipw.Layout(width="480px")
-WIDE = {"description_width": "120px"}
+def _slider(name: str, value: float, low: float, high: float, step: float) -> ipw.FloatSlider:
+    return ipw.FloatSlider(value=value, min=low, max=high, step=step, description=name, readout_format=".2f",
+                           **_LOOK)
 
 
-def _slider(name: str, value: float, low: float, high: float, step: float = 0.1) -> ipw.FloatSlider:
-    return ipw.FloatSlider(
-        value=value, min=low, max=high, step=step, description=name, style=WIDE, layout=FULL,
-        readout_format=".2f",
-    )
-
-
-def _temperature_slider(value: float) -> ipw.FloatLogSlider:
-    return ipw.FloatLogSlider(
-        # Quarter steps of powers of two, so that 1, 2, 4, 8, … can be reached exactly.
-        value=value, base=2, min=-3, max=7, step=0.25, description="temperature T",
-        style=WIDE, layout=FULL, readout_format=".3g",
-    )
+def _temperature_slider() -> ipw.FloatLogSlider:
+    # Quarter steps of powers of two, so that 1, 2, 4, 8, … can be reached exactly.
+    return ipw.FloatLogSlider(value=4.0, base=2, min=-3, max=7, step=0.25, description="temperature T",
+                              readout_format=".3g", **_LOOK)

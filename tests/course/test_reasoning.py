@@ -237,7 +237,7 @@ def test_options_reach_the_student(study, told):
 
 def test_a_choice_looks_at_validation_only(study, runs, monkeypatch):
     monkeypatch.setattr(
-        reasoning_arms, "teach_student", lambda recipe, student, *given, **options: {"steps": 0, "seconds": 0.0}
+        reasoning_arms, "teach_student", lambda *given, **options: {"steps": 0, "seconds": 0.0}
     )
     looked, answers = [], ReasoningStudy.answers
     monkeypatch.setattr(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kdlib.course import plots, widgets
+from kdlib.course.figures import alt_text, png
 from kdlib.language.plan.plan import plan
 from kdlib.losses.divergences import jensen_shannon_divergence, kl_divergence
 from kdlib.losses.kd import kd_loss, soft_target_loss, soften
@@ -145,14 +146,14 @@ def test_explorer_draws_with_the_value_of_every_control_by_its_name():
         return bars(**values)
 
     height, second = ipw.FloatSlider(0.25, min=0, max=1), ipw.IntSlider(3)
-    box = widgets.explorer(draw, {"height": height, "second": second})
+    box = widgets.explorer(draw, height=height, second=second)
     assert box.children[:-1] == (height, second)
-    assert alt(box) == plots.alt_text(bars(0.25, 3))
-    assert picture(box) == plots.png(bars(0.25, 3))
+    assert alt(box) == alt_text(bars(0.25, 3))
+    assert picture(box) == png(bars(0.25, 3))
     height.value = 0.75
-    assert alt(box) == plots.alt_text(bars(0.75, 3))
+    assert alt(box) == alt_text(bars(0.75, 3))
     second.value = 4
-    assert alt(box) == plots.alt_text(bars(0.75, 4))
+    assert alt(box) == alt_text(bars(0.75, 4))
     assert seen == [
         {"height": 0.25, "second": 3}, {"height": 0.75, "second": 3}, {"height": 0.75, "second": 4},
     ]
@@ -160,7 +161,7 @@ def test_explorer_draws_with_the_value_of_every_control_by_its_name():
 
 def test_explorer_takes_other_controls_than_sliders():
     choice = ipw.Dropdown(options={"little": 0.1, "much": 0.9})
-    box = widgets.explorer(bars, {"height": choice})
+    box = widgets.explorer(bars, height=choice)
     assert "dog 0 0.90" in alt(box)
     choice.label = "much"
     assert "cat 0.90" in alt(box)
@@ -173,7 +174,7 @@ def test_an_error_while_drawing_is_not_swallowed():
         return bars(height)
 
     height = ipw.FloatSlider(0.25, min=0, max=1)
-    box = widgets.explorer(draw, {"height": height})
+    box = widgets.explorer(draw, height=height)
     before = box.children[-1].value
     with pytest.raises(RuntimeError, match=r"no picture above 0\.5"):
         height.value = 0.75
@@ -184,7 +185,7 @@ def test_an_error_while_drawing_is_not_swallowed():
 
 def test_an_error_in_the_first_picture_is_raised_at_once():
     with pytest.raises(ZeroDivisionError):
-        widgets.explorer(lambda x: bars(1 / x), {"x": ipw.IntSlider(0)})
+        widgets.explorer(lambda x: bars(1 / x), x=ipw.IntSlider(0))
 
 
 # --- temperature -------------------------------------------------------------------------------------
@@ -267,7 +268,7 @@ def test_soft_label_explorer_shows_the_picture_asked_for_at_t():
         row = {"T = 1": hard, "T = 128": p}
         figure = plots.digit_gallery(PICTURES[k, None], [row], CLASSES, [f"picture {k}"])
         figure.set_figwidth(6)
-        assert picture(box) == plots.png(figure)
+        assert picture(box) == png(figure)
 
 
 def test_soft_label_explorer_names_the_right_class_where_labels_are_given():
