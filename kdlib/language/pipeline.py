@@ -20,7 +20,7 @@ from kdlib.language.distill.fsdp import sharding
 from kdlib.language.distill.teachers import cache_teacher_tokens
 from kdlib.language.distill.trainer import LanguageHistory
 from kdlib.language.models.load import load_checkpoint
-from kdlib.language.models.vocabulary import check_same_ordinary_tokens
+from kdlib.language.models.vocabulary import check_same_tokens
 from kdlib.language.problems import Problem, load_problems
 from kdlib.language.traces.collect import Trace, collect_traces, load_traces
 from kdlib.language.traces.select import filter_traces, trace_report
@@ -152,7 +152,7 @@ def run_pipeline(options: PipelineOptions) -> dict[str, object]:
     device = "cpu" if sharding() else processes.device
     student, tokenizer = load_checkpoint(options.student, dtype=torch.float32, device=device)
     if options.tokenizer == "teacher":
-        check_same_ordinary_tokens(tokenizer, teacher_tokenizer)
+        check_same_tokens(tokenizer, teacher_tokenizer, but_special=True)
         tokenizer = teacher_tokenizer
     on_policy = options.method == "on-policy"
     examples = problems if on_policy else [_as_example(trace, tokenizer) for trace in kept]

@@ -95,7 +95,7 @@ def measure(
 
     context = longest(planned_at, given.context)
     if context is None:
-        return {"fits": False, "suggestions": planned_at(64).suggestions}
+        return {"fits": False}
     planned = planned_at(context)
     data = random_texts(given.batch_size * given.accumulation * given.steps, context, len(tokenizer), PROMPT)
     names = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -190,7 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{name}: context {found['context']:,}, {found['tokens_per_second']:,.0f} tokens a second, "
                 f"{found['share_of_peak']:.1%} of the peak; {found['peak_bytes'] / 1e9:.3f} GB, planned "
                 f"{found['planned_bytes'] / 1e9:.3f} ({found['planned_over_measured']:.3f} of it)"
-                if found["fits"] else f"{name}: does not fit; less is needed with {found['suggestions']}"
+                if found["fits"] else f"{name}: does not fit"
             )  # fmt: skip
         if given.out:
             write_results(given.out, results)

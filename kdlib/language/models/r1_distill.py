@@ -14,32 +14,24 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from kdlib.language.models.small import CONFIGS, Family
+from kdlib.language.models.small import Family
 
 __all__ = ["BENCHMARKS", "R1_DISTILL", "TRAPS", "R1Checkpoint", "Trap", "find"]
 
-BENCHMARKS: Mapping[str, str] = MappingProxyType({
-    "AIME 2024 pass@1": "%",
-    "AIME 2024 cons@64": "%",
-    "MATH-500 pass@1": "%",
-    "GPQA Diamond pass@1": "%",
-    "LiveCodeBench pass@1": "%",
-    "CodeForces": "rating",
-})  # fmt: skip
-"""The benchmarks of `R1Checkpoint.scores`, in the order of the source, with the unit of each."""
+BENCHMARKS = (
+    "AIME 2024 pass@1", "AIME 2024 cons@64", "MATH-500 pass@1", "GPQA Diamond pass@1", "LiveCodeBench pass@1",
+    "CodeForces",
+)  # fmt: skip
+"""Names of `R1Checkpoint.scores`, in the order of the source; in per cent, CodeForces as a rating."""
 
 
 @dataclass(frozen=True)
 class Trap:
     """Something in the format of these checkpoints that goes wrong in silence.
 
-    Attributes:
-        name: in a few words.
-        what: what is the case.
-        remedy: what to do, and what of this is done here.
-        families: the checkpoints that have it.
+    `what` is the case; `remedy` is what to do, and what of this is done here; `families` have it.
     """
 
     name: str
@@ -48,7 +40,7 @@ class Trap:
     families: tuple[Family, ...] = ("qwen2", "llama")
 
 
-TRAPS: tuple[Trap, ...] = (
+TRAPS = (
     Trap(
         "<think> is already there",
         "The generation prompt of the chat template ends with <think> and a newline, so a completion begins "
@@ -58,8 +50,8 @@ TRAPS: tuple[Trap, ...] = (
     ),
     Trap(
         "thoughts are dropped",
-        "In every assistant message the template cuts off what precedes </think>, in the last one too: to "
-        "render a whole conversation for training would leave nothing of the reasoning.",
+        "The template cuts off what precedes </think> in every assistant message, the last one too: training "
+        "on a rendered conversation teaches no reasoning.",
         "Tokenize prompt and completion apart, as kdlib does; keep the template for prompts.",
     ),
     Trap(
@@ -69,15 +61,13 @@ TRAPS: tuple[Trap, ...] = (
     ),
     Trap(
         "the beginning that is an end",
-        "config.json names token 151643 as bos_token_id, which is the end of sentence; the tokenizer's "
-        "beginning is 151646.",
+        "config.json names token 151643 as bos_token_id, the end of sentence; the beginning is 151646.",
         "Take special tokens from the tokenizer, never from config.json; load_checkpoint makes both agree.",
         ("qwen2",),
     ),
     Trap(
         "padding is the end",
-        "The tokenizer pads with its end-of-sentence token. A model whose labels are masked by "
-        "that token never learns to stop.",
+        "The tokenizer pads with its end of sentence. Who masks labels by that token never learns to stop.",
         "Mask by position, as kdlib does, not by token.",
     ),
     Trap(
@@ -88,9 +78,8 @@ TRAPS: tuple[Trap, ...] = (
     ),
     Trap(
         "a tokenizer of the wrong class",
-        "tokenizer_config.json names LlamaTokenizerFast. AutoTokenizer of transformers 5 builds that, or "
-        "Qwen2's, with rules of its own in place of those in tokenizer.json: of some releases and folders "
-        "text comes back without its blanks (https://github.com/huggingface/transformers/issues/45488).",
+        "AutoTokenizer of transformers 5 builds the LlamaTokenizerFast that tokenizer_config.json names, or "
+        "Qwen2's, and text may lose blanks (https://github.com/huggingface/transformers/issues/45488).",
         "PreTrainedTokenizerFast.from_pretrained reads tokenizer.json as it is; load_checkpoint does so.",
     ),
 )
@@ -105,8 +94,8 @@ class R1Checkpoint:
         base: the model that it was made from, on the Hugging Face Hub.
         hidden, feed_forward: width of the hidden states and of the feed-forward layer.
         layers, heads, kv_heads: blocks; attention heads of the queries; heads of keys and values.
-        vocabulary: number of logits; tokens: of these, how many belong to a token. The rest is padding, which
-            differs between Qwen-1.5B and the other Qwens: compare their logits on the tokens alone.
+        vocabulary, tokens: number of logits, and how many of them belong to a token. The rest is padding,
+            which differs between Qwen-1.5B and the other Qwens: compare their logits on the tokens alone.
         parameters: exactly; input and output embeddings are two matrices in all six.
         rope_theta, norm_eps: base of the rotary embedding, ε of the normalisation.
         reported: the values of `scores`.
@@ -155,7 +144,7 @@ class R1Checkpoint:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights in bfloat16, in which they are published: on disk and in memory."""
+        """Bytes of the weights in bfloat16, in which they are published."""
         return 2 * self.parameters
 
     @property
@@ -165,20 +154,16 @@ class R1Checkpoint:
 
     @property
     def scores(self) -> dict[str, float]:
-        """Reported by DeepSeek, by the names of `BENCHMARKS`, which has their units.
+        """By the names of `BENCHMARKS`, from the README of https://github.com/deepseek-ai/DeepSeek-R1.
 
         pass@1 is a mean over 64 samples at temperature 0.6 and top-p 0.95, up to 32,768 tokens each; cons@64
-        is the vote of 64. Source: README of https://github.com/deepseek-ai/DeepSeek-R1, “Distilled Model
-        Evaluation”.
+        is the vote of 64.
         """
         return dict(zip(BENCHMARKS, self.reported, strict=True))
 
     @property
     def sampling(self) -> dict[str, float]:
-        """The settings DeepSeek recommends: `collect_traces(…, **checkpoint.sampling)`.
-
-        Temperatures from 0.5 to 0.7 are good; 0 makes these models repeat themselves without end.
-        """
+        """As DeepSeek recommends: `collect_traces(…, **checkpoint.sampling)`. At temperature 0 it repeats."""
         return {"temperature": 0.6, "top_p": 0.95}
 
     @property
@@ -186,35 +171,22 @@ class R1Checkpoint:
         """Those of `TRAPS` that this checkpoint has."""
         return tuple(trap for trap in TRAPS if self.family in trap.families)
 
-    def config(self) -> Qwen2Config | LlamaConfig:
+    def config(self) -> PreTrainedConfig:
         """Its configuration: what config.json of the repository says, in transformers 5."""
         rope: dict[str, object] = {"rope_type": "default", "rope_theta": self.rope_theta}
         if self.family == "llama":
             # Llama 3.1 and 3.3 stretch 8,192 positions to 131,072 by slowing the low frequencies eightfold.
             rope |= {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                      "original_max_position_embeddings": 8192}  # fmt: skip
-        return CONFIGS[self.family](
+        return AutoConfig.for_model(
+            self.family,
             architectures=["Qwen2ForCausalLM" if self.family == "qwen2" else "LlamaForCausalLM"],
-            hidden_size=self.hidden,
-            intermediate_size=self.feed_forward,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            vocab_size=self.vocabulary,
-            max_position_embeddings=131_072,
-            rope_parameters=rope,
-            rms_norm_eps=self.norm_eps,
-            tie_word_embeddings=False,
+            hidden_size=self.hidden, intermediate_size=self.feed_forward, num_hidden_layers=self.layers,
+            num_attention_heads=self.heads, num_key_value_heads=self.kv_heads, vocab_size=self.vocabulary,
+            max_position_embeddings=131_072, rope_parameters=rope, rms_norm_eps=self.norm_eps,
             bos_token_id=self.eos if self.family == "qwen2" else self.bos,  # one of the `TRAPS`
-            eos_token_id=self.eos,
-            dtype="bfloat16",
-        )
-
-    def generation_config(self) -> GenerationConfig:
-        """What generation_config.json of the repository says: here the beginning is the right token."""
-        return GenerationConfig(
-            bos_token_id=self.bos, eos_token_id=self.eos, do_sample=True, **self.sampling
-        )
+            eos_token_id=self.eos, tie_word_embeddings=False, dtype="bfloat16",
+        )  # fmt: skip
 
     def on_meta(self) -> PreTrainedModel:
         """The model with all its shapes, in bfloat16, and without memory: torch's "meta" device."""
@@ -249,17 +221,14 @@ R1_DISTILL: Mapping[str, R1Checkpoint] = MappingProxyType({one.name: one for one
 
 
 def find(name_or_repo: str) -> R1Checkpoint:
-    """The checkpoint of this name ("Qwen-7B"), repository, or last part of the repository's id.
-
-    Upper and lower case are the same.
+    """The checkpoint of this name ("Qwen-7B"), repository, or last part of its id, in upper or lower case.
 
     Raises:
         ValueError: there is none of this name.
     """
-    wanted = name_or_repo.lower()
     for checkpoint in R1_DISTILL.values():
-        repo = checkpoint.repo.lower()
-        if wanted in (checkpoint.name.lower(), repo, repo.partition("/")[2]):
+        known = (checkpoint.name, checkpoint.repo, checkpoint.repo.partition("/")[2])
+        if name_or_repo.lower() in map(str.lower, known):
             return checkpoint
     raise ValueError(
         f"name_or_repo is {name_or_repo!r}; expected one of {', '.join(R1_DISTILL)}, or a repository such as "

@@ -3,71 +3,46 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Qwen2Config,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from kdlib.runtime import seeded
 
-__all__ = ["CONFIGS", "Family", "load_model", "tiny_model", "without_bars"]
+__all__ = ["Family", "load_model", "tiny_model", "without_bars"]
 
-Family = Literal["qwen2", "llama"]
-
-CONFIGS = {"qwen2": Qwen2Config, "llama": LlamaConfig}
-"""The configuration class of each family, the bases of the six R1-Distill checkpoints."""
+Family = Literal["qwen2", "llama"]  # the bases of the six R1-Distill checkpoints
 
 
 def tiny_model(
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    width: int,
-    layers: int,
-    heads: int = 4,
-    family: Family = "qwen2",
-    positions: int = 512,
-    seed: int = 0,
-) -> PreTrainedModel:
+    tokenizer: PreTrainedTokenizerBase, *, width: int, layers: int, heads: int = 4, family: Family = "qwen2",
+    positions: int = 512, seed: int = 0,
+) -> PreTrainedModel:  # fmt: skip
     """An untrained `Qwen2ForCausalLM` or `LlamaForCausalLM` with the tokenizer's vocabulary.
 
-    Input and output embeddings are shared, which the small Qwen2 models do too; the feed-forward layer is
-    four times as wide as the rest. About 16 · layers · width² parameters, and the embedding.
+    Input and output embeddings are shared, which the small Qwen2 models do too. About 16 · layers · width²
+    parameters, and the embedding.
 
     Args:
-        width: size of the hidden states, a multiple of 2 · heads. layers: transformer blocks.
-        heads: attention heads. family: "qwen2" or "llama".
+        width: size of the hidden states, a multiple of 2 · heads; the feed-forward layer is four times wider.
+        layers, heads: transformer blocks, and attention heads of each.
         positions: longest text, in tokens.
-        seed: of the weights; the same for every arm that is to be compared.
-
-    Raises:
-        ValueError: for another family, or a width that the heads do not divide.
+        seed: of the weights.
     """
-    if family not in CONFIGS:
+    if family not in get_args(Family):
         raise ValueError(f'family must be "qwen2" or "llama"; got {family!r}')
     if width % (2 * heads):
         raise ValueError(f"width must be a multiple of 2 · heads = {2 * heads}; got {width}")
-    config = CONFIGS[family](
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=positions,
-        tie_word_embeddings=True,
+    config = AutoConfig.for_model(
+        family, vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width,
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads,
+        max_position_embeddings=positions, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         # 0.02, the default, is for widths of thousands; from here the loss of tiny models falls faster.
         initializer_range=0.06,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    )  # fmt: skip
     with seeded(seed, torch.device("cpu")):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 

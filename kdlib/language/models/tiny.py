@@ -3,9 +3,9 @@
     stand_in("Qwen-7B", folder, teach=True)
     model, tokenizer = load_checkpoint(folder)      # as the real one is loaded
 
-What holds of the originals holds of them: layers and their names, grouped heads, two embeddings, padding of
-the vocabulary, rotary embedding, chat format with its traps, bfloat16 in safetensors. Only depth, width and
-vocabulary are cut. So what runs on a stand-in runs on the original; what it answers says nothing about it.
+Layers and their names, grouped heads, two embeddings, padding of the vocabulary, rotary embedding, bfloat16
+in safetensors, and the chat format with its traps are those of the originals; depth, width and vocabulary are
+cut. So what runs on a stand-in runs on the original; what it answers says nothing about it.
 """
 
 import json
@@ -17,6 +17,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -49,19 +50,16 @@ def stand_in(
     """Write a small model of a checkpoint's architecture, with tokenizer, as its repository holds them.
 
     Its weights are random: 0.15M to 0.5M parameters in two layers, in several files where the original is.
-    With `teach` it has learnt ONE answer by heart, that to `TAUGHT`: asked for 10 heads and 28 feet it writes
-    the steps and "6 chickens and 4 rabbits"; asked for anything else it writes nonsense. It shows that the
-    path from file to verified answer works, not that it can reason.
 
     Args:
         checkpoint: one of `R1_DISTILL`, or its name.
         folder: made where there is none; a stand-in that is there is replaced.
-        teach: whether it learns the answer; takes about a second of one CPU core.
+        teach: whether it learns ONE answer by heart, in about a second: asked for `TAUGHT` it writes the
+            steps and "6 chickens and 4 rabbits", asked for anything else nonsense.
         seed: of the weights.
 
     Returns:
-        The folder, for `load_checkpoint`, `from_pretrained`, `vllm serve` or `transformers serve`. Its
-        config.json names the original as `stand_in_for`.
+        The folder. Its config.json names the original as `stand_in_for`.
 
     Raises:
         ValueError: no such checkpoint, or a folder that holds something else.
@@ -76,20 +74,18 @@ def stand_in(
     if teach:
         _teach(model, tokenizer)
     model.to(torch.bfloat16)
-    model.generation_config = checkpoint.generation_config()
-    model.generation_config.update(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
-    )
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, do_sample=True,
+        **checkpoint.sampling,
+    )  # fmt: skip
     shard = round(2 * model.num_parameters() * _SHARD / checkpoint.weight_bytes)
     with without_bars():
         model.save_pretrained(folder, max_shard_size=shard)
     # As the repositories have it: tokenizer_config.json holds the template, and names the wrong class.
     tokenizer.save_pretrained(folder, save_jinja_files=False)
     path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_bytes()) | {
-        "tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "add_eos_token": False
-    }  # fmt: skip
-    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
+    wrong = {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "add_eos_token": False}
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | wrong, indent=2), encoding="utf-8")
     return folder
 
 
@@ -120,7 +116,7 @@ def _config(checkpoint: R1Checkpoint, tokenizer: PreTrainedTokenizerFast) -> Pre
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """The puzzles' vocabulary with the manners of the originals, `kdlib.language.models.r1_distill.TRAPS`."""
+    """The puzzles' vocabulary with the traps of the originals."""
     tokenizer = puzzle_tokenizer()
     # The originals keep the thought of no message; puzzle_tokenizer's template keeps that of the last.
     tokenizer.chat_template = CHAT_TEMPLATE.replace(" and not loop.last", "")

@@ -1,12 +1,8 @@
 """Which entries of a model's logits stand for which token, and whether two models mean the same by them."""
 
-from collections.abc import Set
-
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = [
-    "align_special_tokens", "check_same_ordinary_tokens", "check_same_tokens", "logit_width", "real_tokens",
-]  # fmt: skip
+__all__ = ["align_special_tokens", "check_same_tokens", "logit_width", "real_tokens"]
 
 
 def real_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -24,25 +20,36 @@ def logit_width(model: PreTrainedModel) -> int:
 
 
 def check_same_tokens(
-    tokenizer: PreTrainedTokenizerBase,
-    teacher_tokenizer: PreTrainedTokenizerBase | None,
-    **models: PreTrainedModel,
-) -> int:
-    """Check that every model has a logit for each token, and that the teacher's tokens are the student's.
+    tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase | None, *,
+    but_special: bool = False, **models: PreTrainedModel,
+) -> int:  # fmt: skip
+    """Check that the teacher's tokens are the student's, and that every model has a logit for each.
 
     Args:
         tokenizer: the student's.
         teacher_tokenizer: the teacher's; None where it is the student's.
+        but_special: leave out special tokens. Where all others are the same, a student can take over its
+            teacher's tokenizer, as R1-Distill's did: R1's special tokens replace some of their bases'.
         models: by the name they have in an error message.
 
     Returns:
-        `real_tokens(tokenizer)`: the number of logits to compare.
-
-    Raises:
-        ValueError: naming the first token that differs, or the model that is too narrow.
+        The number of logits to compare. What differs is a ValueError.
     """
     if teacher_tokenizer is not None:
-        _check_tokenizers(tokenizer, teacher_tokenizer)
+        both = (tokenizer, teacher_tokenizer)
+        ours, theirs = ({number: token for token, number in one.get_vocab().items()} for one in both)
+        special = {number for one in both for number in one.added_tokens_decoder} if but_special else set()
+        for number in sorted((ours.keys() | theirs.keys()) - special):
+            if ours.get(number) != theirs.get(number):
+                student, teacher = (
+                    f"token {number} {one[number]!r}" if number in one else f"no token {number}"
+                    for one in (ours, theirs)
+                )
+                raise ValueError(
+                    f"teacher_tokenizer has {teacher} where tokenizer has {student}; logits can only be "
+                    "compared token by token: take a teacher of the same family, or learn from its texts "
+                    "(teacher=None), which any tokenizer can read"
+                )
     real = real_tokens(tokenizer)
     for name, model in models.items():
         if logit_width(model) < real:
@@ -57,9 +64,8 @@ def check_same_tokens(
 def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make the model's tokens for beginning, end and padding those of the tokenizer.
 
-    Of several ends, all are kept if the tokenizer's is one of them. A tokenizer without padding pads with
-    its end, as R1-Distill's do. The model's configuration then names no padding, or `from_pretrained` would
-    keep the embedding of that token from being trained.
+    A tokenizer without padding pads with its end, as R1-Distill's do. The model's configuration then names
+    no padding, or `from_pretrained` would keep the embedding of that token from being trained.
     """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -67,40 +73,8 @@ def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     for settings in (config, model.generation_config):
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             token, known = getattr(tokenizer, name), getattr(settings, name, None)
+            # Of several ends, all are kept if the tokenizer's is one of them.
             if token is not None and not (isinstance(known, list) and token in known):
                 setattr(settings, name, token)
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         config.pad_token_id = None
-
-
-def check_same_ordinary_tokens(
-    tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Check that a student can take over its teacher's tokenizer: all but special tokens are the same.
-
-    R1-Distill's students did: they have the tokens of their bases, with R1's special ones in place of some.
-
-    Raises:
-        ValueError: naming the first ordinary token that differs.
-    """
-    special = {*tokenizer.added_tokens_decoder, *teacher_tokenizer.added_tokens_decoder}
-    _check_tokenizers(tokenizer, teacher_tokenizer, special)
-
-
-def _check_tokenizers(
-    tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase,
-    special: Set[int] = frozenset(),
-) -> None:  # fmt: skip
-    def token(tokens: dict[int, str], number: int) -> str:
-        return f"token {number} {tokens[number]!r}" if number in tokens else f"no token {number}"
-
-    ours, theirs = (
-        {number: word for word, number in each.get_vocab().items()} for each in (tokenizer, teacher_tokenizer)
-    )
-    for number in sorted((ours.keys() | theirs.keys()) - special):
-        if ours.get(number) != theirs.get(number):
-            raise ValueError(
-                f"teacher_tokenizer has {token(theirs, number)} where tokenizer has {token(ours, number)}; "
-                "logits can only be compared token by token: take a teacher of the same family, or learn "
-                "from its texts (teacher=None), which any tokenizer can read"
-            )

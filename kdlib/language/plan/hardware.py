@@ -11,14 +11,12 @@ class Hardware:
     """A number of equal devices in one machine.
 
     Attributes:
-        name: of one device.
-        memory: bytes of one device.
-        flops: operations a second of one device at the peak of its matrix products (a multiply and an add are
-            two), dense, in the precision of the training: bfloat16 in `HARDWARE`.
+        name, memory: of one device; bytes.
+        flops: operations a second of one device at the peak of its dense matrix products (a multiply and an
+            add are two), in the precision of the training: bfloat16 in `HARDWARE`.
         bandwidth: bytes a second between one device and its own memory.
         interconnect: bytes a second that one device can send to the others while it receives as many.
-        devices: how many.
-        source: where the figures are from.
+        devices, source: how many, and where the figures are from.
         kernels: whether `kdlib.losses.kernels` runs on it, as on NVIDIA's GPUs from the A100 on.
     """
 

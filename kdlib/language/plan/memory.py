@@ -19,8 +19,7 @@ numbers a position, and keys and values of grouped heads repeated to A. Gradient
 
 from typing import Literal
 
-from kdlib.language.plan.architecture import Architecture
-from kdlib.language.plan.workload import Method, Workload
+from kdlib.language.plan.workload import Architecture, Method, Workload
 from kdlib.losses.divergences import Divergence
 from kdlib.losses.linear import chunk_tokens
 
@@ -34,8 +33,6 @@ Moments = dict[str, dict[str, float]]
 """Bytes on one device by component, at each moment that may be the fullest."""
 
 _CACHE_ROWS = 256  # tokens whose logits cache_teacher_tokens looks at together
-
-# --- logits -----------------------------------------------------------------------------------------------
 
 # Logit-sized float32 tensors at the fullest moment of a loss, the student's logits among them, the teacher's
 # not; counted in kdlib.losses.kd and kdlib.losses.top_k as they are, and counted again in the tests.

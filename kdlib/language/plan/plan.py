@@ -2,8 +2,8 @@
 
     print(plan("Qwen-7B", "Qwen-1.5B", "H100-80GB×8", tokens=100e6, method="logits"))
 
-Everything is arithmetic on the shapes of the models: nothing is built and nothing downloaded. Memory is
-checked against measured peaks of real runs; times rest on the utilisation that is assumed, and say so.
+Everything is arithmetic on the shapes of the models. Memory is checked against measured peaks of real runs;
+times rest on the utilisation that is assumed, and say so.
 
 **Writing text** reads all weights, and the keys and values of every text in the batch, for each token; it
 takes whichever is longer, that or the arithmetic (Pope et al. 2022, arXiv 2211.05102, §2.1).
@@ -22,33 +22,30 @@ from typing import get_args
 from transformers import PreTrainedConfig
 
 from kdlib.language.models.r1_distill import R1Checkpoint, find
-from kdlib.language.plan.architecture import Architecture
+from kdlib.language.plan import memory
 from kdlib.language.plan.hardware import Hardware, find_hardware
-from kdlib.language.plan.memory import (
-    Moments,
-    Sharding,
-    caching_memory,
-    loss_copies,
-    sampling_memory,
-    training_memory,
-)
-from kdlib.language.plan.workload import Workload
+from kdlib.language.plan.memory import Moments, Sharding
+from kdlib.language.plan.workload import Architecture, Workload
 
 __all__ = ["Phase", "Plan", "plan"]
 
 Model = R1Checkpoint | str | PreTrainedConfig
 
+_SUGGESTIONS = """\
+Less memory is needed with
+  - gradient checkpointing, fewer texts at once (and more accumulation), or a shorter context
+  - method="cached": the teacher runs beforehand, not meanwhile; or teacher_weights="nf4"
+  - more devices, over which FSDP2 spreads the models; or a smaller model"""
+
 
 @dataclass(frozen=True)
 class Phase:
-    """One part of the work.
+    """One part of the work: "sampling", "caching" or "training".
 
     Attributes:
-        name: "sampling", "caching" or "training".
         memory: bytes on each device by component, at the fullest moment.
         moment: which moment that is.
         flops: of all devices together.
-        seconds: how long it takes.
         bound: what it waits for: "arithmetic", "memory bandwidth" or "interconnect".
     """
 
@@ -70,15 +67,11 @@ class Plan:
     """What `plan` found.
 
     Attributes:
-        fits: whether every phase stays within `limit` on each device.
-        sharding: how the student is spread over the devices; what comes nearest if nothing fits.
-        limit: bytes of a device that may be filled.
+        fits: whether every phase stays within `limit`, the bytes of each device that may be filled.
+        sharding: how the student is spread over the devices; the last that was tried if nothing fits.
         phases: in the order of the work; training is the last.
         steps: of the optimizer.
-        tokens: trained on.
-        hardware: on which.
-        suggestions: where it does not fit, what would need less memory.
-        assumptions: what the figures rest on, one a sentence.
+        assumptions: what the figures rest on.
     """
 
     fits: bool
@@ -88,7 +81,6 @@ class Plan:
     steps: int
     tokens: float
     hardware: Hardware
-    suggestions: tuple[str, ...]
     assumptions: tuple[str, ...]
 
     @property
@@ -128,8 +120,8 @@ class Plan:
             f"{self.tokens:,.0f} tokens in {self.steps:,} steps, {self.tokens_per_second:,.0f} a second in "
             f"training; altogether {_duration(self.seconds)}",
         ]
-        if self.suggestions:
-            lines += ["", "Less memory is needed with", *(f"  - {change}" for change in self.suggestions)]
+        if not self.fits:
+            lines += ["", _SUGGESTIONS]
         return "\n".join([*lines, "", "Assumed:", *(f"  - {each}" for each in self.assumptions)])
 
 
@@ -140,9 +132,8 @@ def plan(
     """What a run of `distill_language_model` will need on this hardware.
 
     Args:
-        teacher: a checkpoint, its name (see `kdlib.language.models.r1_distill.find`), a Qwen2 or Llama
-            configuration, or None where there are texts already.
-        student: the same.
+        teacher, student: a checkpoint, its name (see `kdlib.language.models.r1_distill.find`), or a Qwen2 or
+            Llama configuration; no teacher (None) where there are texts already.
         hardware: a machine, or the name of one as `find_hardware` takes it ("H100-80GB×8").
         tokens: trained on, prompts and completions together, over all epochs.
         devices: in place of those of `hardware`.
@@ -168,26 +159,12 @@ def plan(
         if fits := all(phase.total <= w.limit for phase in phases):
             break
     steps = math.ceil(w.micro_batches / (w.accumulation * machine.devices))
-    suggestions = () if fits else _suggestions(w)
-    return Plan(fits, way, w.limit, phases, steps, tokens, machine, suggestions, _assumptions(w, way))
+    return Plan(fits, way, w.limit, phases, steps, tokens, machine, _assumptions(w, way))
 
 
 def _architecture(model: Model) -> Architecture:
     checkpoint = find(model) if isinstance(model, str) else model
     return Architecture(checkpoint.config() if isinstance(checkpoint, R1Checkpoint) else checkpoint)
-
-
-def _suggestions(w: Workload) -> tuple[str, ...]:
-    changes = {
-        "gradient_checkpointing=True": not w.gradient_checkpointing,
-        f"batch_size=1, accumulation={w.batch_size * w.accumulation}": w.batch_size > 1,
-        "a smaller sampling_batch": w.samples > 0,
-        'method="cached": the teacher runs beforehand, not meanwhile': w.method == "logits",
-        'teacher_weights="nf4"': w.teacher_needed,
-        "more devices, over which FSDP2 spreads the models": True,
-        "a shorter context, or a smaller model": True,
-    }
-    return tuple(change for change, helps in changes.items() if helps)
 
 
 # --- how long it takes ------------------------------------------------------------------------------------
@@ -199,7 +176,7 @@ def _phases(w: Workload, sharding: Sharding) -> Iterator[Phase]:
     rate = devices * w.hardware.flops * w.utilisation
     bandwidth = w.hardware.bandwidth * w.bandwidth_share
     if w.samples:
-        written, moments = w.context - w.prompt_tokens, sampling_memory(w)
+        written, moments = w.context - w.prompt_tokens, memory.sampling_memory(w)
         flops = w.samples * (
             w.teacher.forward_flops(w.context, w.context / 2, 0) + 2 * written * w.teacher.head
         )
@@ -211,7 +188,7 @@ def _phases(w: Workload, sharding: Sharding) -> Iterator[Phase]:
         yield _phase("sampling", moments, flops, waits)
     if w.method == "cached":
         flops = w.micro_batches * w.teacher.forward_flops(w.positions, w.context, w.kept)
-        yield _phase("caching", caching_memory(w), flops, {"arithmetic": flops / rate})
+        yield _phase("caching", memory.caching_memory(w), flops, {"arithmetic": flops / rate})
     flops = student.training_flops(w.positions, w.context, w.kept, w.gradient_checkpointing)
     flops += live.forward_flops(w.positions, w.context, w.kept) if live else 0
     flops *= w.micro_batches
@@ -224,15 +201,15 @@ def _phases(w: Workload, sharding: Sharding) -> Iterator[Phase]:
     waits = {"arithmetic": flops / rate, "interconnect": sent / w.hardware.interconnect}
     # AdamW reads weight, gradient and two moments, and writes weight and moments, when all else is done.
     updates = passes / w.accumulation * 28 * student.parameters / (devices if sharding == "FSDP2" else 1)
-    yield _phase("training", training_memory(w, sharding), flops, waits, updates / bandwidth)
+    yield _phase("training", memory.training_memory(w, sharding), flops, waits, updates / bandwidth)
 
 
 def _phase(name: str, moments: Moments, flops: float, waits: Mapping[str, float], more: float = 0) -> Phase:
     """At its fullest moment; as long as the longest of what runs at the same time, and then `more`."""
     moment = max(moments, key=lambda moment: sum(moments[moment].values()))
-    memory = {name: size for name, size in moments[moment].items() if size}
+    fullest = {name: size for name, size in moments[moment].items() if size}
     bound = max(waits, key=waits.__getitem__)
-    return Phase(name, memory, moment, flops, waits[bound] + more, bound)
+    return Phase(name, fullest, moment, flops, waits[bound] + more, bound)
 
 
 def _duration(seconds: float) -> str:
@@ -277,6 +254,7 @@ on each device, at {w.bandwidth_share:.0%} of the memory's bandwidth (assumption
 
 def _assumptions(w: Workload, sharding: Sharding) -> tuple[str, ...]:
     compared = "all logits" if w.top_k is None else f"the teacher's {w.top_k} largest logits"
+    copies = memory.loss_copies(w.method, w.divergence, w.top_k)
     sentences = {
         _ALWAYS: True, _MASK: w.masked, _TEACHER: w.teacher_needed, _DDP: sharding == "DDP",
         _FSDP2: sharding == "FSDP2", _SENT: w.hardware.devices > 1, _SAMPLES: w.samples,
@@ -286,6 +264,6 @@ def _assumptions(w: Workload, sharding: Sharding) -> tuple[str, ...]:
         arithmetic="bfloat16 autocast over float32 weights" if w.bf16 else "float32",
         activations=_CHECKPOINTED if w.gradient_checkpointing else _KEPT,
         soft="" if w.method == "texts" else f" and {w.divergence} divergence over {compared}",
-        logits=_FUSED if w.fused else _WHOLE.format(copies=loss_copies(w.method, w.divergence, w.top_k)),
+        logits=_FUSED if w.fused else _WHOLE.format(copies=copies),
     )  # fmt: skip
     return tuple(text.splitlines())

@@ -127,10 +127,9 @@ def test_auto_is_the_dtype_of_the_checkpoint(tmp_path):
 
 
 def test_spread_over_devices(saved):
-    model, _ = load_checkpoint(saved, device_map="auto")
-    assert same_weights(model.to("cpu"), AutoModelForCausalLM.from_pretrained(saved))
-    with pytest.raises(ValueError, match="device is cpu and device_map is 'auto'; expected at most one"):
-        load_checkpoint(saved, device="cpu", device_map="auto")
+    for device in ("auto", {"": "cpu"}, torch.device("cpu")):
+        model, _ = load_checkpoint(saved, device=device)
+        assert same_weights(model.to("cpu"), AutoModelForCausalLM.from_pretrained(saved))
 
 
 def test_only_long_work_has_a_bar(saved, capfd, monkeypatch):
@@ -144,7 +143,7 @@ def test_only_long_work_has_a_bar(saved, capfd, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["int32", "bf16", torch.int8, None])
 def test_other_dtypes_are_refused(saved, dtype):
-    with pytest.raises(ValueError, match="dtype must be \"auto\", 'bfloat16'"):
+    with pytest.raises(ValueError, match="dtype is .*; expected one of auto, bfloat16"):
         load_checkpoint(saved, dtype=dtype)
 
 
@@ -176,42 +175,41 @@ def only(folder: Path, name: str) -> None:
 
 
 FAULTS = {
-    "no config": (lambda f: (f / "config.json").unlink(), FileNotFoundError, "lacks config.json; expected a"),
+    "no config": (lambda f: (f / "config.json").unlink(), FileNotFoundError, "lacks config.json$"),
     "config that is no JSON": (
         lambda f: (f / "config.json").write_text("{"), OSError, "not a valid JSON file"),
     "unknown architecture": (
         lambda f: change(f / "config.json", model_type="unheard_of"), ValueError,
-        "has model_type 'unheard_of'; expected a causal language model"),
+        "model type `unheard_of`"),
     "encoder": (
         lambda f: change(f / "config.json", model_type="clip_vision_model"), ValueError,
-        "expected a causal language"),
+        "AutoModelForCausalLM"),
     "code of its own": (
         lambda f: change(f / "config.json", model_type="own", auto_map={"AutoModelForCausalLM": "own.Own"}),
-        ValueError, r"code that comes with a checkpoint is not run"),
+        ValueError, "model type `own`"),
     "another width": (
         lambda f: change(f / "config.json", intermediate_size=96), ValueError,
-        "has another shape of .* all weights"),
+        "lacks 6 of the weights .* another shape; the first is .*down_proj"),
     "another depth": (
         lambda f: change(f / "config.json", num_hidden_layers=3, layer_types=["full_attention"] * 3),
-        ValueError, r"lacks model\.layers\.2\..* \(12 weights missing, 0 of another shape\)"),
+        ValueError, r"lacks 12 of the weights .* the first is model\.layers\.2\."),
     "no weights": (lambda f: [p.unlink() for p in f.glob("*safetensors*")], FileNotFoundError,
-                   "lacks model.safetensors; expected a folder as"),
+                   "lacks model.safetensors$"),
     "pickled weights": (lambda f: only(f, "pytorch_model.bin"), FileNotFoundError,
-                        "lacks model.safetensors; it holds pickled weights"),
-    "gguf": (lambda f: only(f, "model-q4.gguf"), FileNotFoundError, "GGUF is not read here"),
-    "an adapter": (lambda f: only(f, "adapter_config.json"), FileNotFoundError, "merge_and_unload"),
+                        "lacks model.safetensors$"),
     "a missing shard": (
         lambda f: shards(f)[1].unlink(), FileNotFoundError,
-        r"lacks model-00002-of-00004\.safetensors; expected"),
+        r"lacks model-00002-of-00004\.safetensors$"),
     "an empty shard": (
         lambda f: shards(f)[2].write_bytes(b""), DamagedFile,
-        r"model-00003-of-00004\.safetensors is cut off or damaged"),
-    "a shard without a tensor": (without_tensor, ValueError, r"\(1 weights missing, 0 of another shape\)"),
+        "a file in .* is cut off or damaged"),
+    "a shard without a tensor": (without_tensor, ValueError, "lacks 1 of the weights"),
     "index that is no JSON": (
-        lambda f: (f / "model.safetensors.index.json").write_text("?"), DamagedFile, "index.json cannot be"),
+        lambda f: (f / "model.safetensors.index.json").write_text("?"), DamagedFile,
+        "a file in .* is cut off or damaged"),
     "no tokenizer": (
         lambda f: (f / "tokenizer.json").unlink(), FileNotFoundError,
-        "lacks tokenizer.json; expected a folder"),
+        "lacks tokenizer.json$"),
     "tokenizer that is none": (
         lambda f: (f / "tokenizer.json").write_text("{}"), DamagedFile, "tokenizer in .* cannot be read"),
 }  # fmt: skip
@@ -223,7 +221,8 @@ def test_faults_are_told(copy, fault):
     spoil(copy)
     with pytest.raises(kind, match=message) as refused:
         load_checkpoint(copy, device="cpu")
-    assert str(copy) in str(refused.value)
+    if fault not in ("unknown architecture", "encoder", "code of its own"):  # transformers' own words
+        assert str(copy) in str(refused.value)
 
 
 def test_a_native_architecture_is_loaded_without_the_code_beside_it(copy):
@@ -362,14 +361,10 @@ def test_no_server_at_all(online):
 # --- fewer bits ---------------------------------------------------------------------------------------------
 
 
-def test_quantising_needs_bitsandbytes(saved, monkeypatch):
-    monkeypatch.setattr(loading, "find_spec", lambda name: None)
-    for kind in ("int8", "nf4"):
-        with pytest.raises(ImportError, match=f"quantise='{kind}' .*: pip install bitsandbytes"):
-            load_checkpoint(saved, quantise=kind)
-    for kind in ("int4", True, 8, ""):
-        with pytest.raises(ValueError, match='quantise must be "int8", "nf4" or None'):
-            load_checkpoint(saved, quantise=kind)
+@pytest.mark.parametrize("kind", ["int4", True, 8, ""])
+def test_other_quantisations_are_refused(saved, kind):
+    with pytest.raises(ValueError, match='quantise is .*; expected "int8", "nf4" or None'):
+        load_checkpoint(saved, quantise=kind)
 
 
 @pytest.mark.parametrize(("kind", "bits", "close"), [("int8", 8, 0.999), ("nf4", 4, 0.9)])

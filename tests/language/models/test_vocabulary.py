@@ -4,7 +4,6 @@ from small_models import WORDS, llama, qwen, word_tokenizer
 from kdlib.language.models.small import tiny_model
 from kdlib.language.models.vocabulary import (
     align_special_tokens,
-    check_same_ordinary_tokens,
     check_same_tokens,
     logit_width,
     real_tokens,
@@ -62,12 +61,12 @@ def test_padding_of_its_own_is_kept_and_several_ends_too():
 
 
 def test_all_but_special_tokens_are_to_be_the_same():
-    check_same_ordinary_tokens(word_tokenizer(), word_tokenizer())
+    check_same_tokens(word_tokenizer(), word_tokenizer(), but_special=True)
     other = word_tokenizer(["<pad>", "<eos>", "<unk>", "<im_start>", *WORDS[4:]])
     with pytest.raises(ValueError, match="token 3 '<im_start>'"):
-        check_same_ordinary_tokens(word_tokenizer(), other)
+        check_same_tokens(word_tokenizer(), other, but_special=True)
     named = word_tokenizer()
     named.add_special_tokens({"additional_special_tokens": ["<user>"]})  # now it is a special one
-    check_same_ordinary_tokens(named, other)
+    check_same_tokens(named, other, but_special=True)
     with pytest.raises(ValueError, match="has no token 59 where"):
-        check_same_ordinary_tokens(named, word_tokenizer(WORDS[:-1]))
+        check_same_tokens(named, word_tokenizer(WORDS[:-1]), but_special=True)

@@ -26,10 +26,10 @@ from benchmarks.training import word_level_tokenizer
 from kdlib.cost import peak_memory
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.models.r1_distill import R1_DISTILL
-from kdlib.language.plan.architecture import Architecture
 from kdlib.language.plan.hardware import HARDWARE, Hardware, find_hardware
 from kdlib.language.plan.memory import loss_bytes, teacher_working
 from kdlib.language.plan.plan import plan
+from kdlib.language.plan.workload import Architecture
 from kdlib.losses.kd import soft_target_loss
 from kdlib.losses.top_k import top_k_loss, top_k_of
 from kdlib.runtime import seeded
@@ -474,17 +474,12 @@ def test_the_simplest_way_that_fits_is_taken():
 
 
 def test_what_would_need_less_memory_is_suggested_where_it_does_not_fit():
-    settings = {"context": 32_768, "batch_size": 4, "gradient_checkpointing": False, "samples": 100}
-    planned = plan("Qwen-7B", "Qwen-1.5B", "H100-80GB", 1e8, **settings)
+    planned = plan("Qwen-7B", "Qwen-1.5B", "H100-80GB", 1e8, context=32_768, gradient_checkpointing=False)
     assert not planned.fits
-    changes = (
-        "gradient_checkpointing=True", "batch_size=1, accumulation=32", "sampling_batch", 'method="cached"',
-        'teacher_weights="nf4"', "devices", "context",
-    )  # fmt: skip
-    for change, suggestion in zip(changes, planned.suggestions, strict=True):
-        assert change in suggestion and f"  - {suggestion}" in str(planned)
+    for change in ("gradient checkpointing", 'method="cached"', 'teacher_weights="nf4"', "more devices"):
+        assert change in str(planned)
     fitting = plan("Qwen-7B", "Qwen-1.5B", "H100-80GB", 1e8)
-    assert fitting.fits and not fitting.suggestions and "Less memory" not in str(fitting)
+    assert fitting.fits and "Less memory" not in str(fitting)
 
 
 # --- hardware, printing, refusals -------------------------------------------------------------------------
