@@ -184,15 +184,15 @@ class DistillationTrainer(Trainer, TrainerCallback):
         """Sums over the n targets, from the (n, V) logits that predict them."""
         temperature, alpha, divergence, beta = self._settings
         hard = soft = logits.new_zeros(())
-        if alpha > 0:
-            # Over all of the student's logits: it learns not to choose those that are no token.
-            hard = F.cross_entropy(full_precision(logits), targets, reduction="sum")
-        if alpha < 1:
+        if alpha < 1:  # first: it needs most memory, and what cross-entropy keeps would come on top
             distance = top_k_loss if isinstance(teacher, TopK) else soft_target_loss
             soft = distance(
                 logits[:, : self._width], teacher, temperature=temperature, divergence=divergence, beta=beta,
                 reduction="sum",
             )  # fmt: skip
+        if alpha > 0:
+            # Over all of the student's logits: it learns not to choose those that are no token.
+            hard = F.cross_entropy(full_precision(logits), targets, reduction="sum")
         return LossTerms(weighted(hard, soft, alpha), hard, soft)
 
     def _terms_from_hidden(
