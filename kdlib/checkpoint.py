@@ -1,9 +1,9 @@
 """How far a training run has come, and the file that holds it: everything that the next step depends on."""
 
-import json
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from kdlib.metrics import Scores
-from kdlib.storage import JsonLines, load_tensors, remove_leftovers, save_tensors
+from kdlib.storage import JsonLines, differences, load_tensors, remove_leftovers, save_tensors
 
-__all__ = ["History", "Run", "TrainingLog"]
+__all__ = ["History", "Run"]
 
 
 @dataclass
@@ -42,39 +42,35 @@ class History:
 
 
 class Run:
-    """A training run: what is trained, how far it has come, and its checkpoint.
+    """A training run: what is trained, how far it has come, its checkpoint and its log.
 
-    The checkpoint is one safetensors file, written whole or not at all. Order, crops and dropout are not
-    in it: they follow from the seed and the step.
+    Order, crops and dropout are in no checkpoint: they follow from the seed and the step. Where processes
+    share the run, each calls every method.
 
     Args:
-        accelerator: of the run.
         student, optimizer, schedule: saved from and restored into.
         watched: names of the quantities beside the loss.
+        patience: epochs without a lower log-loss on validation after which the run ends; None for any number.
     """
 
     def __init__(
-        self,
-        accelerator: Accelerator,
-        student: nn.Module,
-        optimizer: Optimizer,
-        schedule: LRScheduler,
-        watched: Sequence[str] = (),
-    ) -> None:
+        self, accelerator: Accelerator, student: nn.Module, optimizer: Optimizer, schedule: LRScheduler, *,
+        watched: Sequence[str], patience: int | None,
+    ) -> None:  # fmt: skip
         self.history = History(watched={name: [] for name in watched})
-        self.best_weights: dict[str, Tensor] = {}
-        self._accelerator, self._student = accelerator, student
+        self._accelerator, self._student, self._patience = accelerator, student, patience
         self._optimizer, self._schedule = optimizer, schedule
+        self._best_weights: dict[str, Tensor] = {}
         # Sums over the epoch stay on the device: reading them at every step would wait for it.
         # The last one counts examples.
         self._sums = torch.zeros(2 + len(watched), device=accelerator.device)
-        self._seen, self._shown_at, self._figures = False, time.monotonic(), ""
+        self._log: JsonLines | None = None
+        self._start = time.monotonic()
 
     def count(self, values: Mapping[str, Tensor], examples: int) -> None:
         """Add a step: the loss and what is watched, means over so many examples."""
         self._sums[:-1] += torch.stack([value.detach().float() for value in values.values()]) * examples
         self._sums[-1] += examples
-        self._seen = True
         self.history.steps += 1
 
     def close_epoch(self) -> None:
@@ -85,47 +81,42 @@ class Run:
         for values, value in zip(self.history.watched.values(), watched, strict=True):
             values.append(value)
         self._sums.zero_()
-        self._seen = False
 
-    def validated(self, scores: Scores, *, keep_best: bool) -> None:
-        """Record the scores; with `keep_best`, remember the weights of the lowest log-loss."""
+    def validated(self, scores: Scores) -> None:
+        """Record the scores; with patience, remember the weights of the lowest log-loss."""
         shared = [scores]
         if self._accelerator.num_processes > 1:
             broadcast_object_list(shared)  # every process must come to the same decision
         history = self.history
         history.validation += shared
-        if keep_best and (history.best is None or shared[0].nll < history.validation[history.best].nll):
+        best = history.best
+        if self._patience and (best is None or shared[0].nll < history.validation[best].nll):
             history.best = len(history.validation) - 1
-            self.best_weights = {name: value.clone() for name, value in self._student.state_dict().items()}
+            self._best_weights = {name: w.clone() for name, w in self._student.state_dict().items()}
 
-    def out_of_patience(self, patience: int | None) -> bool:
+    def out_of_patience(self) -> bool:
         best = self.history.best
-        return best is not None and len(self.history.validation) - 1 - best >= patience
+        return best is not None and len(self.history.validation) - 1 - best >= self._patience
 
     def finish(self) -> None:
         """Return to the best weights, where they were kept; make all processes' students the same."""
         if self.history.best is not None:
-            self._student.load_state_dict(self.best_weights)
+            self._student.load_state_dict(self._best_weights)
         if self._accelerator.num_processes > 1:
             broadcast(list(self._student.buffers()))  # batch normalisation's statistics
 
     def figures(self) -> str:
-        """For the progress bar; reads the running loss, and so waits for the device, once a second."""
-        if self._seen and time.monotonic() - self._shown_at > 1:
-            self._shown_at = time.monotonic()
-            sums = self._finite(self._sums).tolist()
-            self._figures = f"loss {sums[0] / max(sums[-1], 1):.3f}"
-        elif not self._seen:
-            self._figures = f"loss {self.history.loss[-1]:.3f}"
-            if self.history.validation:
-                self._figures += f", validation {self.history.validation[-1].accuracy:.1%}"
-        return self._figures
+        """For the progress bar: mean loss so far and last validation; waits for the device."""
+        *sums, examples = self._finite(self._sums).tolist()
+        text = f"loss {sums[0] / examples if examples else self.history.loss[-1]:.3f}"
+        if self.history.validation:
+            text += f", validation {self.history.validation[-1].accuracy:.1%}"
+        return text
 
     def save(self, path: str | os.PathLike, settings: Mapping[str, object]) -> None:
-        """Write the checkpoint; every process must call it.
+        """Write the checkpoint, one safetensors file, whole or not at all.
 
         Args:
-            path: the file.
             settings: what must be equal for a checkpoint to belong to a run, as JSON values.
 
         Raises:
@@ -141,27 +132,20 @@ class Run:
                 f"{path} is unchanged"
             )
         optimizer, history = self._optimizer.state_dict(), asdict(self.history)
-        correct = {str(epoch): scores.pop("correct") for epoch, scores in enumerate(history["validation"])}
-        moments = {
-            f"{number}/{name}": value
-            for number, state in optimizer["state"].items()
-            for name, value in state.items()
-        }
         groups = {
-            "student": self._student.state_dict(), "best": self.best_weights, "correct": correct,
-            "optimizer": moments, "sums": {"": sums},
-        }  # fmt: skip
-        tensors = {f"{group}/{name}": t for group, named in groups.items() for name, t in named.items()}
-        metadata = {
-            "run": settings,
-            "history": history,
-            "groups": optimizer["param_groups"],
-            "schedule": self._schedule.state_dict(),
+            "student": self._student.state_dict(),
+            "best": self._best_weights,
+            "sums": {"": sums},
+            "correct": {str(n): scores.pop("correct") for n, scores in enumerate(history["validation"])},
+            **{f"optimizer {number}": state for number, state in optimizer["state"].items()},
         }
+        tensors = {f"{group}/{name}": t for group, named in groups.items() for name, t in named.items()}
+        metadata = {"run": settings, "history": history, "schedule": self._schedule.state_dict(),
+                    "parameters": optimizer["param_groups"]}  # fmt: skip
         save_tensors(path, tensors, metadata)
 
     def restore(self, path: str | os.PathLike, settings: Mapping[str, object]) -> None:
-        """Go on from a checkpoint, if there is one; every process must call it.
+        """Go on from a checkpoint, if there is one.
 
         Raises:
             ValueError: the file is damaged, or belongs to another run; it says what differs.
@@ -170,26 +154,48 @@ class Run:
         remove_leftovers(path)
         if path.exists():
             tensors, metadata = load_tensors(path)
-            _check_settings(path, metadata, settings)
-            groups: dict[str, dict[str, Tensor]] = {"best": {}}
+            if "run" not in metadata:
+                raise ValueError(f"{path} is not a checkpoint of fit; choose another name")
+            if differing := differences(metadata["run"], settings):
+                raise ValueError(
+                    f"{path} belongs to another run: {differing}. "
+                    f"Delete it to start anew, or give checkpoint another name"
+                )
+            groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
             for key, value in tensors.items():
                 group, name = key.split("/", 1)
-                groups.setdefault(group, {})[name] = value
+                groups[group][name] = value
             self._student.load_state_dict(groups["student"])
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in groups["optimizer"].items():
-                number, name = key.split("/")
-                state.setdefault(int(number), {})[name] = value
-            self._optimizer.load_state_dict({"state": state, "param_groups": metadata["groups"]})
+            moments = {int(g.split()[1]): state for g, state in groups.items() if g.startswith("optimizer ")}
+            self._optimizer.load_state_dict({"state": moments, "param_groups": metadata["parameters"]})
             self._schedule.load_state_dict(metadata["schedule"])
-            self.best_weights, self.history = groups["best"], History(**metadata["history"])
+            self._best_weights = groups["best"]
+            self.history = History(**metadata["history"])
             self.history.validation = [
                 Scores(**scores, correct=groups["correct"][str(epoch)])
                 for epoch, scores in enumerate(self.history.validation)
             ]
-            if self._accelerator.is_main_process:
+            if self._accelerator.is_main_process:  # the sums are those of all processes
                 self._sums += groups["sums"][""].to(self._sums.device)
         self._accelerator.wait_for_everyone()
+
+    def log_to(self, path: str | os.PathLike) -> None:
+        """Have `write_log` add to a file; of its lines those of epochs done before are kept."""
+        if self._accelerator.is_main_process:
+            self._log = JsonLines(path)
+            self._log.replace(islice(self._log, len(self.history.loss)))
+
+    def write_log(self) -> None:
+        """One JSON line: the last epoch, the learning rate to come, and the seconds in this process."""
+        if self._log is None:
+            return
+        history, lr = self.history, self._schedule.get_last_lr()[0]
+        record = {"epoch": len(history.loss), "step": history.steps, "lr": lr, "loss": history.loss[-1]}
+        record |= {name: values[-1] for name, values in history.watched.items()}
+        if history.validation:
+            scores = history.validation[-1]
+            record["validation"] = {"accuracy": scores.accuracy, "nll": scores.nll, "ece": scores.ece}
+        self._log.append({**record, "seconds": round(time.monotonic() - self._start, 3)})
 
     def _total(self) -> Tensor:
         return self._finite(self._accelerator.reduce(self._sums, reduction="sum"))
@@ -202,47 +208,3 @@ class Run:
                 f"and look for NaN in the images and in the teacher's logits"
             )
         return sums
-
-
-def _check_settings(path: Path, metadata: Mapping, settings: Mapping[str, object]) -> None:
-    saved, now = metadata.get("run"), json.loads(json.dumps(settings))
-    if not isinstance(saved, dict):
-        raise ValueError(f"{path} is not a checkpoint of fit; choose another name")
-    differing = [
-        f"{name} was {saved.get(name)}, is {now.get(name)}"
-        for name in sorted({*saved, *now})
-        if saved.get(name) != now.get(name)
-    ]
-    if differing:
-        raise ValueError(
-            f"{path} belongs to another run: {'; '.join(differing)}. "
-            f"Delete it to start anew, or give checkpoint another name"
-        )
-
-
-class TrainingLog:
-    """One JSON line an epoch, in the file from the moment the epoch ends.
-
-    A resumed run keeps the lines of the epochs that its checkpoint holds and writes the others again.
-
-    Args:
-        path: the file; None writes nothing.
-        epochs_done: number of lines to keep.
-    """
-
-    def __init__(self, path: str | os.PathLike | None, epochs_done: int = 0) -> None:
-        self._lines = None if path is None else JsonLines(path)
-        self._start = time.monotonic()
-        if self._lines is not None:
-            self._lines.replace(islice(self._lines, epochs_done))
-
-    def write(self, history: History, lr: float) -> None:
-        """Append the last epoch, the learning rate to come, and the seconds in this process."""
-        if self._lines is None:
-            return
-        record = {"epoch": len(history.loss), "step": history.steps, "lr": lr, "loss": history.loss[-1]}
-        record |= {name: values[-1] for name, values in history.watched.items()}
-        if history.validation:
-            scores = history.validation[-1]
-            record["validation"] = {"accuracy": scores.accuracy, "nll": scores.nll, "ece": scores.ece}
-        self._lines.append({**record, "seconds": round(time.monotonic() - self._start, 3)})

@@ -34,11 +34,13 @@ class Batch(NamedTuple):
         labels: (B) int64; −100 where an example has no label.
         rows: (B) positions of the examples in their data set, on the training device; None where they are
             not known, as in the batches of a torch `DataLoader`.
+        epoch: the one whose crops these are.
     """
 
     images: Tensor
     labels: Tensor
     rows: Tensor | None
+    epoch: int = 0
 
 
 class TrainingData(Protocol):
@@ -111,7 +113,7 @@ class Examples:
         """See `TrainingData`: the images as they are, whatever the epoch."""
         for rows in chunks:
             rows = rows.to(self.images.device)
-            yield Batch(as_float(self.images[rows]), self.labels[rows], rows)
+            yield Batch(as_float(self.images[rows]), self.labels[rows], rows, epoch)
 
     def fingerprint(self) -> str:
         """Stands for images and labels, in their order."""

@@ -3,48 +3,34 @@
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from kdlib.checkpoint import History, Run, TrainingLog
+from kdlib.cache.images import CachedTeacher
+from kdlib.checkpoint import History, Run
 from kdlib.data import Batch, Examples, LoaderData, TrainingData, as_float, stratified_folds
 from kdlib.losses.kd import kd_loss
 from kdlib.metrics import Scores, score
 from kdlib.runtime import Precision, accelerated, best_device, eval_mode, seeded, substream
 from kdlib.storage import fingerprint, identity
 
-__all__ = ["History", "LossFunction", "Teacher", "best_device", "evaluate", "fit", "out_of_fold", "predict"]
+__all__ = ["History", "LossFunction", "best_device", "evaluate", "fit", "out_of_fold", "predict"]
 
 LossFunction = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """(student logits, teacher logits or None, labels) -> scalar, as `kd_loss`."""
-
-
-class Teacher(Protocol):
-    """What `fit` learns from: a module run now, logits given as a tensor, or a cache on disk."""
-
-    fingerprint: str
-
-    def prepare(self, data: TrainingData, device: torch.device, *, epochs: int, seed: int) -> None:
-        """Get ready for a training run, or refuse by a ValueError one that it does not belong to."""
-        ...
-
-    def teacher_logits(self, epoch: int, batch: Batch) -> Tensor:
-        """(B, C) float32 for the examples of a batch as this epoch shows them, on the training device."""
-        ...
 
 
 def fit(
     student: nn.Module,
     data: TrainingData | DataLoader,
     *,
-    teacher: "nn.Module | Tensor | Teacher | None" = None,
+    teacher: nn.Module | Tensor | CachedTeacher | None = None,
     loss: LossFunction | None = None,
     epochs: int,
     lr: float,
@@ -77,8 +63,8 @@ def fit(
             labels), whose batches and order are taken as they come. Its generator, or torch's, is seeded anew
             for each epoch.
         teacher: a module, run on the same crops in eval mode without gradients; its logits
-            (len(data), C), one row for each example of `data`; any other `Teacher`, as a `CachedTeacher`; or
-            None. With a `DataLoader` a module, since nobody knows which examples are in a batch.
+            (len(data), C), one row for each example; a `CachedTeacher`; or None. With a `DataLoader` a
+            module, since nobody knows which examples are in a batch.
         loss: see `LossFunction`, a mean over the batch. Default: `kd_loss` with a teacher, else
             cross-entropy.
         epochs: passes over the data; each step sees batch_size examples, the last of an epoch fewer.
@@ -116,15 +102,15 @@ def fit(
     _check_checkpoint(data, checkpoint, checkpoint_every)
     loss, watch = loss or (_cross_entropy if teacher is None else kd_loss), watch or {}
     steps = len(data) if isinstance(data, LoaderData) else math.ceil(len(data) / batch_size)  # in an epoch
-    with accelerated(device, precision) as accelerator, seeded(seed, accelerator.device), (
-        _prepared(student, accelerator)
-    ) as model:
+
+    with accelerated(device, precision) as accelerator, seeded(seed, accelerator.device):
         data, validation = data.to(accelerator.device), validation and validation.to(accelerator.device)
-        teacher = _as_teacher(teacher)
-        teacher.prepare(data, accelerator.device, epochs=epochs, seed=seed)
+        ask_teacher = _asking(teacher, data, accelerator.device, epochs, seed)
+        _move(student.train(), accelerator.device)
+        model = DistributedDataParallel(student) if accelerator.num_processes > 1 else student
         optimizer = torch.optim.AdamW(student.parameters(), lr, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
-        run = Run(accelerator, student, optimizer, schedule, watched=list(watch))
+        run = Run(accelerator, student, optimizer, schedule, watched=list(watch), patience=patience)
         if checkpoint is not None:
             settings = _settings(
                 student, data, validation, teacher, loss, watch=list(watch), epochs=epochs, lr=lr,
@@ -132,42 +118,43 @@ def fit(
                 precision=accelerator.mixed_precision,
             )  # fmt: skip
             run.restore(checkpoint, settings)
+        if log is not None:
+            run.log_to(log)
         history = run.history
-        records = TrainingLog(log if accelerator.is_main_process else None, epochs_done=len(history.loss))
-        bar = tqdm(desc="steps", total=epochs * steps, initial=history.steps, leave=False,
-                   disable=not (progress and accelerator.is_main_process))
+        bar = tqdm(desc="steps", total=epochs * steps, initial=history.steps, mininterval=1, leave=False,
+                   disable=not (progress and accelerator.is_main_process))  # fmt: skip
 
-        student.train()
-        for epoch, batch, share in _steps(data, batch_size, epochs, run, patience, seed, accelerator):
+        for batch, share in _steps(data, batch_size, epochs, run, seed, accelerator):
             # Seeded anew at each step: a resumed run need not know how many numbers dropout had drawn.
             number = history.steps * accelerator.num_processes + accelerator.process_index
             torch.manual_seed(substream(seed, "step", number))
             with accelerator.autocast():
-                teacher_logits = teacher.teacher_logits(epoch, batch)
+                teacher_logits = ask_teacher(batch)
                 student_logits = model(batch.images).float()
             measured = {"loss": loss, **watch}
             values = {n: f(student_logits, teacher_logits, batch.labels) for n, f in measured.items()}
             optimizer.zero_grad()
-            accelerator.backward(values["loss"] * share)
+            (values["loss"] * share).backward()
             if clip is not None:
-                accelerator.clip_grad_norm_(student.parameters(), clip)
+                nn.utils.clip_grad_norm_(student.parameters(), clip)
             optimizer.step()
             schedule.step()
-            run.count(values, len(batch.labels) if share else 0)
-            bar.update()
 
+            run.count(values, len(batch.labels) if share else 0)
             if history.steps % steps == 0:
                 run.close_epoch()
                 if validation is not None:
-                    run.validated(evaluate(student, validation), keep_best=patience is not None)
-                records.write(history, schedule.get_last_lr()[0])
-            bar.set_postfix_str(run.figures(), refresh=False)
+                    run.validated(evaluate(student, validation))
+                run.write_log()
+            if bar.update():  # a second has passed
+                bar.set_postfix_str(run.figures())
             if checkpoint is not None and history.steps % (checkpoint_every or steps) == 0:
                 run.save(checkpoint, settings)
         bar.close()
         if checkpoint is not None and history.steps % (checkpoint_every or steps):
             run.save(checkpoint, settings)
         run.finish()
+    student.eval()
     return history
 
 
@@ -239,27 +226,26 @@ def out_of_fold(
 
 
 def _steps(
-    data: TrainingData | LoaderData, batch_size: int, epochs: int, run: Run, patience: int | None, seed: int,
+    data: TrainingData | LoaderData, batch_size: int, epochs: int, run: Run, seed: int,
     accelerator: Accelerator,
-) -> Iterator[tuple[int, Batch, float]]:  # fmt: skip
-    """(epoch, batch, share) from where the run stands. Shares weight the means of processes; they add up."""
+) -> Iterator[tuple[Batch, float]]:  # fmt: skip
+    """The batches from where the run stands, of each the rows of this process, and what their mean weighs."""
     # Its own generator: dropout draws from the other one, and must not change the order between arms.
     order = torch.Generator().manual_seed(seed)
     done = run.history.steps
     for epoch in range(epochs):
-        if run.out_of_patience(patience):
+        if run.out_of_patience():
             return
         if isinstance(data, LoaderData):
             for batch in data.epoch(epoch, seed, skip=done - epoch * len(data)):
                 rows, share = _part(torch.arange(len(batch.labels)), accelerator)
-                yield epoch, Batch(batch.images[rows], batch.labels[rows], None), share
+                yield Batch(batch.images[rows], batch.labels[rows], None), share
             continue
         chunks = torch.randperm(len(data), generator=order).split(batch_size)
         left = chunks[max(done - epoch * len(chunks), 0) :]
-        if left:
-            parts, shares = zip(*(_part(chunk, accelerator) for chunk in left), strict=True)
-            for batch, share in zip(data.batches(parts, epoch=epoch, seed=seed), shares, strict=True):
-                yield epoch, batch, share
+        parts = [_part(chunk, accelerator) for chunk in left]
+        batches = data.batches([rows for rows, _ in parts], epoch=epoch, seed=seed)
+        yield from zip(batches, [share for _, share in parts], strict=True)
 
 
 def _part(rows: Tensor, accelerator: Accelerator) -> tuple[Tensor, float]:
@@ -269,19 +255,6 @@ def _part(rows: Tensor, accelerator: Accelerator) -> tuple[Tensor, float]:
     return part if len(part) else rows[:1], len(part) * accelerator.num_processes / len(rows)
 
 
-@contextmanager
-def _prepared(student: nn.Module, accelerator: Accelerator) -> Iterator[nn.Module]:
-    """The student on its device, wrapped where several processes share it; in eval mode afterwards."""
-    _move(student, accelerator.device)
-    try:
-        yield accelerator.prepare(student) if accelerator.num_processes > 1 else student
-    finally:
-        # Accelerate puts a forward of its own on the instance, which would outlive the run.
-        vars(student).pop("forward", None)
-        vars(student).pop("_original_forward", None)
-        student.eval()
-
-
 def _move(model: nn.Module, device: torch.device) -> None:
     model.to(device)
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
@@ -289,58 +262,20 @@ def _move(model: nn.Module, device: torch.device) -> None:
         model.to(memory_format=torch.channels_last)
 
 
-class _NoTeacher:
-    fingerprint = None
-
-    def prepare(self, data: TrainingData, device: torch.device, *, epochs: int, seed: int) -> None:
-        pass
-
-    def teacher_logits(self, epoch: int, batch: Batch) -> None:
-        return None
-
-
-class _LiveTeacher:
-    """A module, run on what the student sees."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self._module)
-
-    def prepare(self, data: TrainingData, device: torch.device, *, epochs: int, seed: int) -> None:
-        _move(self._module, device)
-        self._module.eval()
-
-    @torch.no_grad()
-    def teacher_logits(self, epoch: int, batch: Batch) -> Tensor:
-        return self._module(batch.images).float()
-
-
-class _GivenLogits:
-    """Logits (N, C), a row for each example."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self._logits = logits
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self._logits)
-
-    def prepare(self, data: TrainingData, device: torch.device, *, epochs: int, seed: int) -> None:
-        self._logits = self._logits.to(device)
-
-    def teacher_logits(self, epoch: int, batch: Batch) -> Tensor:
-        return self._logits[batch.rows]
-
-
-def _as_teacher(teacher: nn.Module | Tensor | Teacher | None) -> Teacher:
-    if isinstance(teacher, nn.Module):
-        return _LiveTeacher(teacher)
+def _asking(
+    teacher: nn.Module | Tensor | CachedTeacher | None, data: TrainingData, device: torch.device, epochs: int,
+    seed: int,
+) -> Callable[[Batch], Tensor | None]:  # fmt: skip
+    """From a batch to the teacher's logits (B, C) for it, whatever the teacher is."""
+    if teacher is None:
+        return lambda batch: None
+    if isinstance(teacher, CachedTeacher):
+        return teacher.prepare(data, device, epochs=epochs, seed=seed)
     if isinstance(teacher, Tensor):
-        return _GivenLogits(teacher)
-    return teacher or _NoTeacher()
+        logits = teacher.to(device)
+        return lambda batch: logits[batch.rows]
+    _move(teacher.eval(), device)
+    return torch.no_grad()(lambda batch: teacher(batch.images).float())
 
 
 def _wrapped(data: TrainingData | DataLoader | None) -> TrainingData | LoaderData | None:
@@ -352,15 +287,19 @@ def _cross_entropy(student_logits: Tensor, teacher_logits: None, labels: Tensor)
 
 
 def _settings(
-    student: nn.Module, data: TrainingData, validation: TrainingData | None, teacher: Teacher,
-    loss: LossFunction, **others: object,
+    student: nn.Module, data: TrainingData, validation: TrainingData | None,
+    teacher: nn.Module | Tensor | CachedTeacher | None, loss: LossFunction, **others: object,
 ) -> dict[str, object]:  # fmt: skip
     """What must be the same when a run is resumed."""
+    if isinstance(teacher, nn.Module | Tensor):
+        teacher_known = fingerprint(teacher)
+    else:
+        teacher_known = teacher and teacher.fingerprint
     return {
         **others,
         "data": data.fingerprint(),
         "validation": validation and validation.fingerprint(),
-        "teacher": teacher.fingerprint,
+        "teacher": teacher_known,
         "student": fingerprint(str(student)),
         "loss": identity(loss),
     }

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdlib import checkpoint
 from kdlib.data import Examples
 from kdlib.storage import load_tensors
 from kdlib.training import evaluate, fit
@@ -172,9 +171,7 @@ class Waits(TorchDispatchMode):
         return function(*arguments, **(named or {}))
 
 
-def waits(monkeypatch, count, clock=lambda: 0.0):
-    monkeypatch.setattr(checkpoint.time, "monotonic", clock)
-
+def waits(count):
     def loss(student_logits, teacher_logits, labels):  # kd_loss looks at its input on a CPU, at each call
         return nn.functional.cross_entropy(student_logits, labels)
 
@@ -186,31 +183,47 @@ def waits(monkeypatch, count, clock=lambda: 0.0):
     return mode.count
 
 
-def test_values_are_read_once_an_epoch_not_at_each_step(monkeypatch):
-    few, many = waits(monkeypatch, 16), waits(monkeypatch, 160)  # 4 and 40 steps an epoch
+def test_values_are_read_once_an_epoch_not_at_each_step():
+    few, many = waits(16), waits(160)  # 4 and 40 steps an epoch
     assert few == many > 0
 
 
-def test_the_running_loss_is_read_once_a_second(monkeypatch):
-    seconds = iter(range(100_000))
-    still, moving = waits(monkeypatch, 160), waits(monkeypatch, 160, lambda: float(next(seconds)))
-    assert moving > still
+class Bar:
+    """A progress bar on which a second passes every other step."""
+
+    shown, steps = [], 0
+
+    def __init__(self, **settings):
+        assert settings["mininterval"] == 1
+
+    def update(self):
+        self.steps += 1
+        return self.steps % 2 == 0
+
+    def set_postfix_str(self, text):
+        self.shown.append(text)
+
+    def close(self):
+        pass
 
 
 def test_the_progress_bar_shows_the_mean_loss_so_far_also_after_a_resumption(tmp_path, monkeypatch):
-    seconds, shown = iter(range(0, 100_000, 10)), []
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: float(next(seconds)))
-    figures = checkpoint.Run.figures
-    monkeypatch.setattr(checkpoint.Run, "figures", lambda run: shown.append(figures(run)) or shown[-1])
-    for left in (3, None):
-        def loss(student_logits, teacher_logits, labels, left=left):
-            if left is not None and len(shown) >= left:
+    monkeypatch.setattr("kdlib.training.tqdm", Bar)
+    for stop in (3, None):
+        steps = 0
+
+        def loss(student_logits, teacher_logits, labels, stop=stop):
+            nonlocal steps
+            steps += 1
+            if steps == stop:
                 raise InterruptedError
             return student_logits.mean() * 0 + 2.0
 
         try:
-            fit(network(), pictures(), epochs=1, lr=0.01, loss=loss, checkpoint=tmp_path / "run",
-                checkpoint_every=2, **SETTINGS)  # fmt: skip
+            fit(network(), pictures(), epochs=2, lr=0.01, loss=loss, checkpoint=tmp_path / "run",
+                checkpoint_every=2, progress=True, validation=pictures(9, 1), **SETTINGS)  # fmt: skip
         except InterruptedError:
-            assert left == 3
-    assert shown == ["loss 2.000"] * (3 + 3)
+            assert stop == 3
+    assert Bar.shown[:2] == ["loss 2.000"] * 2  # after the steps 2 and 4 of 5
+    assert all(text.startswith("loss 2.000, validation ") for text in Bar.shown[2:])
+    assert len(Bar.shown) == 5

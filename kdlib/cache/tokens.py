@@ -1,34 +1,30 @@
 """A teacher's outputs for every token of its texts, on disk: run it once, distil from it often.
 
 Of each token of each completion the k largest of the teacher's logits at the position that predicts it are
-kept, as log-probabilities, and the mass of all other tokens. With k = 64 and more than 65,536 tokens in the
+kept, as log-probabilities, and the mass of all other tokens. With k = 64 and more than 32,768 tokens in the
 vocabulary that is 64 · (2 + 4) + 4 = 388 bytes a token; all 151,665 logits in bfloat16 would be 303,330.
 
 Log-probabilities rather than logits, because float16 is then the better choice: its 11 bits are off by up to
 one part in 2,048, bfloat16's 8 bits by one in 256, and a log-probability does not come near the end of
 float16's range at −65,504, where a logit may.
 
-`kdlib.language.distill.teachers.cache_teacher_tokens` writes such a cache; the files are those of
-`kdlib.cache.shards`, with a row for each token.
+`kdlib.language.distill.teachers.cache_teacher_tokens` writes such a cache.
 """
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-from kdlib.cache.shards import Manifest, Shards, as_class, claim, read_manifest
+from kdlib.cache.shards import Cache, read_manifest
 from kdlib.losses.top_k import TopK
-from kdlib.storage import fingerprint
+from kdlib.storage import differences, fingerprint
 
-__all__ = ["CachedTokens", "TokenManifest", "open_token_cache"]
-
-SHARD_ROWS = 262_144  # tokens of one file: what a killed process may have to compute again
+__all__ = ["CachedTokens", "open_token_cache"]
 
 
 class Example(Protocol):
@@ -38,66 +34,67 @@ class Example(Protocol):
     completion: Sequence[int]
 
 
-@dataclass(frozen=True)
-class TokenManifest(Manifest):
-    """What a cache of tokens is bound to.
+class CachedTokens(Cache):
+    """The teacher's k largest log-probabilities for each completion token; made by `cache_teacher_tokens`.
+
+    The tokens of a text are consecutive rows, in the order of the texts.
 
     Attributes:
-        temperature: T of the stored log-probabilities.
-        lengths: completion tokens of each text.
+        manifest: fingerprints of `teacher` and `data`, `width` (number of logits that belong to a token),
+            `top_k`, `temperature` of the log-probabilities, `lengths` (completion tokens of each text).
+        starts: the first row of each text, and the number of rows.
     """
 
-    FORMAT: ClassVar[str] = "kdlib teacher outputs for tokens"
-    MAKER: ClassVar[str] = "cache_teacher_tokens"
-    DATA_CHANGED: ClassVar[str] = "the texts, their order or their tokens have changed"
-    SETTINGS: ClassVar[tuple[str, ...]] = ("shape", "temperature", "top_k", "shard_rows")
+    MAKER = "cache_teacher_tokens"
+    SHARD_ROWS = 262_144
 
-    temperature: float
-    lengths: tuple[int, ...]
+    def __init__(self, folder: str | os.PathLike, manifest: dict[str, object]) -> None:
+        super().__init__(folder, manifest)
+        self.starts = (0, *accumulate(self.manifest["lengths"]))
 
     @classmethod
     def of(
-        cls, examples: Sequence[Example], teacher: str, width: int, top_k: int, temperature: float
-    ) -> "TokenManifest":
-        """That of a teacher, by its fingerprint, and texts.
+        cls, folder: str | os.PathLike, examples: Sequence[Example], teacher: str, width: int, top_k: int,
+        temperature: float,
+    ) -> Self:  # fmt: skip
+        """That of a teacher, by its fingerprint, and texts; to be filled.
 
         Raises:
             ValueError: there is no token to store.
         """
-        lengths = tuple(len(example.completion) for example in examples)
+        lengths = [len(example.completion) for example in examples]
         if not sum(lengths):
             raise ValueError("examples hold no completion tokens; expected at least one")
-        return cls(
-            teacher=teacher, data=_fingerprint(examples), examples=sum(lengths), epochs=1, seed=None,
-            varies=False, dtype="float16", top_k=top_k, shard_rows=SHARD_ROWS, shape=(width,),
-            temperature=float(temperature), lengths=lengths,
-        )  # fmt: skip
+        return cls(folder, {
+            "rows": sum(lengths), "epochs": 1, "teacher": teacher, "data": _fingerprint(examples),
+            "width": width, "top_k": top_k, "temperature": float(temperature), "lengths": lengths,
+        })  # fmt: skip
 
+    @property
+    def bytes_per_token(self) -> int:
+        return self.manifest["top_k"] * (2 + self._index_dtype.itemsize) + 4
 
-class CachedTokens:
-    """The teacher's k largest log-probabilities for each completion token; made by `cache_teacher_tokens`.
-
-    The tokens of a text are consecutive rows, in the order of the texts. Files are read when their rows are
-    first asked for, with their checksum compared, and stay mapped, not copied.
-    """
-
-    def __init__(self, folder: str | os.PathLike, manifest: TokenManifest) -> None:
-        self.folder, self.manifest = Path(folder), manifest
-        self._shards = Shards(self.folder, manifest)
-        self.starts = (0, *accumulate(manifest.lengths))
-        """The first row of each text, and the number of rows."""
-
-    def __len__(self) -> int:
-        """Number of completion tokens, over all texts."""
-        return self.manifest.examples
+    @property
+    def _index_dtype(self) -> torch.dtype:
+        return torch.int16 if self.manifest["width"] <= 2**15 else torch.int32
 
     def __str__(self) -> str:
         m = self.manifest
         return (
-            f"teacher outputs of {len(self):,} tokens in {len(m.lengths):,} texts, T = {m.temperature:g}, "
-            f"top {m.top_k} of {m.shape[-1]:,} in {m.dtype}: {m.bytes_per_example:,} bytes a token, "
-            f"{m.bytes_per_example * len(self) / 1e6:,.1f} MB"
+            f"teacher outputs of {len(self):,} tokens in {len(m['lengths']):,} texts, "
+            f"T = {m['temperature']:g}, top {m['top_k']} of {m['width']:,} in float16: "
+            f"{self.bytes_per_token:,} bytes a token, {self.bytes_per_token * len(self) / 1e6:,.1f} MB"
         )
+
+    def packed(self, top: TopK) -> dict[str, Tensor]:
+        """Log-probabilities at the manifest's T, in the form that goes to disk."""
+        # At the end of float16's range a probability is 0, but the token is not ruled out.
+        values = top.values.clamp(min=torch.finfo(torch.float16).min)
+        return {
+            "values": values.masked_fill(top.values.isinf(), -torch.inf).half(),
+            "indices": top.indices.to(self._index_dtype),
+            "log_tail": top.log_tail.float(),
+        }
 
     def top_k(self, rows: Tensor) -> TopK:
         """The teacher's outputs at some rows: log-probabilities at the manifest's T, over all tokens.
@@ -110,10 +107,10 @@ class CachedTokens:
             device; its log_total is 0 up to rounding.
 
         Raises:
-            ValueError: a damaged file. FileNotFoundError: one that was deleted since the cache was opened.
+            DamagedFile, FileNotFoundError: a file has changed, or has gone, since the cache was made.
         """
-        stored = {n: part.to(rows.device) for n, part in self._shards.gather(0, rows.cpu()).items()}
-        return TopK(stored["values"].float(), as_class(stored["indices"]), stored["log_tail"])
+        stored = self.gather(0, rows)
+        return TopK(stored["values"].float(), stored["indices"].long(), stored["log_tail"])
 
     def __call__(self, batch: dict[str, Tensor]) -> TopK:
         """As a teacher: its outputs for the targets of a batch, as `collate` in language/distill makes it."""
@@ -130,48 +127,29 @@ class CachedTokens:
         Raises:
             ValueError: saying what differs and how to fix it.
         """
-        wanted = replace(
-            self.manifest, data=_fingerprint(examples), temperature=temperature, shape=(width,)
-        )
-        if reasons := self.manifest.differences(wanted):
+        run = {"data": _fingerprint(examples), "temperature": temperature, "width": width}
+        if reasons := differences({name: self.manifest[name] for name in run}, run):
             raise ValueError(
-                f"the teacher outputs in {self.folder} do not belong to this run: {'; '.join(reasons)}. Make "
-                f"them anew with {self.manifest.MAKER}, in another folder or with overwrite=True"
+                f"the teacher outputs in {self.folder} do not belong to this run: {reasons}. Make them anew "
+                f"with {self.MAKER}, in another folder or with overwrite=True"
             )
-
-    def fill(
-        self, make: Callable[[range], dict[str, Tensor]], *, overwrite: bool = False, progress: bool = False
-    ) -> None:
-        """Take the folder for this cache, and make every file that is missing or damaged.
-
-        Args:
-            make: from the rows of a file to its tensors, as `Manifest.packed` gives them.
-            overwrite: replace whatever cache of tokens the folder holds.
-
-        Raises:
-            ValueError: the folder holds another cache or other files.
-        """
-        claim(self.folder, self.manifest, overwrite=overwrite)
-        self._shards.fill(lambda shard: make(range(*self.manifest.rows(shard)[1:])), progress=progress)
 
 
 def open_token_cache(folder: str | os.PathLike) -> CachedTokens:
-    """A cache that `cache_teacher_tokens` has written.
+    """A cache that `cache_teacher_tokens` has written; its files are verified when they are first used.
 
     Raises:
-        FileNotFoundError: there is no cache, or a file is missing.
+        FileNotFoundError: there is no cache.
         ValueError: something else is in the folder.
     """
-    folder = Path(folder)
-    manifest = read_manifest(folder, TokenManifest)
+    manifest = read_manifest(Path(folder), CachedTokens.MAKER)
     if manifest is None:
-        raise FileNotFoundError(f"there is no cache in {folder}; make one with {TokenManifest.MAKER}")
-    cached = CachedTokens(folder, manifest)
-    cached._shards.check_whole(verify=False)
-    return cached
+        raise FileNotFoundError(f"there is no cache in {folder}; make one with {CachedTokens.MAKER}")
+    return CachedTokens(folder, manifest)
 
 
 def _fingerprint(examples: Sequence[Example]) -> str:
+    """Stands for the tokens, and for where each prompt and completion ends."""
     tokens = torch.tensor([token for e in examples for part in (e.prompt, e.completion) for token in part])
     lengths = torch.tensor([[len(e.prompt), len(e.completion)] for e in examples])
     return fingerprint(tokens, lengths)

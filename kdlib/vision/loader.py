@@ -48,6 +48,9 @@ class Augmentation:
         return torch.stack([down, right, mirrored, whole(0, height), whole(0, width)], dim=1)
 
 
+_NONE = Augmentation(flip=False, crop=0)
+
+
 class Loader:
     """A data set held on the training device, with augmentation done there, a batch at a time.
 
@@ -62,7 +65,7 @@ class Loader:
     """
 
     def __init__(self, examples: Examples, augmentation: Augmentation | None = None) -> None:
-        self.augmentation = augmentation or Augmentation(flip=False, crop=0)
+        self.augmentation = augmentation or _NONE
         height, width = examples.images.shape[-2:]
         if self.augmentation.crop >= min(height, width):
             raise ValueError(
@@ -84,7 +87,7 @@ class Loader:
         drawn = self.augmentation.draw(len(self), height, width, epoch=epoch, seed=seed).to(labels.device)
         for rows in chunks:
             rows = rows.to(labels.device)
-            yield Batch(as_float(self._crops(rows, drawn[rows])), labels[rows], rows)
+            yield Batch(as_float(self._crops(rows, drawn[rows])), labels[rows], rows, epoch)
 
     def _crops(self, rows: Tensor, drawn: Tensor) -> Tensor:
         down, right, mirrored, cut_y, cut_x = drawn.unsqueeze(-1).unbind(1)
@@ -105,7 +108,9 @@ class Loader:
         return fingerprint(self.examples.fingerprint(), asdict(self.augmentation))
 
     def inputs_fingerprint(self) -> str:
-        return fingerprint(self.examples.inputs_fingerprint(), asdict(self.augmentation))
+        """Stands for images, order and augmentation; without augmentation that of the examples."""
+        clean = self.examples.inputs_fingerprint()
+        return clean if self.augmentation == _NONE else fingerprint(clean, asdict(self.augmentation))
 
 
 def _reflected(position: Tensor, size: int) -> Tensor:

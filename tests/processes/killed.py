@@ -91,7 +91,7 @@ def process(folder: Path, stand_still: tuple[str, int] | None = None) -> tuple[i
 
 def announce(folder: Path, tell: Callable[[str], None]) -> None:
     """Make this process tell of the moments around its writing."""
-    replace, write = os.replace, checkpoint.TrainingLog.write
+    replace, write = os.replace, checkpoint.Run.write_log
 
     def telling_replace(source, target):
         if Path(target) != folder / "run.safetensors":  # the log, or the result
@@ -100,12 +100,12 @@ def announce(folder: Path, tell: Callable[[str], None]) -> None:
         replace(source, target)
         tell("written")
 
-    def telling_write(log, history, lr):
-        write(log, history, lr)
+    def telling_write(run):
+        write(run)
         tell("logged")
 
     storage.os.replace = telling_replace
-    checkpoint.TrainingLog.write = telling_write
+    checkpoint.Run.write_log = telling_write
 
 
 def killed(folder: Path, moment: str, count: int, delay: float) -> dict[str, object]:

@@ -288,7 +288,7 @@ def _claim(
     run = json.loads(json.dumps(run, default=str)) | {
         "examples": fingerprint([[e.prompt, e.completion] for e in encoded]),
         "tokens": fingerprint(tokenizer.get_vocab()), "student": fingerprint(student),
-        "teacher": teacher.manifest.fingerprint if cached else teacher and fingerprint(teacher),
+        "teacher": teacher.fingerprint if cached else teacher and fingerprint(teacher),
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "run.json"

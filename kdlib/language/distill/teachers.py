@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdlib.cache.tokens import CachedTokens, TokenManifest
+from kdlib.cache.tokens import CachedTokens
 from kdlib.language.distill.batches import TokenExample, collate, forward_inputs, tokenize
 from kdlib.language.distill.fsdp import gather_output_layer
 from kdlib.language.distill.output_layer import at_output_layer
@@ -127,14 +127,12 @@ def cache_teacher_tokens(
     if not isinstance(temperature, Real) or not (temperature > 0 and isfinite(temperature)):
         raise ValueError(f"temperature must be a positive finite number; got {temperature}")
     encoded = tokenize(tokenizer, examples)
-    cached = CachedTokens(
-        folder, TokenManifest.of(encoded, fingerprint(teacher), width, top_k, temperature)
-    )
+    cached = CachedTokens.of(folder, encoded, fingerprint(teacher), width, top_k, temperature)
     move(teacher, device if device is not None else best_device())
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     @torch.no_grad()
-    def outputs(rows: range) -> dict[str, Tensor]:
+    def outputs(epoch: int, rows: range) -> dict[str, Tensor]:
         """Those of some rows; texts that cross their borders are read for both sides."""
         texts = range(bisect_right(cached.starts, rows.start) - 1, bisect_left(cached.starts, rows.stop))
         found: dict[int, list[dict[str, Tensor]]] = {}
@@ -170,7 +168,7 @@ def _outputs_of_texts(
     batch = collate([examples[number] for number in numbers], pad)
     first = int(batch["kept"][0])
     inputs = {name: tensor.to(teacher.device) for name, tensor in batch.items()}
-    logits = teacher(**forward_inputs(inputs)).logits[..., : cached.manifest.shape[-1]]
+    logits = teacher(**forward_inputs(inputs)).logits[..., : cached.manifest["width"]]
     found = {}
     for number, row in zip(numbers, logits, strict=True):
         # Sliced, not picked: a copy of the predicting columns would take gigabytes.
@@ -178,7 +176,7 @@ def _outputs_of_texts(
         predicting = row[end - len(examples[number].completion) : end]
         found[number] = []
         for part in predicting.split(_ROWS):
-            top = top_k_of(part, cached.manifest.top_k, cached.manifest.temperature)
+            top = top_k_of(part, cached.manifest["top_k"], cached.manifest["temperature"])
             # The largest tells all: NaN and +inf come through, and −inf means that no token is left.
             if not top.values[:, 0].isfinite().all():
                 raise ValueError(
@@ -186,9 +184,6 @@ def _outputs_of_texts(
                     f"whether it overflows its dtype"
                 )
             total = top.log_total
-            # At the end of float16's range a probability is 0, but the token is not ruled out.
-            values = (top.values - total.unsqueeze(-1)).clamp(min=torch.finfo(torch.float16).min)
-            values = values.masked_fill(top.values.isinf(), -torch.inf)
-            packed = cached.manifest.packed(TopK(values, top.indices, top.log_tail - total))
+            packed = cached.packed(TopK(top.values - total.unsqueeze(-1), top.indices, top.log_tail - total))
             found[number].append({name: tensor.cpu() for name, tensor in packed.items()})
     return found
