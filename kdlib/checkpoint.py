@@ -64,8 +64,8 @@ class Run:
         # Sums over the epoch stay on the device: reading them at every step would wait for it.
         # The last one counts examples.
         self._sums = torch.zeros(2 + len(watched), device=accelerator.device)
-        self._log: JsonLines | None = None
-        self._start = time.monotonic()
+        self._checkpoint, self._settings, self._saved_at = None, {}, 0
+        self._log, self._start = None, time.monotonic()
 
     def count(self, values: Mapping[str, Tensor], examples: int) -> None:
         """Add a step: the loss and what is watched, means over so many examples."""
@@ -99,7 +99,9 @@ class Run:
         return best is not None and len(self.history.validation) - 1 - best >= self._patience
 
     def finish(self) -> None:
-        """Return to the best weights, where they were kept; make all processes' students the same."""
+        """Save; return to the best weights, where they were kept; make all processes' students the same."""
+        if self._saved_at != self.history.steps:
+            self.save()
         if self.history.best is not None:
             self._student.load_state_dict(self._best_weights)
         if self._accelerator.num_processes > 1:
@@ -113,23 +115,22 @@ class Run:
             text += f", validation {self.history.validation[-1].accuracy:.1%}"
         return text
 
-    def save(self, path: str | os.PathLike, settings: Mapping[str, object]) -> None:
-        """Write the checkpoint, one safetensors file, whole or not at all.
-
-        Args:
-            settings: what must be equal for a checkpoint to belong to a run, as JSON values.
+    def save(self) -> None:
+        """Write the checkpoint that `restore` named, if it did: one safetensors file, whole or not at all.
 
         Raises:
             FloatingPointError: the loss or a weight is not finite. The file that is there stays as it was.
         """
-        sums = self._total()
+        if self._checkpoint is None:
+            return
+        sums, self._saved_at = self._total(), self.history.steps
         if not self._accelerator.is_main_process:
             return
         if bad := [name for name, p in self._student.named_parameters() if not p.isfinite().all()]:
             raise FloatingPointError(
                 f"the weights {', '.join(bad[:3])} are not finite, though the loss was; try clip=1.0, a "
                 f"smaller lr, and look for a square root or a logarithm of zero in the loss. "
-                f"{path} is unchanged"
+                f"{self._checkpoint} is unchanged"
             )
         optimizer, history = self._optimizer.state_dict(), asdict(self.history)
         groups = {
@@ -140,17 +141,25 @@ class Run:
             **{f"optimizer {number}": state for number, state in optimizer["state"].items()},
         }
         tensors = {f"{group}/{name}": t for group, named in groups.items() for name, t in named.items()}
-        metadata = {"run": settings, "history": history, "schedule": self._schedule.state_dict(),
-                    "parameters": optimizer["param_groups"]}  # fmt: skip
-        save_tensors(path, tensors, metadata)
+        metadata = {
+            "run": self._settings,
+            "history": history,
+            "schedule": self._schedule.state_dict(),
+            "parameters": optimizer["param_groups"],
+        }
+        save_tensors(self._checkpoint, tensors, metadata)
 
     def restore(self, path: str | os.PathLike, settings: Mapping[str, object]) -> None:
-        """Go on from a checkpoint, if there is one.
+        """Go on from a checkpoint, if there is one, and save to it from now on.
+
+        Args:
+            settings: what must be equal for a checkpoint to belong to a run, as JSON values.
 
         Raises:
             ValueError: the file is damaged, or belongs to another run; it says what differs.
         """
-        path = Path(path)
+        path = self._checkpoint = Path(path)
+        self._settings = settings
         remove_leftovers(path)
         if path.exists():
             tensors, metadata = load_tensors(path)
@@ -171,6 +180,7 @@ class Run:
             self._schedule.load_state_dict(metadata["schedule"])
             self._best_weights = groups["best"]
             self.history = History(**metadata["history"])
+            self._saved_at = self.history.steps
             self.history.validation = [
                 Scores(**scores, correct=groups["correct"][str(epoch)])
                 for epoch, scores in enumerate(self.history.validation)

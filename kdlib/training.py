@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -103,21 +104,20 @@ def fit(
     loss, watch = loss or (_cross_entropy if teacher is None else kd_loss), watch or {}
     steps = len(data) if isinstance(data, LoaderData) else math.ceil(len(data) / batch_size)  # in an epoch
 
-    with accelerated(device, precision) as accelerator, seeded(seed, accelerator.device):
+    with accelerated(device, precision) as accelerator, seeded(seed, accelerator.device), _trained(student):
         data, validation = data.to(accelerator.device), validation and validation.to(accelerator.device)
         ask_teacher = _asking(teacher, data, accelerator.device, epochs, seed)
-        _move(student.train(), accelerator.device)
+        _move(student, accelerator.device)
         model = DistributedDataParallel(student) if accelerator.num_processes > 1 else student
         optimizer = torch.optim.AdamW(student.parameters(), lr, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
         run = Run(accelerator, student, optimizer, schedule, watched=list(watch), patience=patience)
         if checkpoint is not None:
-            settings = _settings(
+            run.restore(checkpoint, _settings(
                 student, data, validation, teacher, loss, watch=list(watch), epochs=epochs, lr=lr,
                 batch_size=batch_size, weight_decay=weight_decay, clip=clip, patience=patience, seed=seed,
                 precision=accelerator.mixed_precision,
-            )  # fmt: skip
-            run.restore(checkpoint, settings)
+            ))  # fmt: skip
         if log is not None:
             run.log_to(log)
         history = run.history
@@ -148,13 +148,10 @@ def fit(
                 run.write_log()
             if bar.update():  # a second has passed
                 bar.set_postfix_str(run.figures())
-            if checkpoint is not None and history.steps % (checkpoint_every or steps) == 0:
-                run.save(checkpoint, settings)
+            if history.steps % (checkpoint_every or steps) == 0:
+                run.save()
         bar.close()
-        if checkpoint is not None and history.steps % (checkpoint_every or steps):
-            run.save(checkpoint, settings)
         run.finish()
-    student.eval()
     return history
 
 
@@ -223,6 +220,15 @@ def out_of_fold(
             logits = predicted.new_empty(len(data), predicted.shape[-1])
         logits[held_out] = predicted
     return logits
+
+
+@contextmanager
+def _trained(student: nn.Module) -> Iterator[None]:
+    student.train()
+    try:
+        yield
+    finally:
+        student.eval()
 
 
 def _steps(

@@ -40,7 +40,7 @@ class CachedTokens(Cache):
     The tokens of a text are consecutive rows, in the order of the texts.
 
     Attributes:
-        manifest: fingerprints of `teacher` and `data`, `width` (number of logits that belong to a token),
+        manifest: fingerprints of `teacher` and `texts`, `width` (number of logits that belong to a token),
             `top_k`, `temperature` of the log-probabilities, `lengths` (completion tokens of each text).
         starts: the first row of each text, and the number of rows.
     """
@@ -66,7 +66,7 @@ class CachedTokens(Cache):
         if not sum(lengths):
             raise ValueError("examples hold no completion tokens; expected at least one")
         return cls(folder, {
-            "rows": sum(lengths), "epochs": 1, "teacher": teacher, "data": _fingerprint(examples),
+            "rows": sum(lengths), "epochs": 1, "teacher": teacher, "texts": _fingerprint(examples),
             "width": width, "top_k": top_k, "temperature": float(temperature), "lengths": lengths,
         })  # fmt: skip
 
@@ -127,7 +127,7 @@ class CachedTokens(Cache):
         Raises:
             ValueError: saying what differs and how to fix it.
         """
-        run = {"data": _fingerprint(examples), "temperature": temperature, "width": width}
+        run = {"texts": _fingerprint(examples), "temperature": temperature, "width": width}
         if reasons := differences({name: self.manifest[name] for name in run}, run):
             raise ValueError(
                 f"the teacher outputs in {self.folder} do not belong to this run: {reasons}. Make them anew "

@@ -282,9 +282,9 @@ def test_opened_again_it_is_the_same(folder, tokenizer, teacher):
 
 OTHERS = {
     "teacher": ({"teacher": qwen(seed=9, vocabulary=64)}, "teacher was"),
-    "texts": ({"texts": pairs(30, seed=4)}, "data was"),
-    "order": ({"texts": TEXTS[::-1]}, "data was"),
-    "prompt": ({"texts": [("w50", TEXTS[0][1]), *TEXTS[1:]]}, "data was"),
+    "texts": ({"texts": pairs(30, seed=4)}, "texts was"),
+    "order": ({"texts": TEXTS[::-1]}, "texts was"),
+    "prompt": ({"texts": [("w50", TEXTS[0][1]), *TEXTS[1:]]}, "texts was"),
     "temperature": ({"temperature": 2.0}, "temperature was 1.0, is 2.0"),
     "k": ({"top_k": 6}, "top_k was 5, is 6"),
 }
@@ -321,8 +321,8 @@ def test_training_on_other_texts_at_another_temperature_or_width_is_refused(fold
     cached, encoded = make(folder, teacher, tokenizer, temperature=2.0), tokenize(tokenizer, TEXTS)
     moved = [TokenExample(e.prompt + e.completion[:1], e.completion[1:]) for e in encoded]
     for examples, temperature, width, message in (
-        (encoded[:-1], 2.0, 60, "data was"),
-        (moved, 2.0, 60, "data was"),
+        (encoded[:-1], 2.0, 60, "texts was"),
+        (moved, 2.0, 60, "texts was"),
         (encoded, 1.0, 60, "temperature was 2.0, is 1.0"),
         (encoded, 2.0, 61, "width was 60, is 61"),
     ):

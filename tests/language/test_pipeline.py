@@ -95,7 +95,7 @@ def test_each_method_trains_as_the_call_it_stands_for(place, tmp_path, method, m
     else:
         assert [trace.key for trace in examples] == [TAUGHT.key]
     if method == "cached":
-        assert settings["teacher"].manifest.top_k == 5 and settings["top_k"] is None
+        assert settings["teacher"].manifest["top_k"] == 5 and settings["top_k"] is None
         assert (tmp_path / "teacher_outputs" / "manifest.json").exists()
     if method == "logits":
         assert settings["top_k"] == 5

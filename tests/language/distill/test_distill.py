@@ -160,14 +160,14 @@ def test_a_teacher_that_was_stored_teaches_as_if_it_were_there(tmp_path):
     assert read.soft == pytest.approx(live.soft, rel=3e-3)  # stored in float16
     assert_same_weights(other, student, 1e-3)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["teacher"] == stored.manifest.fingerprint
+    assert record["teacher"] == stored.fingerprint
 
 
 def test_what_was_stored_is_refused_for_other_texts_and_temperatures(tmp_path):
     tokenizer, data = word_tokenizer(), pairs(6)
     stored = cache_teacher_tokens(llama(1), tokenizer, data, tmp_path, top_k=7, device="cpu")
     settings = {"teacher": stored, "steps": 1, "lr": 1e-3, "device": "cpu"}
-    with pytest.raises(ValueError, match="the texts, their order or their tokens have changed"):
+    with pytest.raises(ValueError, match="texts was"):
         distill_language_model(qwen(), tokenizer, data[::-1], **settings)
     with pytest.raises(ValueError, match="temperature was 1.0, is 2.0"):
         distill_language_model(qwen(), tokenizer, data, temperature=2.0, **settings)
