@@ -21,7 +21,7 @@ from kdlib.language.answers.normalise import NUMERAL, plain
 __all__ = ["SEARCHED", "Step", "arithmetic_steps", "first_wrong_step"]
 
 # What bounds the cost, in characters: of the text, from its beginning, and of one side of an equality.
-SEARCHED, _LONGEST = 200_000, 400
+SEARCHED, _LONGEST = 150_000, 400
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from kdlib.language.answers.mathematics import same_mathematics
-from kdlib.language.answers.normalise import NUMERAL, plain
+from kdlib.language.answers.normalise import DRESS, NUMERAL, plain, undressed, words
 
 __all__ = ["is_answer", "same_answer"]
 
@@ -20,38 +20,14 @@ def same_answer(answer: str, expected: str) -> bool:
 
     Counts as mappings, numbers exactly, words as words; everything else is left to math-verify.
     """
-    counts = _counts(expected)
-    if counts is not None:
+    if (counts := _counts(expected)) is not None:
         return _same_counts(_counts(answer), counts)
     number, other = _number(expected), _number(answer)
     if number is not None and other is not None:
         return _same_number(other, number)
-    if _words(answer) == _words(expected):
+    if words(answer) == words(expected):
         return True
     return _is_formula(answer) and _is_formula(expected) and same_mathematics(answer, expected)
-
-
-_DRESS = re.compile(r"\\(?:text[a-z]{0,3}|math(?:rm|bf|it|sf)|mbox|operatorname)\s*+\{([^{}]*+)\}")
-_SHORT_FRACTION = re.compile(r"\\[dt]?frac\s*+([0-9])\s*+([0-9])")
-_FRACTION = re.compile(r"\\[dt]?frac\s*+\{\s*+([-+]?[0-9.,]++)\s*+\}\s*+\{\s*+([0-9.,]++)\s*+\}")
-
-
-def _undressed(answer: str) -> str:
-    """Plain characters instead of LaTeX's, as far as words and numbers use them."""
-    answer = plain(answer)
-    answer = re.sub(r"(?<=\d)(?:\\[,!]|\{,\})(?=\d{3})", ",", answer)
-    answer = re.sub(r"\\left\b|\\right\b|\\!", "", answer)
-    answer = _DRESS.sub(r" \1 ", _DRESS.sub(r" \1 ", answer))
-    answer = re.sub(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ\b)|\s*°", " degrees ", answer)
-    answer = re.sub(r"\\([%$])", r"\1", answer)
-    answer = re.sub(r"\\[,;: ]|~|\\q?quad\b", " ", answer)
-    answer = _FRACTION.sub(r" \1/\2 ", _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", answer))
-    return re.sub(r"\s+", " ", answer).strip()
-
-
-def _words(answer: str) -> str:
-    words = " ".join(_undressed(answer).replace("*", " ").split()).lower()
-    return words[1:-1] if re.fullmatch(r"\([a-z]\)", words) else words
 
 
 _NUMBER = re.compile(
@@ -92,7 +68,7 @@ class _Number(NamedTuple):
 
 
 def _number(answer: str) -> _Number | None:
-    text = _undressed(answer)
+    text = undressed(answer)
     lead = _LEAD.match(text)
     found = _NUMBER.fullmatch(text, lead.end() if lead else 0)
     if found is None or (found["sign"] and found["inner"]) or (found["top"] and "." in found["whole"]):
@@ -116,21 +92,19 @@ _WORD = re.compile(r"[^\W\d_]++(?:['’.-][^\W\d_]*+)*+|[%$]")
 
 def _unit(rest: str) -> tuple[int, str | None]:
     """What the number is to be multiplied by, and the unit's first word: "" without one, None if no unit."""
-    scale = 1
-    words = [word for word in re.split(r"[\s/]+|(?<=%)", rest) if word]
-    if words and words[0].lower() in _TIMES:
-        scale = _TIMES[words.pop(0).lower()]
-    elif words and words[0][0] in "万亿":
-        scale, words[0] = _TIMES[words[0][0]], words[0][1:]
-        words = [word for word in words if word]
-    if not words:
+    parts = list(filter(None, re.split(r"[\s/]+|(?<=[%万亿])", rest)))
+    scale = _TIMES.get(parts[0].lower()) if parts else None
+    if scale:
+        del parts[0]
+    scale = scale or 1
+    if not parts:
         return scale, ""
-    first = words[0].lower().rstrip(".")
+    first = parts[0].lower().rstrip(".")
     known = first in _UNITS or not first.isascii()
-    glued = not rest[0].isspace() and not known
-    if glued or (not known and len(first) < 3) or len(words) > 12:
+    glued = not rest[0].isspace()
+    if not known and (glued or len(first) < 3) or len(parts) > 12:
         return scale, None
-    if any(word.lower() in _NOT_UNITS or _WORD.fullmatch(word) is None for word in words):
+    if any(part.lower() in _NOT_UNITS or _WORD.fullmatch(part) is None for part in parts):
         return scale, None
     return scale, _UNITS.get(first, first)
 
@@ -171,7 +145,7 @@ _TRAIL = re.compile(r"\sin (?:the|this|that)(?: (?:last|second|third|other))? ca
 
 def _counts(answer: str) -> dict[str, Fraction] | None:
     """Names and numbers of a list of at least two; None if the text is no such list."""
-    text = _TRAIL.sub("", _undressed(answer).replace("$", ""))
+    text = _TRAIL.sub("", undressed(answer).replace("$", ""))
     lead = _LEAD.match(text)
     items = _BETWEEN.split(text[lead.end() if lead else 0 :])
     if len(items) < 2:
@@ -214,6 +188,6 @@ _COMMAND = re.compile(r"\\[A-Za-z]++")
 
 def _is_formula(answer: str) -> bool:
     """Whether a text may be mathematics in LaTeX: no word but commands, and something to compare."""
-    text = _COMMAND.sub(" ", re.sub(r"\\(?:begin|end)\s*\{[a-z]+\*?\}", " ", _DRESS.sub(" ", plain(answer))))
+    text = _COMMAND.sub(" ", re.sub(r"\\(?:begin|end)\s*\{[a-z]+\*?\}", " ", DRESS.sub(" ", plain(answer))))
     text = re.sub(r"\b(?:or|and)\b", " ", text)
     return text.isascii() and re.search(r"[A-Za-z]{3}", text) is None and re.search(r"\w", text) is not None

@@ -1,6 +1,6 @@
 """The final answer in a model's text, and whether it is right.
 
-Where an answer is looked for (`final_answer`), first that is found:
+`final_answer` looks for it in this order:
 
 1. Thought: only what follows the last `</think>` counts, for a thought may try answers and drop them. A
    text with `<think>` and nothing that closes it holds no answer; one with neither is read as a whole.
@@ -8,11 +8,10 @@ Where an answer is looked for (`final_answer`), first that is found:
    inside its thought has no answer.)
 2. The last complete `\\boxed{…}`, braces nested at will.
 3. The last `#### …` (GSM8K) that reads as a number, counts or a formula; other such lines are headings.
-4. The first sentence after the last "Answer:", "the answer is", "答案:" or "答案是", also when it stands in
-   the next line.
+4. The first sentence after the last "Answer:", "the answer is", "答案:" or "答案是", also in the next line.
 5. The text itself when it is nothing but a number, counts or a formula.
 
-How two answers are compared (`verify_answer`; `kdlib.language.answers.compare`), first that applies:
+`verify_answer` compares two of them (`kdlib.language.answers.compare`), by the first that applies:
 
 1. Counts such as "6 chickens and 4 rabbits": as a mapping from names to numbers, all of it.
 2. Numbers: exactly, as fractions. Different units are different answers; a unit that one side leaves out
@@ -20,8 +19,8 @@ How two answers are compared (`verify_answer`; `kdlib.language.answers.compare`)
 3. Words: as words, apart from case and blanks.
 4. Everything else is mathematics in LaTeX, which math-verify compares (`kdlib.language.answers.mathematics`).
 
-No text is ever evaluated as code, and the cost is bounded whatever the text: only the last `SEARCHED`
-characters are searched, and an answer has at most `LONGEST` characters.
+No text is evaluated as code. The cost is bounded: the last `SEARCHED` characters are searched for an answer
+of at most `LONGEST`.
 """
 
 import re
@@ -36,23 +35,21 @@ __all__ = [
 ]  # fmt: skip
 
 SEARCHED, LONGEST = 100_000, 1_000
-_TRIES = 50  # answers looked at, from the last one backwards, before a text counts as one without
+_TRIES = 50  # boxes, headings and cues looked at, from the last one backwards
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
 def final_answer(text: str) -> str | None:
     """The answer that a text gives, as it is written; None where there is none.
 
-    Order of precedence: see the module's docstring. Cuts the characters around an answer that do not
-    belong to it: blanks, Markdown's emphasis, the full stop.
+    Without the characters around it that do not belong to it: blanks, Markdown's emphasis, the full stop.
 
     Args:
         text: a completion, a reference solution or a bare answer.
     """
-    text = _after_thought(text)
-    if text is None:
+    if text.rfind(_OPEN) > text.rfind(_CLOSE):
         return None
-    text = text[-SEARCHED:].replace("\r\n", "\n")
+    text = text.rpartition(_CLOSE)[2][-SEARCHED:].replace("\r\n", "\n")
     return _boxed(text) or _after_hashes(text) or _after_cue(text) or _bare(text)
 
 
@@ -62,11 +59,8 @@ def has_format(text: str) -> bool:
     Args:
         text: the completion, with the opening `<think>` or without it (where the template wrote it).
     """
-    if text.count(_CLOSE) != 1 or text.count(_OPEN) > 1:
-        return False
-    if _OPEN in text and not text.lstrip().startswith(_OPEN):
-        return False
-    return final_answer(text) is not None
+    inside = text.lstrip().removeprefix(_OPEN)
+    return text.count(_CLOSE) == 1 and _OPEN not in inside and final_answer(text) is not None
 
 
 def verify_answer(text: str, reference: str) -> bool:
@@ -80,7 +74,7 @@ def verify_answer(text: str, reference: str) -> bool:
         ValueError: for a reference that says nothing.
     """
     expected = final_answer(reference) or reference.strip()
-    if not expected or len(expected) > LONGEST:
+    if not 0 < len(expected) <= LONGEST:
         raise ValueError(
             f"reference: expected an answer of 1 to {LONGEST} characters, got {expected[:40]!r}"
             f" ({len(expected)} characters); give the answer alone, or after 'Answer:'"
@@ -89,44 +83,27 @@ def verify_answer(text: str, reference: str) -> bool:
     return answer is not None and same_answer(answer, expected)
 
 
-# Where an answer stands
+# Where an answer stands. Each returns it trimmed, None where there is none.
 
-
-def _after_thought(text: str) -> str | None:
-    close, opened = text.rfind(_CLOSE), text.rfind(_OPEN)
-    if opened > close:
-        return None
-    return text if close < 0 else text[close + len(_CLOSE) :]
-
-
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s*+\{|\\(?s:.)|[{}]")
-_UNBRACED = re.compile(r"\\(?:boxed|fbox)[ \t]++([^\s{}$\\]{1,40}+)")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*+\{|[ \t]++(?P<unbraced>[^\s{}$\\]{1,40}+))")
 
 
 def _boxed(text: str) -> str | None:
-    """One pass with a stack, so that any number of boxes left open costs no more than one."""
-    open_braces, last = [], None
-    for brace in _BRACES.finditer(text) if "\\boxed" in text or "\\fbox" in text else ():
-        if brace[0] == "}":
-            start = open_braces.pop() if open_braces else None
-            if start is not None:
-                last = start, brace.start()
-        elif brace[0][-1] == "{" and brace[0] != "\\{":
-            open_braces.append(brace.end() if brace[0] != "{" else None)
-    unbraced = max(_UNBRACED.finditer(text), key=re.Match.start, default=None)
-    if unbraced is not None and (last is None or unbraced.start() > last[1]):
-        return _trimmed(unbraced[1])
-    inner = _trimmed(text[slice(*last)]) if last else None
-    return inner and (_boxed(inner) or inner)
+    """The last box that is closed; of one in another the inner one."""
+    for box in islice(reversed(list(_BOX.finditer(text))), _TRIES):
+        if box["unbraced"]:
+            return _trimmed(box["unbraced"])
+        depth = 1
+        for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, box.end(), box.end() + LONGEST + 1):
+            depth += {"{": 1, "}": -1}.get(brace[0], 0)
+            if depth == 0:
+                return _trimmed(text[box.end() : brace.start()])
+    return None
 
 
 def _after_hashes(text: str) -> str | None:
     lines = (line.rpartition("####")[2] for line in reversed(text.split("\n")) if "####" in line)
-    for line in islice(lines, _TRIES):
-        content = _trimmed(line)
-        if content and is_answer(content):
-            return content
-    return None
+    return next(filter(None, map(_bare, islice(lines, _TRIES))), None)
 
 
 _CUE = re.compile(
