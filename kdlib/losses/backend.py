@@ -29,10 +29,7 @@ _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def faster_kd_loss(student_logits: Tensor, teacher_logits: Tensor | None) -> Callable[..., Tensor] | None:
-    """What computes `kd_loss` of such logits faster than its formula as written, or None if nothing does.
-
-    teacher_logits is None where the soft term has no weight.
-    """
+    """What computes `kd_loss` of such logits faster than its formula as written, or None if nothing does."""
     kernels = on_kernels(student_logits, teacher_logits)
     if not kernels and (teacher_logits is None or not in_slices(student_logits)):
         return None
@@ -49,10 +46,7 @@ def kd_terms_and_gradient(student_logits: Tensor, teacher_logits: Tensor | None,
 
 
 def in_slices(logits: Tensor) -> bool:
-    """Whether there are so many logits that loss and gradient are better computed some rows at a time.
-
-    Not in code that is compiled, which needs no temporaries, or transformed by torch.func.
-    """
+    """Whether the closed form is better: many logits, and code that is not compiled or of torch.func."""
     return (
         logits.numel() >= _LARGE
         and logits.device.type != "meta"
@@ -110,15 +104,9 @@ def kernels_run(device: torch.device) -> bool:
 
 
 def kd_loss_with_gradient(
-    student_logits: Tensor,
-    teacher_logits: Tensor | None,
-    labels: Tensor | None,
-    settings: LossSettings,
-    ignore_index: int,
-    reduction: Reduction,
-    *,
-    kernels: bool,
-) -> Tensor:
+    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor | None,
+    settings: LossSettings, ignore_index: int, reduction: Reduction, *, kernels: bool,
+) -> Tensor:  # fmt: skip
     """`kdlib.losses.kd.plain_kd_loss`: arguments, result and gradient are the same.
 
     With kernels `backward` scales the gradient in place, and autograd refuses a second one through the same
@@ -143,8 +131,7 @@ def _loss_and_gradient(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The loss, (n,) or a scalar, and its gradient (n, V), or (0, V) where it is not wanted.
 
-    The mean's 1 / count is in the gradient already: what arrives in backward is then 1, as a rule, and
-    nothing is to be done there.
+    The mean's 1 / count is in the gradient already, so that what arrives in backward is 1, as a rule.
     """
     compute = _by_kernels if kernels else _in_slices
     settings = LossSettings(temperature, alpha, divergence, beta)
@@ -173,10 +160,8 @@ def _by_kernels(student, teacher, labels, settings, ignore_index, reduction, wan
 
 def _in_slices(student, teacher, labels, settings, ignore_index, reduction, wanted):
     rows, classes = student.shape
-    if labels is None:
-        counted = torch.arange(rows, device=student.device)
-    else:
-        counted = (labels != ignore_index).nonzero().squeeze(1)
+    every = torch.arange(rows, device=student.device)
+    counted = every if labels is None else every[labels != ignore_index]
     share = 1 / max(len(counted), 1) if reduction == "mean" else 1.0
     loss = student.new_zeros(rows, dtype=torch.promote_types(student.dtype, torch.float32))
     gradient = student.new_zeros(rows if wanted else 0, classes)

@@ -63,12 +63,10 @@ def check_models(student_logits: Tensor, teacher_logits: Tensor | None, *, neede
         return
     check_classes("teacher_logits", teacher_logits)
     if student_logits.shape != teacher_logits.shape:
-        hint = ""
-        if student_logits.shape[:-1] == teacher_logits.shape[:-1]:
-            hint = "; where vocabularies differ by padding only, slice both to the common classes"
         raise ValueError(
             f"student_logits has shape {tuple(student_logits.shape)} but teacher_logits has "
-            f"{tuple(teacher_logits.shape)}; expected the same{hint}"
+            f"{tuple(teacher_logits.shape)}; expected the same. Where vocabularies differ by padding only, "
+            "slice both to the common classes"
         )
     _check_device("teacher_logits", teacher_logits, student_logits)
 

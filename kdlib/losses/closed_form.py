@@ -1,15 +1,15 @@
 """Loss and gradient of given logits in PyTorch, by formula and in place: what the kernels do, on any device.
 
-Autograd would hold a dozen float32 tensors of the size of the logits. But the gradient has a closed form
-(derived in `kdlib.losses.kernels`), T² included:
+Autograd would hold a dozen float32 tensors of the size of the logits. But the gradient has a closed form,
+T² included:
 
     hard      softmax(s) − onehot
     forward   T · (q − p)
     reverse   T · q · ((log q − log p) − KL(q‖p))
     JSD       T · (1 − β) · q · (H − h),  h = log(m/q),  H = Σ q·h
 
-so that four such tensors do, each overwritten as soon as what it held is used up. And as a row needs no other
-row, they can be those of some rows at a time, which stay in a processor's cache (`kdlib.losses.backend`).
+so that four such tensors do, each overwritten as soon as what it held is used up; and as a row needs no other
+row, some rows at a time (`kdlib.losses.backend`).
 """
 
 import math
@@ -24,12 +24,9 @@ __all__ = ["kd_terms_and_gradient"]
 
 
 def kd_terms_and_gradient(
-    student_logits: Tensor,
-    teacher_logits: Tensor | None,
-    labels: Tensor | None,
-    settings: LossSettings,
-    width: int | None = None,
-) -> tuple[Tensor, Tensor]:
+    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor | None,
+    settings: LossSettings, width: int | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Both terms of each row, CE(label, student) and T²·D(teacher, student), and the gradient of its loss.
 
     Args:

@@ -7,16 +7,14 @@ Plain formulas, which autograd differentiates; m = β·p + (1 − β)·q.
     JSD_β     β · KL(p‖m) + (1 − β) · KL(q‖m)                    Agarwal et al. 2024 (GKD), §2
 
 **JSD** is bounded by the entropy of (β, 1 − β), at most log 2. JSD_β / β → KL(p‖q) as β → 0 and
-JSD_β / (1 − β) → KL(q‖p) as β → 1 (Huszár 2015, arXiv 1511.05101), while JSD itself is 0 at both ends;
-β must lie strictly between. TRL's `generalized_jsd_loss` is JSD without the factor T², and stands for the
-two KL divergences at β = 0 and 1.
+JSD_β / (1 − β) → KL(q‖p) as β → 1 (Huszár 2015, arXiv 1511.05101), while JSD itself is 0 at both ends.
+TRL's `generalized_jsd_loss` is JSD without the factor T², and the two KL divergences at β = 0 and 1.
 
 **Rounding.** In float32 log p and log q carry an error near 1e-7 each, whatever T is, while KL itself
 shrinks like 1/T². The error of the textbook sum, times T², therefore grows like T²: at T = 10,000 it is as
-large as the loss, and for a student close to its teacher already at T = 1,000 (measured in notebook 02).
-`kl_divergence` adds Σ (q_i − p_i), which is zero, to make each summand a small non-negative number. The
-rounding common to a row then enters squared, and the rest grows like T only: with ten classes the largest
-relative error at T = 10,000 is below 0.001, where that of the textbook sum is above 1.
+large as the loss (notebook 02). `kl_divergence` adds Σ (q_i − p_i), which is zero, to make each summand a
+small non-negative number. The rounding common to a row then enters squared, and the rest grows like T only:
+with ten classes the largest relative error at T = 10,000 is below 0.001.
 """
 
 import math
@@ -39,8 +37,8 @@ class LossSettings(NamedTuple):
     beta: float
 
 
-# Stands for a logit of −inf: softmax still gives exactly 0, but differences stay finite. Masks that use the
-# lowest number of float32 or bfloat16 in place of −inf lie below it too.
+# Stands for a logit of −inf: softmax still gives exactly 0, but differences stay finite. The lowest number of
+# float32 or bfloat16, which some masks use, lies below it too.
 RULED_OUT = -1e30
 
 

@@ -65,17 +65,10 @@ def soften(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def kd_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor | None,
-    labels: Tensor | None,
-    *,
-    temperature: float = 4.0,
-    alpha: float = 0.5,
-    divergence: Divergence = "forward",
-    beta: float = 0.5,
-    ignore_index: int = -100,
-    reduction: Reduction = "mean",
-) -> Tensor:
+    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor | None, *,
+    temperature: float = 4.0, alpha: float = 0.5, divergence: Divergence = "forward", beta: float = 0.5,
+    ignore_index: int = -100, reduction: Reduction = "mean",
+) -> Tensor:  # fmt: skip
     """The distillation loss α·CE(label, student) + (1 − α)·T²·D(teacher, student).
 
     Works on images, logits (N, C) with labels (N), and on tokens, logits (N, L, V) with labels (N, L);
@@ -123,15 +116,10 @@ def kd_loss(
 
 
 def soft_target_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    *,
-    temperature: float = 4.0,
-    divergence: Divergence = "forward",
-    beta: float = 0.5,
-    mask: Tensor | None = None,
-    reduction: Reduction = "mean",
-) -> Tensor:
+    student_logits: Tensor, teacher_logits: Tensor, *,
+    temperature: float = 4.0, divergence: Divergence = "forward", beta: float = 0.5,
+    mask: Tensor | None = None, reduction: Reduction = "mean",
+) -> Tensor:  # fmt: skip
     """T² times the divergence between the softened teacher and student: the soft term of `kd_loss` alone.
 
     Args:
@@ -145,32 +133,27 @@ def soft_target_loss(
     Raises:
         ValueError: naming the argument, its value and what was expected.
     """
-    settings = LossSettings(temperature, 0.0, divergence, beta)
-    checks.check_settings(settings, reduction)
-    checks.check_models(student_logits, teacher_logits, needed=True)
     checks.check_mask(mask, student_logits)
-    labels = None if mask is None else mask.long() - 1  # −1 where a position does not count
-    compute = backend.faster_kd_loss(student_logits, teacher_logits) or plain_kd_loss
-    return compute(student_logits, teacher_logits, labels, settings, -1, reduction)
+    return kd_loss(
+        student_logits, teacher_logits, None if mask is None else mask.long() - 1,
+        temperature=temperature, alpha=0.0, divergence=divergence, beta=beta, ignore_index=-1,
+        reduction=reduction,
+    )  # fmt: skip
 
 
 def plain_kd_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor | None,
-    labels: Tensor | None,
-    settings: LossSettings,
-    ignore_index: int,
-    reduction: Reduction,
-) -> Tensor:
+    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor | None,
+    settings: LossSettings, ignore_index: int, reduction: Reduction,
+) -> Tensor:  # fmt: skip
     """`kd_loss` of checked arguments, as its formula reads. Without labels α is 0 and all positions count."""
     counted = None if labels is None else labels != ignore_index
     student = full_precision(student_logits)  # once, so that a bf16 gradient is rounded once
     hard = soft = 0.0
     if settings.alpha > 0:
         logits = student.masked_fill(~counted.unsqueeze(-1), 0.0).reshape(-1, student.shape[-1])
-        hard = F.cross_entropy(
-            logits, labels.flatten().long(), ignore_index=ignore_index, reduction="none"
-        ).view(labels.shape)
+        targets = labels.flatten().long()
+        hard = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="none")
+        hard = hard.view(labels.shape)
     if settings.alpha < 1:
         soft = settings.temperature**2 * softened_divergence(student, teacher_logits, settings, counted)
     return reduce(weighted(hard, soft, settings.alpha), counted, reduction)

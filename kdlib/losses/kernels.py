@@ -1,28 +1,26 @@
 """The distillation loss on a GPU: loss and gradient of given logits, fused in one Triton kernel.
 
-Written out in PyTorch the loss makes some ten float32 tensors of the size of the logits. None is needed: each
-row of the logits is reduced to a handful of numbers, and with those the gradient of every logit follows from
-the two logits of its class. One program takes one row, reads it twice (three times for JSD) and writes the
-gradient, over the student's logits if asked. Nothing else of that size is ever held.
+Written out in PyTorch the loss makes some ten float32 tensors of the size of the logits. Here each row is
+reduced to a handful of numbers, from which the gradient of a logit follows with the two logits of its class.
+One program reads one row twice (three times for JSD) and writes the gradient, over the logits if asked.
 
 Notation: s, t logits of student and teacher, V classes, A those classes among the first `n_compared` that
 neither rules out (`kdlib.losses.divergences.RULED_OUT`). Sums are over A, and those of the hard term over V.
 
     p = exp(t/T) / Σ exp(t/T),  q = exp(s/T) / Σ exp(s/T),  r = log p − log q = (t − s)/T − δ
 
-**What has to be known of a row before its gradient can be written**, and so the number of passes:
+**The gradients, and what has to be known of a row before one can be written:**
 
     forward  T·(q − p)                              the two log-sum-exps
-    reverse  T·q·(log q − log p − KL)               the same and KL(q‖p); δ cancels, which leaves
-             = q·((s − t) − E),  E = Σ q·(s − t)    one mean of raw logits under weights exp(s/T): it can be
-                                                    had in the pass that sums the weights
-    JSD      T·(1 − β)·q·(H − h),  H = Σ q·h,       h mixes p and q after each is normalised: no running sum
-             h = log(m/q) = log(1 − β + β·exp r)    can be rescaled to it. One pass more
+    reverse  T·q·(log q − log p − KL)               the same and KL(q‖p); δ cancels, which leaves one mean
+             = q·((s − t) − E),  E = Σ q·(s − t)    of raw logits, had from the pass that sums exp(s/T)
+    JSD      T·(1 − β)·q·(H − h),  H = Σ q·h,       h mixes normalised p and q, so no running sum can be
+             h = log(m/q) = log(1 − β + β·exp r)    rescaled to it: one pass more
     hard     softmax(s) − onehot                    one log-sum-exp, at T = 1 and over V
 
-The loss needs no pass of its own. It could be put together from sums of the first pass, KL(p‖q) =
-Σ p·(t − s)/T − δ, but that is a small difference of large numbers. It is summed where the gradient is written
-(for JSD in the pass for H), from terms none of which is negative (`kdlib.losses.divergences`, "Rounding").
+The loss is summed where the gradient is written (for JSD in the pass for H), from terms none of which is
+negative (`kdlib.losses.divergences`, "Rounding"): put together from sums of the first pass it would be a
+small difference of large numbers.
 
 **Terms near r = 0**, where p·r + q − p or log(m/q) would be all rounding, are polynomials of r, cut off where
 the next term is below 1e-4 of the first at |r| = 1/4:
@@ -34,14 +32,9 @@ the next term is below 1e-4 of the first at |r| = 1/4:
 h is the cumulant generating function of a coin that shows heads with probability β, and κₙ are its cumulants:
 β, v = β(1 − β), v(1 − 2β), v(1 − 6v), v(1 − 2β)(1 − 12v).
 
-**Costs** of a class in a row, in bf16: KL moves 4 and 6 bytes in some 20 and 30 operations, JSD 4, 4 and 6 in
-19, 45 and 33 (counted in machine code for compute capability 9.0). At 4.3 TB/s and 29 · 10¹² operations a
-second KL should wait for memory, and JSD is about balanced. None has been timed on a GPU yet.
-
 With TRITON_INTERPRET=1 all this runs in Triton's interpreter, which is how it is tested without a GPU.
 """
 
-import contextlib
 import math
 
 import torch
@@ -62,9 +55,7 @@ _INTERPRETED = triton.knobs.runtime.interpret
 _FAST_LOG = tl.constexpr(not _INTERPRETED)  # the interpreter knows no libdevice
 
 
-# --- one row ----------------------------------------------------------------------------------------
-#
-# A block is LANES × EACH classes: each lane holds EACH neighbours, one load of 16 bytes.
+# A block of a row is LANES × EACH classes: each lane holds EACH neighbours, one load of 16 bytes.
 
 
 @triton.jit
@@ -81,8 +72,7 @@ def _pair(student_row, teacher_row, at, n_cols, n_compared, floor):
 def _step(offset, total, values, scale):
     """Each lane's sum of exp2(value·scale − offset), with EACH more values; offset is the largest so far.
 
-    No lane waits for another before the end of the row, and the old sum is rescaled once for EACH values. All
-    that follows is relative to the offset as it was rounded, so its rounding is in no result.
+    All that follows is relative to the offset as it was rounded, so its rounding is in no result.
     """
     new = tl.maximum(offset, tl.max(values, axis=1) * scale)
     keep, weights = tl.exp2(offset - new), tl.exp2(values * scale - new[:, None])
@@ -156,9 +146,8 @@ def _loss_and_gradient(
 ):
     """Both terms and the gradient of row program_id(0). Derivation: top of the module.
 
-    The gradient may be written over the student's logits: a class is written by the program, the block and
-    the lane that have read it, in the last pass. Each pass begins where the one before has ended, as what was
-    read last is the likeliest to be still in the cache.
+    The gradient may be written over the student's logits: in the last pass, a class by the lane that has read
+    it. Each pass begins where the one before has ended: what was read last is likely still in the cache.
     """
     row = tl.program_id(0).to(tl.int64)  # row · stride may be beyond int32
     n_rows = tl.num_programs(0)
@@ -230,9 +219,7 @@ def _loss_and_gradient(
     # Last pass: the loss of the two KL divergences, and the gradient.
     if GRADIENT or (SOFT and DIVERGENCE != _JSD):
         for step in range(blocks):
-            block = blocks - 1 - step
-            if SOFT and DIVERGENCE == _JSD:
-                block = step
+            block = step if SOFT and DIVERGENCE == _JSD else blocks - 1 - step
             at = block * (LANES * EACH) + first
             slope = tl.zeros([LANES, EACH], dtype=tl.float32)
             raw, s, t = _pair(student_row, teacher_row, at, n_cols, n_compared, floor)
@@ -283,28 +270,20 @@ def _scale_rows(
             tl.store(here, scaled.to(gradient_ptr.dtype.element_ty), mask=at < n_cols)
 
 
-# --- launching --------------------------------------------------------------------------------------
-
 # a·b + c in one operation and one rounding. Said here because Triton 3.10 changes what is usual.
 OPTIONS = {} if _INTERPRETED else {"enable_fp_fusion": True}
 
-# A warp has 32 lanes, a lane loads 16 bytes at once: 256 classes of bf16. With eight warps four to six
-# programs share a multiprocessor, and the joins of one row hide behind the loads of others. To be timed.
+# A warp has 32 lanes of 16 bytes: 256 classes of bf16. With eight warps four to six programs share a
+# multiprocessor, and the joins of one row hide behind the loads of others.
 MOST_WARPS = 8
 
 
 def kd_terms(
-    student_logits: Tensor,
-    teacher_logits: Tensor | None,
-    labels: Tensor | None,
-    settings: LossSettings,
-    width: int | None = None,
-    *,
-    ignore_index: int = -100,
-    gradient: Tensor | None = None,
-    gradient_scale: Tensor | None = None,
-) -> Tensor:
-    """As `kdlib.losses.closed_form.kd_terms_and_gradient`; all arithmetic in float32, gradients rounded once.
+    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor | None, settings: LossSettings,
+    width: int | None = None, *,
+    ignore_index: int = -100, gradient: Tensor | None = None, gradient_scale: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """(2, n) float32 hard and soft terms, as of `kdlib.losses.closed_form.kd_terms_and_gradient`.
 
     Args:
         student_logits, teacher_logits: (n, V) and (n, W), float32, bfloat16 or float16. Rows may be strided.
@@ -314,9 +293,6 @@ def kd_terms(
             student_logits. None where it is not wanted.
         gradient_scale: float32 tensor of one element, which multiplies the gradient and not the loss:
             1 / tokens for a mean, before the gradient is rounded and without waiting for the count.
-
-    Returns:
-        (2, n) float32 hard and soft terms.
     """
     temperature, alpha, divergence, beta = settings
     rows, classes = student_logits.shape
@@ -332,7 +308,7 @@ def kd_terms(
     out = student if gradient is None else gradient
     scale = torch.ones_like(terms[0, :1]) if gradient_scale is None else gradient_scale
     warps = _warps(classes)
-    with _on(student.device):
+    with torch.cuda.device_of(student):
         _loss_and_gradient[(rows,)](
             student, student.stride(0), teacher, teacher.stride(0), labels, ignore_index, terms, out,
             out.stride(0), scale, classes, compared, float(temperature),
@@ -348,10 +324,10 @@ def kd_terms(
 def scale_rows(gradient: Tensor, factors: Tensor) -> None:
     """Rows of (n, V), in place, times factors of the same device: (n,), or one for all."""
     rows, classes = gradient.shape
+    warps = _warps(classes)
     if rows == 0:
         return
-    warps = _warps(classes)
-    with _on(gradient.device):
+    with torch.cuda.device_of(gradient):
         _scale_rows[(rows,)](
             gradient, gradient.stride(0), factors, factors.stride(0) if factors.dim() else 0, classes,
             BLOCK=256 * warps, num_warps=warps,
@@ -360,7 +336,3 @@ def scale_rows(gradient: Tensor, factors: Tensor) -> None:
 
 def _warps(classes: int) -> int:
     return min(MOST_WARPS, triton.next_power_of_2(triton.cdiv(classes, 256)))
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

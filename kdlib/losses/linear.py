@@ -12,9 +12,8 @@ held is one chunk, and ∂L/∂W. (Liger-Kernel, Hsu et al. 2024, arXiv 2410.109
 cross-entropy.)
 
 **Size of a chunk.** Every chunk reads W, and reads and writes ∂L/∂W, so chunks should be large; but they are
-what takes memory. PyTorch holds up to eight float32 tensors of the size of a chunk's logits, and 256 MB are a
-compromise: 55 tokens at 151,936 classes. The kernels write G over the student's logits and hold nothing else
-but the teacher's: 1,664 tokens of bf16 in a gigabyte.
+what takes memory. A compromise: 55 tokens at 151,936 classes, and with the kernels, which write G over the
+student's logits, 1,664 tokens of bf16.
 """
 
 from typing import NamedTuple
@@ -47,37 +46,25 @@ class LossTerms(NamedTuple):
 
 @torch.compiler.disable
 def linear_kd_loss(
-    student_hidden: Tensor,
-    student_weight: Tensor,
-    teacher_hidden: Tensor | TopK | None,
-    teacher_weight: Tensor | None,
-    labels: Tensor | None,
-    *,
-    temperature: float = 4.0,
-    alpha: float = 0.5,
-    divergence: Divergence = "forward",
-    beta: float = 0.5,
-    ignore_index: int | None = -100,
-    chunk_tokens: int | None = None,
-    student_bias: Tensor | None = None,
-    teacher_bias: Tensor | None = None,
-    classes: int | None = None,
-    reduction: Reduction = "mean",
-    return_terms: bool = False,
-) -> Tensor | LossTerms:
+    student_hidden: Tensor, student_weight: Tensor,
+    teacher_hidden: Tensor | TopK | None, teacher_weight: Tensor | None, labels: Tensor | None, *,
+    temperature: float = 4.0, alpha: float = 0.5, divergence: Divergence = "forward", beta: float = 0.5,
+    ignore_index: int | None = -100, chunk_tokens: int | None = None,
+    student_bias: Tensor | None = None, teacher_bias: Tensor | None = None, classes: int | None = None,
+    reduction: Reduction = "mean", return_terms: bool = False,
+) -> Tensor | LossTerms:  # fmt: skip
     """`kd_loss` of the logits `student_hidden @ student_weight.T`, which are made a chunk at a time.
 
     Loss and gradients are computed together, in the forward pass; there is no second derivative. Under
     autocast the products are in its dtype; the loss is in float32 or better, as is the sum of the weight's
     gradient. With FSDP2 or DDP call it inside the wrapped module's forward, where the weight is whole.
-    `torch.compile` leaves it as it is, and compiles what stands before and after it.
+    `torch.compile` leaves it as it is.
 
     Args:
         student_hidden: (..., H), what the output layer is given.
         student_weight: (V, H), that layer's weight; student_bias: (V) or None.
         teacher_hidden: (..., H'), of the same positions; teacher_weight: (W, H'); teacher_bias: (W) or None.
-            They get no gradient. Or, from a cache, a `TopK` of shapes (..., k), (..., k), (...) with
-            teacher_weight None. None, both, where alpha is 1.
+            They get no gradient. Or, from a cache, a `TopK` and None. Both None where alpha is 1.
         labels: (...) integers in [0, V), or ignore_index where a position does not count: its logits are not
             made. None means that alpha is 0 and all positions count.
         temperature, alpha, divergence, beta, ignore_index: as for `kd_loss`. Here ignore_index may be None:
@@ -90,9 +77,6 @@ def linear_kd_loss(
 
     Returns:
         A scalar in nats. Zero, with zero gradient, if no position counts.
-
-    Raises:
-        ValueError: naming the argument, its value and what was expected.
     """
     settings = LossSettings(temperature, 0.0 if labels is None else alpha, divergence, beta)
     checks.check_settings(settings, reduction)
@@ -220,7 +204,7 @@ class _Linear(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, slope, *_):
         gradients = [
-            # Rounded once, and without a copy of all of it in higher precision.
+            # Rounded once, and without a copy in higher precision.
             None if found is None else torch.mul(found, slope, out=torch.empty_like(found, dtype=dtype))
             for found, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]

@@ -5,13 +5,13 @@ servers keep k logits of each position, and the mass of all other classes, the t
 over k + 1 events: the k classes, and "any other" (TRL 1.16 has this as `loss_add_tail`). The teacher's
 probability of each is exact, so nothing is biased; how the student spreads its tail is not judged.
 
-Two other ways: to leave the tail out and let the k probabilities sum to 1 makes the student surer than its
-teacher (Anshumann et al. 2025, "Sparse Logit Sampling", 2503.16870). To spread it evenly over the other
-classes, as the cache of images does, is close with a few hundred classes, not with 151,665.
+To leave the tail out and let the k probabilities sum to 1 would make the student surer than its teacher
+(Anshumann et al. 2025, "Sparse Logit Sampling", 2503.16870). To spread it evenly over the other classes, as
+the cache of images does, is close with a few hundred classes, not with 151,665.
 
-**What it measures.** The event is a function of the class, so by the data-processing inequality the
-divergence between the merged distributions is at most the one between all classes. They are equal if k = C,
-and wherever teacher and student spread their tails in the same proportions. The gradient of T² · KL(p‖q)
+**What it measures.** By the data-processing inequality the divergence between the merged distributions is at
+most the one between all classes, and equal to it where both spread their tails in the same proportions, and
+if k = C. The gradient of T² · KL(p‖q)
 with respect to a kept logit is T · (q_j − p_j), as for all classes; for a class j of the tail it is
 T · (Q − P) · q_j / Q, P and Q being the tail's mass for teacher and student.
 
@@ -65,14 +65,8 @@ def top_k_of(logits: Tensor, k: int, temperature: float = 1.0) -> TopK:
 
     Args:
         logits: (..., C) in any floating dtype. Anything down from −1e30 rules a class out.
-        k: how many to keep, 1 to C.
+        k: how many to keep, 1 to C. Among equal logits any may be kept.
         temperature: T > 0, the one that the student will be compared at.
-
-    Returns:
-        `TopK` of shapes (..., k), (..., k), (...). Among equal logits any may be kept.
-
-    Raises:
-        ValueError: naming the argument, its value and what was expected.
     """
     checks.check_temperature(temperature)
     checks.check_logits("logits", logits)
@@ -87,15 +81,10 @@ def top_k_of(logits: Tensor, k: int, temperature: float = 1.0) -> TopK:
 
 
 def top_k_loss(
-    student_logits: Tensor,
-    teacher: TopK,
-    *,
-    temperature: float = 1.0,
-    divergence: Divergence = "forward",
-    beta: float = 0.5,
-    mask: Tensor | None = None,
-    reduction: Reduction = "mean",
-) -> Tensor:
+    student_logits: Tensor, teacher: TopK, *,
+    temperature: float = 1.0, divergence: Divergence = "forward", beta: float = 0.5,
+    mask: Tensor | None = None, reduction: Reduction = "mean",
+) -> Tensor:  # fmt: skip
     """T² times the divergence between teacher and student over k + 1 events: the k classes, and any other.
 
     A kept class that either rules out, with −inf or anything down from −1e30, is left out of both, as in
@@ -104,7 +93,6 @@ def top_k_loss(
     Args:
         student_logits: (..., C), C ≥ 2, any floating dtype.
         teacher: of the same positions, softened at the same temperature: `top_k_of(logits, k, temperature)`.
-            values (..., k), indices (..., k) into C, log_tail (...).
         temperature: T > 0. The student is softened here; the teacher is taken as it is.
         divergence, beta, mask, reduction: see `soft_target_loss`.
 
@@ -112,9 +100,6 @@ def top_k_loss(
         A scalar in nats times T², or (...) for "none". Zero, with zero gradient, if nothing counts. At most
         `soft_target_loss` against all of the teacher's logits (where neither rules out a class of the tail),
         and equal to it for k = C.
-
-    Raises:
-        ValueError: naming the argument, its value and what was expected.
     """
     settings = LossSettings(temperature, 0.0, divergence, beta)
     checks.check_settings(settings, reduction)

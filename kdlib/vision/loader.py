@@ -32,10 +32,6 @@ class Augmentation:
     crop: int = 4
     cutout: int = 0
 
-    def __post_init__(self) -> None:
-        if self.crop < 0 or self.cutout < 0:
-            raise ValueError(f"crop and cutout are pixels, 0 or more; got {self.crop} and {self.cutout}")
-
     def draw(self, count: int, height: int, width: int, *, epoch: int, seed: int) -> Tensor:
         """(count, 5) int64 on the CPU, a row each: shift down, right, mirrored or not, cutout's y, x."""
         generator = torch.Generator().manual_seed(substream(seed, "crop", epoch))
@@ -54,22 +50,18 @@ _NONE = Augmentation(flip=False, crop=0)
 class Loader:
     """A data set held on the training device, with augmentation done there, a batch at a time.
 
-    One gather makes the crops of a batch, in channels-last order, which convolutions prefer.
-
-    Attributes:
-        examples: the images without augmentation, uint8 (N, C, H, W) or float32 in [0, 1].
-        augmentation: None leaves the images as they are.
-
-    Raises:
-        ValueError: crop not smaller than the images, which could not be reflected so far.
+    Images are uint8 (N, C, H, W) or float32 in [0, 1]. One gather makes the crops of a batch, channels last,
+    which convolutions prefer. Without an augmentation the images stay as they are.
     """
 
     def __init__(self, examples: Examples, augmentation: Augmentation | None = None) -> None:
         self.augmentation = augmentation or _NONE
         height, width = examples.images.shape[-2:]
-        if self.augmentation.crop >= min(height, width):
+        crop, cutout = self.augmentation.crop, self.augmentation.cutout
+        if not 0 <= crop < min(height, width) or cutout < 0:  # a crop could not be reflected so far
             raise ValueError(
-                f"crop={self.augmentation.crop} must be smaller than the images, {height}×{width} pixels"
+                f"crop must lie in 0 … {min(height, width) - 1}, below the images' {height}×{width} pixels, "
+                f"and cutout be 0 or more; got {crop} and {cutout}"
             )
         images = examples.images.contiguous(memory_format=torch.channels_last)
         self.examples = Examples(images, examples.labels, examples.index)

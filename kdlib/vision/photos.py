@@ -53,25 +53,21 @@ class Photo(NamedTuple):
 
 
 def load_photos(
-    folder_or_name: str | os.PathLike,
-    *,
-    size: int | None = None,
-    root: str | os.PathLike = "data/downloads",
-    cache: str | os.PathLike | None = "data/cache",
-    validation: float = 0.15,
-    seed: int = 0,
+    folder_or_name: str | os.PathLike, *,
+    size: int | None = None, root: str | os.PathLike = "data/downloads",
+    cache: str | os.PathLike | None = "data/cache", validation: float = 0.15, seed: int = 0,
     progress: bool = True,
-) -> Splits:
+) -> Splits:  # fmt: skip
     """Labelled photographs as squares: a folder of your own, or a set that is downloaded at its first use.
 
     A folder holds ``train`` and ``test``, and perhaps ``validation`` (or ``valid``, ``val``), and each of
-    these a folder for each class, whose name is the class's name; photographs may lie in folders below that.
-    Hidden files, and files without the extension of a picture, are ignored. A folder without ``test`` is
-    refused: a test part cut here would change with the seed, and so end up in training.
+    these a folder for each class; photographs may lie in folders below that. Hidden files, and files without
+    the extension of a picture, are ignored. A folder without ``test`` is refused: a test part cut here would
+    change with the seed, and so end up in training.
 
-    `read_photo` decodes each photograph once; later calls read one compact file. What cannot be read is left
-    out with a warning. So is a copy of a picture of another part, since a student would be tested on what it
-    was trained on: the one in test stays, or else the one in validation.
+    `read_photo` decodes each photograph once; later calls read one file. What cannot be read is left out with
+    a warning. So is a picture that lies in another part too, since a student would be tested on what it was
+    trained on: the one in test stays, or else the one in validation.
 
     For a set larger than memory, give `fit` a torch ``DataLoader`` of
     ``ImageFolder("photos/train", loader=partial(read_photo, size=64))`` from torchvision.
@@ -84,9 +80,8 @@ def load_photos(
         size: side of the square in pixels; 64 by default, and 32 for CIFAR-10.
         root: where downloads land.
         cache: folder for decoded photographs; None to decode every time.
-        validation: share of each class to take from train where no folder is for validation. Which files
-            these are depends on their names and the seed alone: a file added later moves no other.
-        seed: chooses the validation part.
+        validation, seed: the share of each class to take from train where no folder is for validation. Which
+            files these are depends on their names and the seed alone: a file added later moves no other.
         progress: show progress on stderr.
 
     Returns:
@@ -119,13 +114,11 @@ def load_photos(
 def read_photo(path: str | os.PathLike, size: int) -> Tensor:
     """The centre square of a photograph, uint8 (3, size, size), red, green and blue in 0 … 255.
 
-    The camera's EXIF orientation is applied; whatever is transparent lies on white; grey, palette, CMYK and
-    16-bit pictures become RGB; of an animation the first frame counts. The short side is resized to `size`
-    (bilinear with antialiasing, as torchvision's Resize).
+    The camera's EXIF orientation is applied; whatever is transparent lies on white; all become 8-bit RGB; of
+    an animation the first frame counts. Resized as by torchvision's Resize (bilinear with antialiasing).
 
     Raises:
         UnreadablePhoto: the file is empty, truncated, no picture, or of more pixels than Pillow accepts.
-        FileNotFoundError: there is no such file.
     """
     try:
         with Image.open(path) as picture:
@@ -151,7 +144,6 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _square(picture: Image.Image, size: int) -> Tensor:
-    """The largest centred square of an RGB picture as uint8 (3, size, size)."""
     return pil_to_tensor(ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)).contiguous()
 
 
@@ -195,7 +187,7 @@ def _cifar10(root: Path, size: int, progress: bool) -> tuple[list[Photo], Tensor
         label_of = {cifar.class_to_idx["cat"]: 0, cifar.class_to_idx["dog"]: 1}
         for row, (pixels, target) in enumerate(zip(cifar.data, cifar.targets, strict=True)):
             if target in label_of:
-                # It has no file: the name is for messages, and for the cut of the validation part.
+                # Not a file's name, but one for messages and for the cut of the validation part.
                 photos.append(Photo(f"{part}/{row:05}", Path(), part, label_of[target]))
                 images.append(_square(Image.fromarray(pixels), size))
     return photos, torch.stack(images)
@@ -266,15 +258,15 @@ def _splits(
 
     def examples(part: str) -> Examples:
         members = [row for row, photo in enumerate(photos) if photo.part == part]
-        rows = torch.tensor([row for row in members if row not in left_out], dtype=torch.int64)
-        labels = torch.tensor([photos[row].label for row in rows.tolist()], dtype=torch.int64)
+        rows = [row for row in members if row not in left_out]
+        labels = [photos[row].label for row in rows]
         missing = [name for label, name in enumerate(classes) if label not in labels]
         if missing or 2 * len(rows) < len(members):
             raise ValueError(
                 f"of {len(members)} photographs in {part} only {len(rows)} are left; classes without any: "
                 f"{', '.join(missing) or 'none'}; left out: {summary or 'none'}"
             )
-        return Examples(images[rows], labels, rows)
+        return Examples(images[rows], torch.tensor(labels), torch.tensor(rows))
 
     splits = Splits(examples("train"), examples("validation"), examples("test"), classes, skipped)
     if skipped:

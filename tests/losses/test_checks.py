@@ -136,9 +136,8 @@ def test_the_way_out_offered_for_a_sigmoid_gives_binary_cross_entropy():
 
 
 def test_logits_of_different_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"student_logits has shape \(5, 4\).*\(6, 4\)") as error:
+    with pytest.raises(ValueError, match=r"student_logits has shape \(5, 4\).*\(6, 4\)"):
         soft_target_loss(STUDENT, torch.randn(6, 4))
-    assert "vocabularies" not in str(error.value)
     with pytest.raises(ValueError, match=r"\(5, 4\) but teacher_logits has \(5, 9\)"):
         kd_loss(STUDENT, torch.randn(5, 9), LABELS)
 
