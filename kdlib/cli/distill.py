@@ -122,13 +122,12 @@ def _planned(options: PipelineOptions, hardware: str, context: int, texts: int) 
     found = plan(
         None if options.teacher is None else _shape(options.teacher), _shape(options.student), hardware,
         context * texts * options.epochs,
-        method="logits" if options.method == "on-policy" else options.method,
         context=context, batch_size=options.batch_size, accumulation=options.accumulation,
-        packing=options.packing, precision="no" if options.precision == "no" else "bf16",
-        gradient_checkpointing=options.gradient_checkpointing,
-        divergence=options.divergence or "forward", top_k=options.top_k,
-        teacher_weights=options.teacher_quantise or "bfloat16",
-        samples=texts if options.problems else 0, sampling_batch=options.sampling_batch,
+        packing=options.packing, gradient_checkpointing=options.gradient_checkpointing,
+        top_k=options.top_k, sampling_batch=options.sampling_batch,
+        method="logits" if options.method == "on-policy" else options.method,
+        precision="no" if options.precision == "no" else "bf16", divergence=options.divergence or "forward",
+        teacher_weights=options.teacher_quantise or "bfloat16", samples=texts if options.problems else 0,
     )  # fmt: skip
     note = "\n  - what the student writes at each step is left out" if options.method == "on-policy" else ""
     return f"{found}{note}"

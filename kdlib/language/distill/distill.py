@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import logging
 
 from kdlib.cache.tokens import CachedTokens
 from kdlib.language.distill.batches import TokenExample, tokenize, tokenize_prompts
@@ -43,37 +42,19 @@ CHECKPOINTING = (
 
 
 def distill_language_model(
-    student: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Trace | tuple[str, str]] | Sequence[Problem | str],
-    output_dir: str | os.PathLike | None = None,
-    *,
+    output_dir: str | os.PathLike | None = None, *,
     teacher: PreTrainedModel | CachedTokens | None = None,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
-    alpha: float | None = None,
-    temperature: float = 1.0,
-    divergence: Divergence | None = None,
-    beta: float = 0.5,
-    top_k: int | None = None,
-    fused: bool | None = None,
-    on_policy: bool = False,
-    max_new_tokens: int = 512,
-    sampling_temperature: float = 1.0,
-    steps: int | None = None,
-    epochs: float | None = None,
-    lr: float,
-    batch_size: int = 32,
-    accumulation: int = 1,
-    group_by_length: bool = False,
-    packing: bool = False,
-    seed: int = 0,
-    save_steps: int | None = None,
-    resume: bool = True,
-    device: torch.device | str | None = None,
-    precision: Precision = "auto",
-    progress: bool = False,
-    **training_arguments,
-) -> LanguageHistory:
+    alpha: float | None = None, temperature: float = 1.0, divergence: Divergence | None = None,
+    beta: float = 0.5, top_k: int | None = None, fused: bool | None = None,
+    on_policy: bool = False, max_new_tokens: int = 512, sampling_temperature: float = 1.0,
+    steps: int | None = None, epochs: float | None = None, lr: float, batch_size: int = 32,
+    accumulation: int = 1, group_by_length: bool = False, packing: bool = False, seed: int = 0,
+    save_steps: int | None = None, resume: bool = True, device: torch.device | str | None = None,
+    precision: Precision = "auto", progress: bool = False, **training_arguments,
+) -> LanguageHistory:  # fmt: skip
     """Train `student` in place on completions, in one of three ways.
 
     - Without a teacher: supervised fine-tuning on texts that a teacher wrote, as DeepSeek made R1-Distill
@@ -84,10 +65,10 @@ def distill_language_model(
       and is compared with the teacher on each token. Agarwal et al. 2024 (arXiv 2306.13649) with λ = 1,
       without gradient through the sampling; in Qwen3 it followed training on texts (arXiv 2505.09388, §4.5).
 
-    Everything is `transformers.Trainer`: AdamW, mixed precision, accumulation. Under `accelerate launch` or
-    `torchrun` several processes share each step, each with the whole student (DDP) or, as accelerate's
-    configuration says, with a part of student and teacher (FSDP2). The loss of a step is the mean over the
-    tokens of all its completions, however they are spread over rows and processes.
+    Everything is `transformers.Trainer`'s: AdamW, mixed precision, accumulation. Under `accelerate launch` or
+    `torchrun` processes share each step, each with the whole student (DDP) or, as accelerate's configuration
+    says, with a part of student and teacher (FSDP2). The loss of a step is the mean over the tokens of all
+    its completions, however they are spread over rows and processes.
 
     Args:
         student: a causal language model, trained in the dtype of its weights: load it in float32.
@@ -200,7 +181,7 @@ def _check_length(steps: int | None, epochs: float | None, **counts: int | None)
     for name, value in {"steps": steps, **counts}.items():
         if value is not None and not (isinstance(value, int) and value > 0):
             raise ValueError(f"{name}={value}; expected a positive whole number")
-    if epochs is not None and not 0 < epochs < math.inf:
+    if epochs is not None and not epochs > 0:
         raise ValueError(f"epochs={epochs}; expected a positive number")
 
 
@@ -215,19 +196,14 @@ def _check_teacher(
         raise ValueError("student or teacher is spread over processes by an earlier run; load it anew")
     if on_policy and not live:
         raise ValueError("on_policy=True needs a model as teacher, to judge what the student will write")
-    if on_policy and alpha not in (None, 0):
-        raise ValueError(
-            f"alpha={alpha} with on_policy=True; expected None or 0: what the student writes is no label"
-        )
-    if teacher is None and alpha not in (None, 1):
-        raise ValueError(f"alpha={alpha} without a teacher; expected None or 1: there are only hard labels")
-    if top_k is not None and not live:
-        raise ValueError(
-            f"top_k={top_k} chooses among the logits of a model; a cache has its own, and without a teacher "
-            "there are none: leave it out"
-        )
     if on_policy and not 0 < sampling_temperature < math.inf:
         raise ValueError(f"sampling_temperature={sampling_temperature}; expected a positive finite number")
+    if on_policy and alpha not in (None, 0):
+        raise ValueError(f"alpha={alpha}; expected 0 on-policy: what the student writes is no label")
+    if teacher is None and alpha not in (None, 1):
+        raise ValueError(f"alpha={alpha}; expected 1 without a teacher: there are only hard labels")
+    if top_k is not None and not live:
+        raise ValueError(f"top_k={top_k} needs a model as teacher, to choose among its logits; leave it out")
 
 
 def _fused(wanted: bool | None, models: Mapping[str, PreTrainedModel]) -> bool:
@@ -256,7 +232,6 @@ def _training_arguments(
         bf16=accelerator.mixed_precision == "bf16", use_cpu=device.type == "cpu",
         # Quiet, and nothing read from the device for figures that nobody sees.
         report_to="none", logging_strategy="no", logging_nan_inf_filter=False, disable_tqdm=True,
-        log_level="error", log_level_replica="error", skip_memory_metrics=True,
         # The columns of a batch are not the arguments of the model.
         remove_unused_columns=False, dataloader_pin_memory=device.type == "cuda", **more, **given,
     )  # fmt: skip
@@ -284,25 +259,23 @@ def _claim(
     Raises:
         ValueError: the folder holds another run, saying what differs, or checkpoints of something else.
     """
-    cached = isinstance(teacher, CachedTokens)
     run = json.loads(json.dumps(run, default=str)) | {
         "examples": fingerprint([[e.prompt, e.completion] for e in encoded]),
         "tokens": fingerprint(tokenizer.get_vocab()), "student": fingerprint(student),
-        "teacher": teacher.fingerprint if cached else teacher and fingerprint(teacher),
+        "teacher": teacher.fingerprint if isinstance(teacher, CachedTokens)
+        else teacher and fingerprint(teacher),
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "run.json"
-    if record.exists():
-        changed = differences(json.loads(record.read_bytes()), run)
-        if resume and changed:
-            raise ValueError(
-                f"output_dir {folder} belongs to another run: {changed}. Choose another folder, or start "
-                "anew in this one with resume=False, which removes its checkpoints"
-            )
-    elif newest := get_last_checkpoint(folder):
+    if not record.exists() and (newest := get_last_checkpoint(folder)):
         raise ValueError(
             f"output_dir {folder} holds {Path(newest).name}, but no {record.name}: it was not written by "
             "distill_language_model; choose another folder"
+        )
+    if resume and record.exists() and (changed := differences(json.loads(record.read_bytes()), run)):
+        raise ValueError(
+            f"output_dir {folder} belongs to another run: {changed}. Choose another folder, or start anew in "
+            "this one with resume=False, which removes its checkpoints"
         )
     while (newest := get_last_checkpoint(folder)) and not (resume and _state(newest)):
         shutil.rmtree(newest)
@@ -355,12 +328,11 @@ def _train(
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """What Trainer changes in the process, as it was: random numbers, how much transformers prints."""
-    python, numpy, verbosity = random.getstate(), np.random.get_state(), logging.get_verbosity()
+    """No progress bars of transformers; random numbers, which Trainer seeds, as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
     try:
         with without_bars():
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-        logging.set_verbosity(verbosity)

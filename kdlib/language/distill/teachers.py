@@ -2,10 +2,8 @@
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isfinite
-from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -18,6 +16,7 @@ from kdlib.language.distill.fsdp import gather_output_layer
 from kdlib.language.distill.output_layer import at_output_layer
 from kdlib.language.models.vocabulary import check_same_tokens
 from kdlib.language.traces.file import Trace
+from kdlib.losses.checks import check_temperature
 from kdlib.losses.top_k import TopK, top_k_of
 from kdlib.runtime import best_device, eval_mode
 from kdlib.storage import fingerprint
@@ -80,19 +79,12 @@ def move(model: PreTrainedModel, device: torch.device | str) -> None:
 
 
 def cache_teacher_tokens(
-    teacher: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Trace | tuple[str, str]],
-    folder: str | os.PathLike,
-    *,
-    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
-    top_k: int = 64,
-    temperature: float = 1.0,
-    batch_tokens: int = 16_384,
-    device: torch.device | str | None = None,
-    overwrite: bool = False,
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Trace | tuple[str, str]], folder: str | os.PathLike, *,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None, top_k: int = 64, temperature: float = 1.0,
+    batch_tokens: int = 16_384, device: torch.device | str | None = None, overwrite: bool = False,
     progress: bool = False,
-) -> CachedTokens:
+) -> CachedTokens:  # fmt: skip
     """Run the teacher over texts, in eval mode without gradients, and store its outputs for each token.
 
     Called again with the same arguments, it verifies what is there and makes only what is missing or damaged.
@@ -119,13 +111,9 @@ def cache_teacher_tokens(
             logits that are not finite. The message says how to fix it.
     """
     width = check_same_tokens(tokenizer, teacher_tokenizer, teacher=teacher)
-    for name, count in (("top_k", top_k), ("batch_tokens", batch_tokens)):
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a whole number from 1; got {count}")
-    if top_k > width:
-        raise ValueError(f"top_k must be at most the {width} tokens of the tokenizer; got {top_k}")
-    if not isinstance(temperature, Real) or not (temperature > 0 and isfinite(temperature)):
-        raise ValueError(f"temperature must be a positive finite number; got {temperature}")
+    if not isinstance(top_k, int) or not 1 <= top_k <= width:
+        raise ValueError(f"top_k must be a whole number from 1 to the {width} tokens; got {top_k}")
+    check_temperature(temperature)
     encoded = tokenize(tokenizer, examples)
     cached = CachedTokens.of(folder, encoded, fingerprint(teacher), width, top_k, temperature)
     move(teacher, device if device is not None else best_device())
@@ -135,13 +123,17 @@ def cache_teacher_tokens(
     def outputs(epoch: int, rows: range) -> dict[str, Tensor]:
         """Those of some rows; texts that cross their borders are read for both sides."""
         texts = range(bisect_right(cached.starts, rows.start) - 1, bisect_left(cached.starts, rows.stop))
-        found: dict[int, list[dict[str, Tensor]]] = {}
-        for batch in _batches(encoded, texts, batch_tokens):
-            found |= _outputs_of_texts(teacher, encoded, batch, pad, cached)
-        parts = [part for text in texts for part in found[text]]
-        offset = rows.start - cached.starts[texts[0]]
+        found: dict[int, dict[str, Tensor]] = {}
+        # Like lengths together leave little padding. The longest first: if memory runs out, then at once.
+        left = sorted(texts, key=lambda text: -len(encoded[text]))
+        while left:
+            count = max(1, batch_tokens // len(encoded[left[0]]))  # all are padded to the first
+            found |= _outputs_of_texts(teacher, encoded, left[:count], pad, cached)
+            left = left[count:]
+        start = rows.start - cached.starts[texts[0]]
         return {
-            name: torch.cat([part[name] for part in parts])[offset : offset + len(rows)] for name in parts[0]
+            name: torch.cat([found[text][name] for text in texts])[start : start + len(rows)]
+            for name in found[texts[0]]
         }
 
     with eval_mode(teacher):
@@ -149,22 +141,11 @@ def cache_teacher_tokens(
     return cached
 
 
-def _batches(
-    examples: Sequence[TokenExample], numbers: Sequence[int], batch_tokens: int
-) -> Iterator[list[int]]:
-    """Like lengths together leave little padding. The longest first: if memory runs out, then at once."""
-    numbers = sorted(numbers, key=lambda number: -len(examples[number]))
-    while numbers:
-        count = max(1, batch_tokens // len(examples[numbers[0]]))  # all are padded to the first
-        yield numbers[:count]
-        numbers = numbers[count:]
-
-
 def _outputs_of_texts(
     teacher: PreTrainedModel, examples: Sequence[TokenExample], numbers: Sequence[int], pad: int,
     cached: CachedTokens,
-) -> dict[int, list[dict[str, Tensor]]]:  # fmt: skip
-    """For each text its rows in some parts, as they go to disk."""
+) -> dict[int, dict[str, Tensor]]:  # fmt: skip
+    """For each text its rows, as they go to disk."""
     batch = collate([examples[number] for number in numbers], pad)
     first = int(batch["kept"][0])
     inputs = {name: tensor.to(teacher.device) for name, tensor in batch.items()}
@@ -173,9 +154,8 @@ def _outputs_of_texts(
     for number, row in zip(numbers, logits, strict=True):
         # Sliced, not picked: a copy of the predicting columns would take gigabytes.
         end = len(examples[number]) - 1 - first
-        predicting = row[end - len(examples[number].completion) : end]
-        found[number] = []
-        for part in predicting.split(_ROWS):
+        parts = []
+        for part in row[end - len(examples[number].completion) : end].split(_ROWS):
             top = top_k_of(part, cached.manifest["top_k"], cached.manifest["temperature"])
             # The largest tells all: NaN and +inf come through, and −inf means that no token is left.
             if not top.values[:, 0].isfinite().all():
@@ -184,6 +164,7 @@ def _outputs_of_texts(
                     f"whether it overflows its dtype"
                 )
             total = top.log_total
-            packed = cached.packed(TopK(top.values - total.unsqueeze(-1), top.indices, top.log_tail - total))
-            found[number].append({name: tensor.cpu() for name, tensor in packed.items()})
+            logs = TopK(top.values - total.unsqueeze(-1), top.indices, top.log_tail - total)
+            parts.append(cached.packed(logs))
+        found[number] = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     return found

@@ -75,17 +75,11 @@ class DistillationTrainer(Trainer, TrainerCallback):
     of tokens; some have the seconds and the peak memory up to there.
 
     Args:
-        student: trained in place.
         args: Trainer's; its seed is that of order and sampling too.
         examples: with completions, or prompts alone where `sampling` says how the student completes them.
-        tokenizer: saved with each checkpoint.
-        settings: of the loss.
-        teacher: see `Teacher`; None where alpha is 1.
+        teacher: None where alpha is 1.
         width: number of logits that belong to a token, for teacher and student alike.
-        fused: compute the loss inside the student's forward, from hidden states.
         sampling: max_new_tokens and temperature of what the student writes.
-        packing, group_by_length: see `collate` and `EpochOrder`.
-        progress: show a progress bar.
     """
 
     def __init__(
