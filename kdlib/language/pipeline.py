@@ -5,8 +5,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, replace
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -41,9 +42,10 @@ def option(default: object, text: str) -> object:
 
 
 @dataclass
-class Sources:
-    """What is there."""
+class PipelineOptions:
+    """What `run_pipeline` does; each field is an option of the command, and its help says what it means."""
 
+    # What is there.
     student: str = option(MISSING, "model to train: one of the six, a repository, or a folder")
     out: str = option(MISSING, "folder for traces, teacher outputs, checkpoints and the trained student")
     teacher: str | None = option(None, "model to learn from; not needed where --traces are all there is")
@@ -53,11 +55,7 @@ class Sources:
     tokenizer: Literal["student", "teacher"] = option("student", "whose tokenizer and chat template")
     teacher_quantise: Literal["int8", "nf4"] | None = option(None, "pack the teacher's weights")
 
-
-@dataclass
-class Collecting:
-    """What the teacher writes, and what is kept of it."""
-
+    # What the teacher writes, and what is kept of it.
     samples: int = option(4, "answers to each problem")
     sampling_temperature: float = option(0.6, "of what teacher and, on-policy, student write")
     top_p: float = option(0.95, "share of the most probable tokens that the teacher draws from")
@@ -67,11 +65,7 @@ class Collecting:
     unverified: bool = option(False, "keep wrong answers too")
     method: Method = option("texts", "texts is R1-Distill's; cached stores the largest logits first")
 
-
-@dataclass
-class Training:
-    """How the student learns: arguments of `distill_language_model`."""
-
+    # How the student learns: arguments of `distill_language_model`.
     alpha: float | None = option(None, "weight of the hard label (texts 1, on-policy 0, else 0.5)")
     temperature: float = option(1.0, "T of the soft term")
     divergence: Divergence | None = option(None, "of the soft term (forward, on-policy reverse)")
@@ -87,12 +81,6 @@ class Training:
     seed: int = option(0, "of order and sampling")
     save_steps: int | None = option(None, "steps between checkpoints (a tenth of the run)")
     resume: bool = option(True, "go on from the newest checkpoint in the folder")
-
-
-@dataclass
-class PipelineOptions(Training, Collecting, Sources):
-    """What `run_pipeline` does; each field is an option of the command, and its help says what it means."""
-
     gradient_checkpointing: bool = option(False, "compute activations again rather than keep them")
     training_arguments: dict | None = option(None, "more of transformers' TrainingArguments, as JSON")
 
@@ -259,17 +247,18 @@ def _train(
     teacher: PreTrainedModel | CachedTokens | None, teacher_tokenizer: PreTrainedTokenizerBase | None,
     examples: list[Trace] | list[Problem],
 ) -> LanguageHistory:  # fmt: skip
-    settings = {known.name: getattr(options, known.name) for known in fields(Training)}
+    shared = signature(distill_language_model).parameters.keys() & vars(options).keys()
+    settings = {name: getattr(options, name) for name in shared} | {
+        "student": student, "tokenizer": tokenizer, "examples": examples,
+        "output_dir": Path(options.out) / "student", "teacher": teacher,
+        "teacher_tokenizer": teacher_tokenizer, "on_policy": options.method == "on-policy", "progress": True,
+    }  # fmt: skip
     if not isinstance(teacher, PreTrainedModel):
         settings["top_k"] = None
     if options.gradient_checkpointing:
         settings["gradient_checkpointing"] = True
-    return distill_language_model(
-        student, tokenizer, examples, Path(options.out) / "student", teacher=teacher,
-        teacher_tokenizer=teacher_tokenizer, on_policy=options.method == "on-policy",
-        max_new_tokens=options.max_new_tokens, sampling_temperature=options.sampling_temperature,
-        progress=True, **settings | (options.training_arguments or {}),
-    )  # fmt: skip
+    settings |= settings.pop("training_arguments") or {}
+    return distill_language_model(**settings)
 
 
 def _evaluate(options: PipelineOptions, model: str, test: Sequence[Problem], path: Path) -> list[bool]:

@@ -1,6 +1,7 @@
 """The stages on stand-ins of two checkpoints, of which the teacher knows one answer by heart."""
 
 import json
+from functools import wraps
 
 import pytest
 import torch
@@ -80,9 +81,10 @@ def test_each_method_trains_as_the_call_it_stands_for(place, tmp_path, method, m
     calls = []
     original = pipeline.distill_language_model
 
-    def noted(student, tokenizer, examples, folder, **settings):
+    @wraps(original)
+    def noted(*, examples, **settings):
         calls.append((examples, settings))
-        return original(student, tokenizer, examples, folder, **settings)
+        return original(examples=examples, **settings)
 
     monkeypatch.setattr(pipeline, "distill_language_model", noted)
     chosen = options(place, tmp_path, method=method, top_k=None if method == "on-policy" else 5)

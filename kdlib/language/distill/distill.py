@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
 from kdlib.cache.tokens import CachedTokens
 from kdlib.language.distill.batches import TokenExample, tokenize, tokenize_prompts
@@ -232,6 +233,7 @@ def _training_arguments(
         bf16=accelerator.mixed_precision == "bf16", use_cpu=device.type == "cpu",
         # Quiet, and nothing read from the device for figures that nobody sees.
         report_to="none", logging_strategy="no", logging_nan_inf_filter=False, disable_tqdm=True,
+        log_level="error", log_level_replica="error",
         # The columns of a batch are not the arguments of the model.
         remove_unused_columns=False, dataloader_pin_memory=device.type == "cuda", **more, **given,
     )  # fmt: skip
@@ -257,7 +259,7 @@ def _claim(
     """Record in `run.json` what the run is; remove checkpoints that it cannot go on from.
 
     Raises:
-        ValueError: the folder holds another run, saying what differs, or checkpoints of something else.
+        ValueError: the folder holds another run; it says what differs.
     """
     run = json.loads(json.dumps(run, default=str)) | {
         "examples": fingerprint([[e.prompt, e.completion] for e in encoded]),
@@ -267,12 +269,8 @@ def _claim(
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "run.json"
-    if not record.exists() and (newest := get_last_checkpoint(folder)):
-        raise ValueError(
-            f"output_dir {folder} holds {Path(newest).name}, but no {record.name}: it was not written by "
-            "distill_language_model; choose another folder"
-        )
-    if resume and record.exists() and (changed := differences(json.loads(record.read_bytes()), run)):
+    saved = json.loads(record.read_bytes()) if record.exists() else {}
+    if resume and (saved or get_last_checkpoint(folder)) and (changed := differences(saved, run)):
         raise ValueError(
             f"output_dir {folder} belongs to another run: {changed}. Choose another folder, or start anew in "
             "this one with resume=False, which removes its checkpoints"
@@ -328,11 +326,12 @@ def _train(
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """No progress bars of transformers; random numbers, which Trainer seeds, as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
+    """What Trainer changes in the process, as it was: random numbers, how much transformers prints."""
+    python, numpy, verbosity = random.getstate(), np.random.get_state(), logging.get_verbosity()
     try:
         with without_bars():
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+        logging.set_verbosity(verbosity)
