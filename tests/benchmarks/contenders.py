@@ -133,8 +133,8 @@ def _trl(setting: Setting, device: torch.device) -> Loss:
     beta = _BETA_OF.get(setting.divergence, setting.beta)
 
     def loss(student, teacher, labels):
-        logits, opinion = _logits(student), _teacher_logits(teacher)
-        value = jsd(logits, opinion, labels=labels, beta=beta, temperature=setting.temperature)
+        logits, teacher_logits = _logits(student), _teacher_logits(teacher)
+        value = jsd(logits, teacher_logits, labels=labels, beta=beta, temperature=setting.temperature)
         return _times_square(value, setting)
 
     return loss

@@ -1,6 +1,6 @@
 """What is timed: hidden states, weights and logits of a given size, and what the loss of them should be.
 
-What a machine must do at least, whoever does it, follows from the sizes (n tokens that count, V logits each,
+What a machine must do at least follows from the sizes (n tokens that count, V logits each,
 hidden states H and H' wide):
 
     from hidden states    the logits of student and teacher, and of the student ∂L/∂h and ∂L/∂W:

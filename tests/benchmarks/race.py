@@ -81,7 +81,7 @@ def race(
     """A row for every contender, in the order given; one that fails is told so in its row.
 
     Each runs once with few tokens that count, which is compared with float64, once for its peak of memory,
-    and then in every round. Whoever fails, or needs more memory than there is, drops out before the rounds.
+    and then in every round. A contender that fails, or needs more memory than there is, drops out before.
 
     Args:
         checked: tokens that count where errors are taken.
@@ -172,7 +172,7 @@ def _first_runs(
 
 
 def _timed(ready: dict, device: torch.device, rounds: int, notes: dict[str, str]) -> dict[str, list[float]]:
-    """Rounds of all that are ready; whoever fails in them is taken out, and the rounds begin anew."""
+    """Rounds of all that are ready; one that fails in them is taken out, and the rounds begin anew."""
     culprit = None
 
     def watched(name: str, run: Callable[[], object]) -> Callable[[], object]:

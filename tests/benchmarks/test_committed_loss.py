@@ -1,4 +1,4 @@
-"""The committed figures of the loss: what they promise, and what the README says of them."""
+"""The committed figures of the loss: what they promise, and what the README says about them."""
 
 import csv
 import json

@@ -116,7 +116,7 @@ def test_a_row_says_what_its_contender_took(monkeypatch):
     assert given.matrix_share is None
 
 
-def test_whoever_fails_says_why_and_the_others_go_on(monkeypatch):
+def test_a_contender_that_fails_says_why_and_the_others_go_on(monkeypatch):
     def refuses(setting, device):
         raise NotComparable("has no hard term")
 
@@ -145,7 +145,7 @@ def test_whoever_fails_says_why_and_the_others_go_on(monkeypatch):
     assert rows[-1].time_ratio > 0 and len(done) == len(rows) + 1
 
 
-def test_whoever_fails_in_the_rounds_drops_out_of_them():
+def test_a_contender_that_fails_in_the_rounds_drops_out():
     calls = itertools.count()
 
     def late(setting, device):

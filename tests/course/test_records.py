@@ -1,4 +1,4 @@
-"""Finished runs, found by whoever shares the file; columns of figures; what is packed comes back."""
+"""Finished runs, found by all that share the file; columns of figures; what is packed comes back."""
 
 import json
 import math

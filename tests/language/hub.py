@@ -64,7 +64,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_) -> None:
-        """Whoever waited for a silent server has gone."""
+        """The client that waited for a silent server has gone."""
 
 
 def _etag(content: bytes) -> str:

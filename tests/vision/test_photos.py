@@ -362,7 +362,7 @@ def test_broken_files_are_counted_named_and_left_out(folder):
     first, second = "test/dog/01.png: the file is empty", "train/cat/00.png: "
     assert message.startswith(f"3 of 51 photographs are left out: {first}, {second}")
     assert message.endswith("train/dog/99.jpg: no picture that Pillow can read")
-    assert shown[0].filename == __file__  # it points at whoever called load_photos
+    assert shown[0].filename == __file__  # it points at the caller of load_photos
     assert str(folder) not in message
     assert len(splits.skipped) == 3
     assert str(splits).endswith("2 classes (3 left out)")

@@ -90,7 +90,7 @@ def collect_remote_traces(
     run that was killed at any moment, or interrupted, continues when it is called again, as does one with
     more problems or samples; only requests in flight are lost. The file is bound to all that shapes a text,
     the model's name among it; not to the address, which changes whenever a server is started again. What
-    each reply says of its model is in the file's notes.
+    each reply says about its model is in the file's notes.
 
     A request is repeated, after pauses that grow or as Retry-After says, on status 408, 409, 429 and from
     500, after time-outs and broken connections; one whose reply is garbled or holds no text, with another

@@ -102,7 +102,7 @@ class Server:
         self._url, self._key_variable, self._model, self._parameters = url, key_variable, model, parameters
         self._key = key_variable and os.environ[key_variable].strip()
         self.client = openai.AsyncOpenAI(
-            # Without one the client takes OPENAI_API_KEY from the environment, whoever is asked.
+            # Without one the client takes OPENAI_API_KEY from the environment, whatever server is asked.
             api_key=self._key or "none",
             base_url=url,
             max_retries=retries,

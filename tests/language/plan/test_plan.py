@@ -153,21 +153,21 @@ def test_what_autograd_keeps_of_a_layer_to_the_byte(name, bf16, mask):
 def test_memory_of_comparing_all_logits(divergence, dtype):
     n, student, teacher = 64, 4096, 4100
     hidden, weight = torch.randn(n, 2), torch.randn(student, 2, requires_grad=True)
-    opinion = torch.randn(n, teacher).to(dtype)
+    teacher_logits = torch.randn(n, teacher).to(dtype)
     labels = torch.zeros(n, dtype=torch.long)
 
     def run():
         def loss():
             logits = hidden @ weight.T
             soft = soft_target_loss(
-                logits, opinion[:, :student], temperature=1.0, divergence=divergence, reduction="sum"
+                logits, teacher_logits[:, :student], temperature=1.0, divergence=divergence, reduction="sum"
             )
             return F.cross_entropy(logits, labels, reduction="sum") + soft
 
         loss().backward()
 
-    measured = peak_memory(run) + opinion.untyped_storage().nbytes()
-    planned = loss_bytes("logits", divergence, None, n, student, teacher, opinion.element_size())
+    measured = peak_memory(run) + teacher_logits.untyped_storage().nbytes()
+    planned = loss_bytes("logits", divergence, None, n, student, teacher, teacher_logits.element_size())
     assert planned == pytest.approx(measured, rel=0.02)
 
 

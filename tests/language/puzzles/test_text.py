@@ -56,7 +56,7 @@ def read_counts(text):
 
 
 def conditions(text, language):
-    """What a statement says of each cage: (names, heads, animal that gives others, feet)."""
+    """What a statement says about each cage: (names, heads, animal that gives others, feet)."""
     if language == "en":
         parts = re.findall(r"(?:A cage|Another) holds (.*?): (.*?)\.", text)
     else:
