@@ -11,10 +11,8 @@ from kdlib.course.build.execute import BUILD, RESULTS, find_root, run_course
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 1, and nothing written, if a cell fails."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kdlib course",
-        description="Execute the notebooks; copies and HTML pages land in build/course.",
-    )
+    description = "Execute the notebooks; copies and HTML pages land in build/course."
+    parser = argparse.ArgumentParser(prog="python -m kdlib course", description=description)
     add = parser.add_argument
     add("names", nargs="*", help="only these, such as 02_temperature")
     add("--record", action="store_true",

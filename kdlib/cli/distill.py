@@ -46,9 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the pipeline; 1 where that failed, with what to fix on stderr; interrupted, 130."""
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     files.add_argument("--config", metavar="FILE", help="options as YAML: a file, or a name")
-    files.add_argument(
-        "--print-config", metavar="NAME", help="print a configuration that comes with kdlib"
-    )
+    files.add_argument("--print-config", metavar="NAME", help="print a configuration of kdlib's")
     named, rest = files.parse_known_args(argv)
     try:
         if named.print_config:

@@ -16,9 +16,8 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write JSON lines; 1 where that failed, with the fix on stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kdlib export", description="Write traces as data that TRL's SFTTrainer reads."
-    )
+    description = "Write traces as data that TRL's SFTTrainer reads."
+    parser = argparse.ArgumentParser(prog="python -m kdlib export", description=description)
     add = parser.add_argument
     add("traces", type=Path, help="a file that collect_traces or `kdlib traces` has written")
     add("--tokenizer", type=Path, required=True, help="the student's folder, or its tokenizer's")

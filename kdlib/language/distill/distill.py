@@ -76,7 +76,7 @@ def distill_language_model(
         tokenizer: with a chat template. Student and tokenizer are saved with each checkpoint.
         examples: traces (anything with `statement` and `text`) or pairs (statement, completion). A completion
             is what follows the template's generation prompt, so without the `<think>\\n` that R1's contains;
-            it is closed with the end-of-text token, unless its `finished` is False. On-policy statements do.
+            it is closed with the end-of-text token, unless its `finished` is False. On-policy, statements.
         output_dir: for checkpoints, to resume from, and the trained model; `from_pretrained` reads it and
             each `checkpoint-STEP` in it (not where FSDP2 writes them in parts, SHARDED_STATE_DICT). None
             saves nothing. (With a model of type qwen2 `AutoTokenizer` takes Qwen2's tokenizer whatever the
@@ -101,8 +101,8 @@ def distill_language_model(
             1e-5 for fine-tuning a large one.
         batch_size: examples in a micro-batch; `accumulation`: micro-batches in a step.
         group_by_length: put completions of similar length into a step, which saves padding.
-        packing: lay the examples of a micro-batch end to end in fewer rows, which saves padding too and, but
-            for rounding, changes nothing else: they do not see each other.
+        packing: lay the examples of a micro-batch end to end in fewer rows, which saves padding too. They do
+            not see each other.
         seed: fixes order, dropout and sampling. Order depends on it and the number of examples alone.
         save_steps: steps between checkpoints; default a tenth of the run. The newest two are kept.
         resume: go on from the newest whole checkpoint in `output_dir`; on a CPU bit for bit as if the run had

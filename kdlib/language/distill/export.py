@@ -43,14 +43,10 @@ class Export:
 
     path: Path
     texts: int
-    tokens: int
-    """Of prompts and completions."""
-    learnt: int
-    """Tokens of completions, ends included."""
-    longest: int
-    """Tokens of the longest text, the least that SFTConfig's max_length may be."""
-    cut: int
-    """How many texts are longer than SFTConfig's default."""
+    tokens: int  # of prompts and completions
+    learnt: int  # tokens of completions, ends included
+    longest: int  # tokens of the longest text, the least that SFTConfig's max_length may be
+    cut: int  # texts that are longer than SFTConfig's default
 
     def __str__(self) -> str:
         return (
