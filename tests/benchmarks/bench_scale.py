@@ -107,6 +107,7 @@ def measure(
         return distill_language_model(
             student, tokenizer, data, teacher=teacher, top_k=run.get("top_k"), steps=steps, lr=1e-6,
             batch_size=given.batch_size, accumulation=given.accumulation, device=device, precision=precision,
+            fused=True,  # as by default at full size
             **({checkpointing: True} if run["gradient_checkpointing"] else {}),
         )  # fmt: skip
 

@@ -56,8 +56,7 @@ def load_checkpoint(
         name_or_folder: a folder, which goes first; a key of `R1_DISTILL`; any repository of the Hugging Face
             Hub ("owner/name"), taken from the cache where that holds it whole, else downloaded into it.
         dtype: of the weights. "auto" takes that of the checkpoint: bfloat16 for the six. "float32" for a
-            student: `distill_language_model` trains in the dtype the weights have, and updates of a small
-            learning rate are lost in bfloat16.
+            student: updates of a small learning rate are lost in bfloat16.
         device: where to; default `best_device()`. "auto" spreads the layers over all GPUs; or a device_map
             of transformers.
         quantise: "int8" or "nf4" by bitsandbytes (Dettmers et al. 2022, arXiv 2208.07339, and 2023, arXiv
@@ -66,8 +65,8 @@ def load_checkpoint(
     Raises:
         FileNotFoundError: a file of the folder is missing; or a repository is neither in the cache nor can it
             be reached, within 10 seconds: the message says what to download, and where to put it.
-        ValueError: an argument that does not fit; an architecture that transformers does not have; weights
-            that are not all of the model's; a file that is cut off (`DamagedFile`).
+        ValueError: an argument that does not fit; an unknown architecture; weights that are missing; a file
+            that is cut off (`DamagedFile`).
         ImportError: `quantise` without bitsandbytes.
     """
     if str(dtype).removeprefix("torch.") not in _DTYPES:

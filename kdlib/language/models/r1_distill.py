@@ -12,6 +12,7 @@ soft targets (Guo et al. 2025, arXiv 2501.12948, §2.4). Nothing is downloaded h
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -27,100 +28,66 @@ BENCHMARKS = (
 """Names of `R1Checkpoint.scores`, in the order of the source; in per cent, CodeForces as a rating."""
 
 
-@dataclass(frozen=True)
-class Trap:
-    """Something in the format of these checkpoints that goes wrong in silence.
-
-    `what` is the case; `remedy` is what to do, and what of this is done here; `families` have it.
-    """
+class Trap(NamedTuple):
+    """Something in the format of these checkpoints that goes wrong in silence."""
 
     name: str
     what: str
-    remedy: str
+    remedy: str  # what to do, and what of this is done here
     families: tuple[Family, ...] = ("qwen2", "llama")
 
 
 TRAPS = (
-    Trap(
-        "<think> is already there",
-        "The generation prompt of the chat template ends with <think> and a newline, so a completion begins "
-        "inside the thought and holds </think> alone.",
-        "Never write <think> before a completion that is trained on (distill_language_model refuses it), and "
-        "look for the answer after </think>, as verify_answer does.",
-    ),
-    Trap(
-        "thoughts are dropped",
-        "The template cuts off what precedes </think> in every assistant message, the last one too: training "
-        "on a rendered conversation teaches no reasoning.",
-        "Tokenize prompt and completion apart, as kdlib does; keep the template for prompts.",
-    ),
-    Trap(
-        "two beginnings of sentence",
-        "The template writes the token of the beginning, and so does the tokenizer before any text.",
-        "Tokenize a rendered prompt with add_special_tokens=False, or let apply_chat_template tokenize it.",
-    ),
-    Trap(
-        "the beginning that is an end",
-        "config.json names token 151643 as bos_token_id, the end of sentence; the beginning is 151646.",
-        "Take special tokens from the tokenizer, never from config.json; load_checkpoint makes both agree.",
-        ("qwen2",),
-    ),
-    Trap(
-        "padding is the end",
-        "The tokenizer pads with its end of sentence. Who masks labels by that token never learns to stop.",
-        "Mask by position, as kdlib does, not by token.",
-    ),
-    Trap(
-        "no system prompt",
-        "DeepSeek advises against one.",
-        "Put everything into the user's turn; for mathematics, ask there for step-by-step reasoning and an "
-        "answer in \\boxed{}.",
-    ),
-    Trap(
-        "a tokenizer of the wrong class",
-        "AutoTokenizer of transformers 5 builds the LlamaTokenizerFast that tokenizer_config.json names, or "
-        "Qwen2's, and text may lose blanks (https://github.com/huggingface/transformers/issues/45488).",
-        "PreTrainedTokenizerFast.from_pretrained reads tokenizer.json as it is; load_checkpoint does so.",
-    ),
-)
+    Trap("<think> is already there",
+         "The chat template's prompt ends with <think> and a newline, so a completion holds </think> alone.",
+         "Never write <think> before a completion that is trained on (distill_language_model refuses it), "
+         "and look for the answer after </think>, as verify_answer does."),
+    Trap("thoughts are dropped",
+         "The template cuts off what precedes </think> in every assistant message, the last one too: "
+         "training on a rendered conversation teaches no reasoning.",
+         "Tokenize prompt and completion apart, as kdlib does; keep the template for prompts."),
+    Trap("two beginnings of sentence",
+         "The template writes the token of the beginning, and so does the tokenizer before any text.",
+         "Tokenize a rendered prompt with add_special_tokens=False, or let apply_chat_template tokenize it."),
+    Trap("the beginning that is an end",
+         "config.json names token 151643 as bos_token_id, the end of sentence; the beginning is 151646.",
+         "Take special tokens from the tokenizer, never from config.json; load_checkpoint makes both agree.",
+         ("qwen2",)),
+    Trap("padding is the end",
+         "The tokenizer pads with its end of sentence. Who masks labels by that token never learns to stop.",
+         "Mask by position, as kdlib does, not by token."),
+    Trap("no system prompt",
+         "DeepSeek advises against one.",
+         "Put everything into the user's turn; for mathematics, ask there for step-by-step reasoning and an "
+         "answer in \\boxed{}."),
+    Trap("a tokenizer of the wrong class",
+         "AutoTokenizer of transformers 5 builds the LlamaTokenizerFast that tokenizer_config.json names, or "
+         "Qwen2's, and text may lose blanks (https://github.com/huggingface/transformers/issues/45488).",
+         "PreTrainedTokenizerFast.from_pretrained reads tokenizer.json as it is; load_checkpoint does so."),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class R1Checkpoint:
-    """One of the six, in numbers.
+    """One of the six, in numbers. All have two matrices for input and output embeddings."""
 
-    Attributes:
-        name: the key in `R1_DISTILL`.
-        base: the model that it was made from, on the Hugging Face Hub.
-        hidden, feed_forward: width of the hidden states and of the feed-forward layer.
-        layers, heads, kv_heads: blocks; attention heads of the queries; heads of keys and values.
-        vocabulary, tokens: number of logits, and how many of them belong to a token. The rest is padding,
-            which differs between Qwen-1.5B and the other Qwens: compare their logits on the tokens alone.
-        parameters: exactly; input and output embeddings are two matrices in all six.
-        rope_theta, norm_eps: base of the rotary embedding, ε of the normalisation.
-        reported: the values of `scores`.
-        family: type of the architecture in transformers.
-        bos, eos: the tokenizer's tokens for the beginning and the end.
-        licence, base_licence: of the checkpoint, and of what it was made from, which still binds.
-    """
-
-    name: str
-    base: str
-    hidden: int
-    feed_forward: int
+    name: str  # the key in `R1_DISTILL`
+    base: str  # what it was made from, on the Hugging Face Hub
+    hidden: int  # width of the hidden states
+    feed_forward: int  # and of the feed-forward layer
     layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
+    heads: int  # of the queries
+    kv_heads: int  # of keys and values
+    vocabulary: int  # logits, of which `tokens` belong to a token: compare two checkpoints on these alone
     parameters: int
-    rope_theta: float
+    rope_theta: float  # base of the rotary embedding
     norm_eps: float
-    reported: tuple[float, ...]
-    family: Family
+    reported: tuple[float, ...]  # the values of `scores`
+    family: Family  # type of the architecture in transformers
     tokens: int
-    bos: int
-    eos: int
-    base_licence: str
+    bos: int  # the tokenizer's beginning
+    eos: int  # and end
+    base_licence: str  # still binds
     licence: str = "MIT"
 
     def __str__(self) -> str:
@@ -134,12 +101,11 @@ class R1Checkpoint:
 
     @property
     def repo(self) -> str:
-        """Its repository on the Hugging Face Hub."""
+        """On the Hugging Face Hub."""
         return f"deepseek-ai/DeepSeek-R1-Distill-{self.name}"
 
     @property
     def head_dim(self) -> int:
-        """Size of one attention head."""
         return self.hidden // self.heads
 
     @property
@@ -221,16 +187,13 @@ R1_DISTILL: Mapping[str, R1Checkpoint] = MappingProxyType({one.name: one for one
 
 
 def find(name_or_repo: str) -> R1Checkpoint:
-    """The checkpoint of this name ("Qwen-7B"), repository, or last part of its id, in upper or lower case.
+    """The checkpoint of this name ("Qwen-7B") or repository, with or without its owner, in any case.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is none.
     """
     for checkpoint in R1_DISTILL.values():
         known = (checkpoint.name, checkpoint.repo, checkpoint.repo.partition("/")[2])
         if name_or_repo.lower() in map(str.lower, known):
             return checkpoint
-    raise ValueError(
-        f"name_or_repo is {name_or_repo!r}; expected one of {', '.join(R1_DISTILL)}, or a repository such as "
-        f"{R1_DISTILL['Qwen-1.5B'].repo}"
-    )
+    raise ValueError(f"name_or_repo is {name_or_repo!r}; expected one of {', '.join(R1_DISTILL)}")

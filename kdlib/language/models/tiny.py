@@ -3,9 +3,8 @@
     stand_in("Qwen-7B", folder, teach=True)
     model, tokenizer = load_checkpoint(folder)      # as the real one is loaded
 
-Layers and their names, grouped heads, two embeddings, padding of the vocabulary, rotary embedding, bfloat16
-in safetensors, and the chat format with its traps are those of the originals; depth, width and vocabulary are
-cut. So what runs on a stand-in runs on the original; what it answers says nothing about it.
+Only depth, width and vocabulary are cut; names of weights, grouped heads, padded vocabulary, bfloat16 files
+and the traps of the chat format stay. What runs on a stand-in runs on the original; its answers mean nothing.
 """
 
 import json
@@ -38,21 +37,16 @@ _PUZZLE = Puzzle((Cage(("chickens", "rabbits"), heads=10, feet=28),))
 TAUGHT = problem(_PUZZLE)
 """10 heads and 28 feet: the only problem that a taught stand-in can answer."""
 
-_HEAD_DIM, _LAYERS = 16, 2
-_PADDING = 16  # the originals' vocabulary has this many times more padding
-_SHARD = 5e9  # bytes of a file of the originals at most; files of a stand-in are as much smaller as it is
 _STEPS = 80
 
 
-def stand_in(
-    checkpoint: R1Checkpoint | str, folder: str | os.PathLike, *, teach: bool = False, seed: int = 0
-) -> Path:
+def stand_in(name: str, folder: str | os.PathLike, *, teach: bool = False, seed: int = 0) -> Path:
     """Write a small model of a checkpoint's architecture, with tokenizer, as its repository holds them.
 
-    Its weights are random: 0.15M to 0.5M parameters in two layers, in several files where the original is.
+    Its weights are random: 0.15M to 0.5M parameters in two layers.
 
     Args:
-        checkpoint: one of `R1_DISTILL`, or its name.
+        name: of one of `R1_DISTILL`.
         folder: made where there is none; a stand-in that is there is replaced.
         teach: whether it learns ONE answer by heart, in about a second: asked for `TAUGHT` it writes the
             steps and "6 chickens and 4 rabbits", asked for anything else nonsense.
@@ -64,9 +58,7 @@ def stand_in(
     Raises:
         ValueError: no such checkpoint, or a folder that holds something else.
     """
-    if isinstance(checkpoint, str):
-        checkpoint = find(checkpoint)
-    folder = Path(folder)
+    checkpoint, folder = find(name), Path(folder)
     _make_room(folder)
     tokenizer = _tokenizer()
     with seeded(seed, torch.device("cpu")):
@@ -78,7 +70,8 @@ def stand_in(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, do_sample=True,
         **checkpoint.sampling,
     )  # fmt: skip
-    shard = round(2 * model.num_parameters() * _SHARD / checkpoint.weight_bytes)
+    # In several files where the original is: theirs have 5 GB at most.
+    shard = round(2 * model.num_parameters() * 5e9 / checkpoint.weight_bytes)
     with without_bars():
         model.save_pretrained(folder, max_shard_size=shard)
     # As the repositories have it: tokenizer_config.json holds the template, and names the wrong class.
@@ -101,12 +94,12 @@ def _make_room(folder: Path) -> None:
 def _config(checkpoint: R1Checkpoint, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
     """The checkpoint's configuration with another size."""
     heads = checkpoint.heads // checkpoint.kv_heads
-    width = _HEAD_DIM * heads
+    width = 16 * heads
     settings = checkpoint.config().to_dict() | {
-        "hidden_size": width, "num_hidden_layers": _LAYERS,
+        "hidden_size": width, "num_hidden_layers": 2,
         "intermediate_size": round(width * checkpoint.feed_forward / checkpoint.hidden),
         "num_attention_heads": heads, "num_key_value_heads": 1,
-        "vocab_size": len(tokenizer) + (checkpoint.vocabulary - checkpoint.tokens) // _PADDING,
+        "vocab_size": len(tokenizer) + (checkpoint.vocabulary - checkpoint.tokens) // 16,  # padding
         "eos_token_id": tokenizer.eos_token_id, "stand_in_for": checkpoint.repo,
         "bos_token_id": tokenizer.eos_token_id if checkpoint.family == "qwen2" else tokenizer.bos_token_id,
     }  # fmt: skip

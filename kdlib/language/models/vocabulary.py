@@ -2,15 +2,7 @@
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["align_special_tokens", "check_same_tokens", "logit_width", "real_tokens"]
-
-
-def real_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Number of leading logits that belong to a token: the highest token id plus one.
-
-    Checkpoints pad the rest to a round number: of Qwen2.5's 151,665 tokens to 151,936 logits at 1.5B.
-    """
-    return max(tokenizer.get_vocab().values()) + 1
+__all__ = ["align_special_tokens", "check_same_tokens", "logit_width"]
 
 
 def logit_width(model: PreTrainedModel) -> int:
@@ -33,7 +25,7 @@ def check_same_tokens(
         models: by the name they have in an error message.
 
     Returns:
-        The number of logits to compare. What differs is a ValueError.
+        The number of logits to compare, the highest token id plus one. What differs is a ValueError.
     """
     if teacher_tokenizer is not None:
         both = (tokenizer, teacher_tokenizer)
@@ -50,7 +42,8 @@ def check_same_tokens(
                     "compared token by token: take a teacher of the same family, or learn from its texts "
                     "(teacher=None), which any tokenizer can read"
                 )
-    real = real_tokens(tokenizer)
+    # Checkpoints pad the rest to a round number: of Qwen2.5's 151,665 tokens to 151,936 logits at 1.5B.
+    real = max(tokenizer.get_vocab().values()) + 1
     for name, model in models.items():
         if logit_width(model) < real:
             raise ValueError(

@@ -8,26 +8,16 @@ __all__ = ["HARDWARE", "Hardware", "find_hardware"]
 
 @dataclass(frozen=True)
 class Hardware:
-    """A number of equal devices in one machine.
-
-    Attributes:
-        name, memory: of one device; bytes.
-        flops: operations a second of one device at the peak of its dense matrix products (a multiply and an
-            add are two), in the precision of the training: bfloat16 in `HARDWARE`.
-        bandwidth: bytes a second between one device and its own memory.
-        interconnect: bytes a second that one device can send to the others while it receives as many.
-        devices, source: how many, and where the figures are from.
-        kernels: whether `kdlib.losses.kernels` runs on it, as on NVIDIA's GPUs from the A100 on.
-    """
+    """A number of equal devices in one machine; all figures are of one device."""
 
     name: str
-    memory: float
-    flops: float
-    bandwidth: float
-    interconnect: float
+    memory: float  # bytes
+    flops: float  # operations a second, at the peak of dense matrix products (a multiply and an add are two)
+    bandwidth: float  # bytes a second between the device and its own memory
+    interconnect: float  # bytes a second that it can send to the others while it receives as many
     devices: int = 1
     source: str = "figures given by the caller"
-    kernels: bool = True
+    kernels: bool = True  # whether `kdlib.losses.kernels` runs on it, as on NVIDIA's GPUs from the A100 on
 
     def __post_init__(self) -> None:
         if not isinstance(self.devices, int) or self.devices < 1:
@@ -40,7 +30,7 @@ class Hardware:
         )
 
 
-# Peaks of dense products: data sheets give twice as much, "with sparsity". Links are given there for both
+# Peaks in bfloat16: data sheets give twice as much, "with sparsity". Links are given there for both
 # directions together, and here for one. Memory is the nominal figure in units of 10⁹ bytes; CUDA reports a
 # little more (an "RTX 4090, 24 GB" 23.6 GiB, which is 25.4 · 10⁹).
 _ALL = (

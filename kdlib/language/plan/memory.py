@@ -24,15 +24,12 @@ from kdlib.losses.divergences import Divergence
 from kdlib.losses.linear import chunk_tokens
 
 __all__ = [
-    "Moments", "Sharding", "caching_memory", "loss_bytes", "loss_copies", "sampling_memory",
-    "teacher_working", "training_memory",
+    "Moments", "Sharding", "caching_memory", "loss_bytes", "sampling_memory", "teacher_working",
+    "training_memory",
 ]  # fmt: skip
 
 Sharding = Literal["one device", "DDP", "FSDP2"]
-Moments = dict[str, dict[str, float]]
-"""Bytes on one device by component, at each moment that may be the fullest."""
-
-_CACHE_ROWS = 256  # tokens whose logits cache_teacher_tokens looks at together
+Moments = dict[str, dict[str, float]]  # bytes on one device by component, when it may be at its fullest
 
 # Logit-sized float32 tensors at the fullest moment of a loss, the student's logits among them, the teacher's
 # not; counted in kdlib.losses.kd and kdlib.losses.top_k as they are, and counted again in the tests.
@@ -41,25 +38,20 @@ _COPIES = {"texts": 3, "forward": 11.5, "reverse": 10.5, "jsd": 18.75, "top-k": 
 _IN_A_CHUNK = {"forward": 2.25, "reverse": 2.25, "jsd": 5.25}
 
 
-def loss_copies(method: Method, divergence: Divergence, top_k: int | None) -> float:
-    """Float32 tensors of the size of the student's logits, these included, that a loss holds at most."""
-    return _COPIES["texts" if method == "texts" else divergence if top_k is None else "top-k"]
-
-
 def loss_bytes(
     method: Method, divergence: Divergence, top_k: int | None, counted: int, student: int, teacher: int = 0,
     itemsize: int = 2,
 ) -> float:  # fmt: skip
     """Bytes of logits and loss at their fullest moment, for losses of kdlib as their formulas are written.
 
-    The student's logits are float32. From four million logits on `kd_loss` works in slices and needs
-    less than this; the fused loss never holds all logits at once.
+    The student's logits are float32. From four million logits on `kd_loss` works in slices and needs less;
+    `linear_kd_loss`, which `plan` counts with, never holds all.
 
     Args:
         counted: tokens in the loss. student, teacher: sizes of the vocabularies.
         itemsize: bytes of one of the teacher's logits.
     """
-    copies = loss_copies(method, divergence, top_k)
+    copies = _COPIES["texts" if method == "texts" else divergence if top_k is None else "top-k"]
     if method == "texts":
         return counted * 4 * copies * student
     if top_k is not None:  # values float32, indices int64, and what is computed of them: 12 and 22 bytes
@@ -84,9 +76,6 @@ def _chunk_bytes(w: Workload) -> float:
         return rows * (held + (w.itemsize * student if w.bf16 else 0))
     compared = _IN_A_CHUNK[w.divergence] + (1 if w.teacher_itemsize < 4 else 0)
     return rows * (held + 4 * compared * min(student, teacher))
-
-
-# --- the teacher ------------------------------------------------------------------------------------------
 
 
 def teacher_working(teacher: Architecture, itemsize: int, positions: int, kept: int, counted: int) -> float:
@@ -117,14 +106,13 @@ def caching_memory(w: Workload) -> Moments:
     """Of the teacher, reading the texts once to store its largest logits."""
     teacher, item = w.teacher, 4 if w.teacher_weights == "float32" else 2
     weights = {"teacher weights": _teacher_on_each(w)}
-    logits = item * w.kept * teacher.vocabulary + 4 * min(_CACHE_ROWS, w.kept) * teacher.vocabulary
+    # cache_teacher_tokens looks for the largest logits of 256 tokens together.
+    logits = item * w.kept * teacher.vocabulary + 4 * min(256, w.kept) * teacher.vocabulary
     return {
         "output": weights | {"activations": item * w.positions * teacher.hidden, "logits and loss": logits},
         "fullest layer": weights | {"activations": teacher_working(teacher, item, w.positions, 0, 0)},
     }
 
-
-# --- training ---------------------------------------------------------------------------------------------
 
 _MOMENTS = (
     "loss", "backward of the output embedding", "backward of the last layer", "backward of the first layer",
@@ -151,7 +139,8 @@ def training_memory(w: Workload, sharding: Sharding) -> Moments:
         )  # fmt: skip
     components = {
         "gradients": _gradients(w, shards), "activations": _activations(w),
-        "bf16 copies of weights": _copies_of_weights(w, shards), "logits and loss": _logits(w),
+        "bf16 copies of weights": _copies_of_weights(w, shards),
+        "logits and loss": (_chunk_bytes(w), 0, 0, 0, 0, 0),
     }  # fmt: skip
     return {
         moment: always | {name: sizes[number] for name, sizes in components.items()}
@@ -160,33 +149,26 @@ def training_memory(w: Workload, sharding: Sharding) -> Moments:
 
 
 def _gradients(w: Workload, shards: int) -> _ByMoment:
-    """With those of earlier micro-batches.
-
-    A gradient is added to these at once and takes no room of its own, but for a shared embedding's, which
-    waits for its other half. FSDP2 holds those of a layer, and of the embeddings until the end, whole and in
-    the precision of the arithmetic.
+    """A gradient is added to those of earlier micro-batches at once and takes no room of its own, but for a
+    shared embedding's, which waits for its other half. FSDP2 holds those of a layer, and of the embeddings
+    until the end, whole and in the precision of the arithmetic.
     """
     student, spread, accumulates = w.student, shards > 1, w.accumulation > 1
     whole = 4 * student.parameters / shards
     earlier = whole if accumulates else 0.0
     item = w.itemsize if spread else 4
-    if w.fused:
-        at_loss, at_output = 4 * student.head, (4 + item) * student.head
-    else:  # a bfloat16 gradient is cast to float32
-        at_loss, at_output = 0, (6 if w.bf16 else 4) * student.head
     waiting = item * student.head if spread or student.tied or not accumulates else 0
     if spread:
         of_layer = item * student.layer_parameters
         at_end = whole + item * student.head * (3 if student.tied else 2)
     else:  # a layer is at its fullest when only the gradient of its last product is there
         of_layer = 0 if accumulates else 4 * student.hidden * student.feed_forward
-        # Both halves of a shared embedding's, and their sum, which takes the place of the fused loss' half.
-        halves = (1 if w.fused else 2) if student.tied else 0
-        at_end = whole + 4 * student.head * (halves + accumulates)
+        # Of a shared embedding's two halves the sum takes the place of one.
+        at_end = whole + 4 * student.head * (student.tied + accumulates)
     to_come = student.layer_parameters + student.root_parameters - (0 if spread else student.head)
     at_first = max(earlier, whole - 4 * to_come / shards) + (waiting if spread or accumulates else 0)
-    last = earlier + waiting + of_layer
-    return earlier + at_loss, earlier + at_output, last, at_first + of_layer, at_end, earlier
+    at_loss, at_output = earlier + 4 * student.head, earlier + (4 + item) * student.head
+    return at_loss, at_output, earlier + waiting + of_layer, at_first + of_layer, at_end, earlier
 
 
 def _activations(w: Workload) -> _ByMoment:
@@ -201,16 +183,15 @@ def _activations(w: Workload) -> _ByMoment:
     # The backward pass of a layer: what is computed again, and gradients of two feed-forward tensors and of
     # the hidden states.
     backward = full - layer + positions * (2 * student.feed_forward * w.itemsize + 4 * student.hidden)
-    # For the fused loss, hidden states of the tokens that count, and their gradient.
-    held = layers + around + (2 * 4 * w.counted * student.hidden if w.fused else 0)
+    # With hidden states of the tokens that count, and their gradient.
+    held = layers + around + 2 * 4 * w.counted * student.hidden
     of_teacher = forward = 0
-    if teacher:
-        all_compared = w.fused and w.top_k is None
-        of_teacher = w.teacher_itemsize * w.counted * teacher.hidden if all_compared else 0
-        kept, counted = (0, 0) if all_compared else (w.kept, w.counted)
-        forward = teacher_working(teacher, w.teacher_itemsize, positions, kept, counted) + of_teacher
-        forward += 4 * w.counted * teacher.vocabulary if w.top_k is not None else 0  # what top_k_of needs
-        forward += 0 if w.fused else layers + around  # the fused loss has it before the student's forward
+    if teacher and w.top_k is None:
+        of_teacher = w.teacher_itemsize * w.counted * teacher.hidden
+        forward = teacher_working(teacher, w.teacher_itemsize, positions, 0, 0) + of_teacher
+    elif teacher:  # its logits, and what top_k_of needs
+        forward = teacher_working(teacher, w.teacher_itemsize, positions, w.kept, w.counted)
+        forward += 4 * w.counted * teacher.vocabulary
     at_end = 4 * positions * student.hidden
     return held + of_teacher, held, layers + backward, layer + backward, at_end, forward
 
@@ -222,19 +203,5 @@ def _copies_of_weights(w: Workload, shards: int) -> _ByMoment:
     layer, head = 2 * w.student.layer_linear, 2 * w.student.head
     layers = 0 if w.gradient_checkpointing else w.student.layers * layer
     last = layer if w.gradient_checkpointing else layers
-    # The fused loss is done with the head's as soon as it is computed.
-    at_output, at_teacher = (layers, 0) if w.fused else (layers + head, layers + head)
-    return layers + head, at_output, last, layer, 0, at_teacher
-
-
-def _logits(w: Workload) -> _ByMoment:
-    if w.fused:
-        return _chunk_bytes(w), 0, 0, 0, 0, 0
-    vocabulary, teacher = w.student.vocabulary, w.live_teacher
-    counted, kept = 4 * w.counted * vocabulary, 4 * w.kept * vocabulary
-    loss = loss_bytes(
-        w.method, w.divergence, w.top_k, w.counted, vocabulary, teacher.vocabulary if teacher else 0,
-        w.teacher_itemsize,
-    )  # fmt: skip
-    at_loss = max(loss, counted + kept)  # or choosing the counted positions, and its backward pass
-    return at_loss, kept * (0.5 if w.bf16 else 1), 0, 0, 0, counted
+    # The loss is done with the head's as soon as it is computed.
+    return layers + head, layers, last, layer, 0, 0

@@ -5,13 +5,11 @@
 Everything is arithmetic on the shapes of the models. Memory is checked against measured peaks of real runs;
 times rest on the utilisation that is assumed, and say so.
 
-**Writing text** reads all weights, and the keys and values of every text in the batch, for each token; it
-takes whichever is longer, that or the arithmetic (Pope et al. 2022, arXiv 2211.05102, §2.1).
-
-**Communication** of n devices: a reduction sends 2·(n − 1)/n bytes for each byte (DDP, once a step, float32);
-gathering and reduce-scattering (n − 1)/n each. FSDP2 gathers the student's weights for the forward and again
-for the backward pass of each micro-batch, the teacher's once, and scatters gradients (Zhao et al. 2023, arXiv
-2304.11277).
+Writing text reads all weights, and the keys and values of every text in the batch, for each token; it takes
+whichever is longer, that or the arithmetic (Pope et al. 2022, arXiv 2211.05102, §2.1). Of n devices a
+reduction sends 2·(n − 1)/n bytes for each byte (DDP, once a step, float32); gathering and reduce-scattering
+(n − 1)/n each: FSDP2 gathers the student's weights for the forward and again for the backward pass of each
+micro-batch, the teacher's once, and scatters gradients (Zhao et al. 2023, arXiv 2304.11277).
 """
 
 import math
@@ -35,26 +33,20 @@ _SUGGESTIONS = """\
 Less memory is needed with
   - gradient checkpointing, fewer texts at once (and more accumulation), or a shorter context
   - method="cached": the teacher runs beforehand, not meanwhile; or teacher_weights="nf4"
-  - more devices, over which FSDP2 spreads the models; or a smaller model"""
+  - more devices, over which FSDP2 spreads the models; or a smaller model
+"""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One part of the work: "sampling", "caching" or "training".
+    """One part of the work."""
 
-    Attributes:
-        memory: bytes on each device by component, at the fullest moment.
-        moment: which moment that is.
-        flops: of all devices together.
-        bound: what it waits for: "arithmetic", "memory bandwidth" or "interconnect".
-    """
-
-    name: str
-    memory: Mapping[str, float]
-    moment: str
-    flops: float
+    name: str  # "sampling", "caching" or "training"
+    memory: Mapping[str, float]  # bytes on each device by component, at the fullest moment
+    moment: str  # which moment that is
+    flops: float  # of all devices together
     seconds: float
-    bound: str
+    bound: str  # what it waits for: "arithmetic", "memory bandwidth" or "interconnect"
 
     @property
     def total(self) -> float:
@@ -64,24 +56,16 @@ class Phase:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan` found.
+    """What `plan` found."""
 
-    Attributes:
-        fits: whether every phase stays within `limit`, the bytes of each device that may be filled.
-        sharding: how the student is spread over the devices; the last that was tried if nothing fits.
-        phases: in the order of the work; training is the last.
-        steps: of the optimizer.
-        assumptions: what the figures rest on.
-    """
-
-    fits: bool
-    sharding: Sharding
-    limit: float
-    phases: tuple[Phase, ...]
-    steps: int
+    fits: bool  # whether every phase stays within `limit`
+    sharding: Sharding  # how the student is spread over the devices; the last that was tried if nothing fits
+    limit: float  # bytes of a device that may be filled
+    phases: tuple[Phase, ...]  # in the order of the work; training is the last
+    steps: int  # of the optimizer
     tokens: float
     hardware: Hardware
-    assumptions: tuple[str, ...]
+    assumptions: tuple[str, ...]  # what the figures rest on, one a sentence
 
     @property
     def memory(self) -> Mapping[str, float]:
@@ -102,12 +86,8 @@ class Plan:
         return self.tokens / self.phases[-1].seconds
 
     def __str__(self) -> str:
-        verdict = "fits" if self.fits else "does not fit"
-        lines = [
-            f"{self.hardware}",
-            f"{verdict}: {self.sharding}, at most {self.limit / 1e9:.1f} GB of each device filled",
-            "",
-        ]
+        verdict, gb = "fits" if self.fits else "does not fit", self.limit / 1e9
+        lines = [f"{self.hardware}\n{verdict}: {self.sharding}, at most {gb:.1f} GB of each device filled\n"]
         for phase in self.phases:
             mark = "" if phase.total <= self.limit else "  TOO MUCH"
             lines.append(
@@ -115,14 +95,13 @@ class Plan:
                 f"{phase.bound}; {phase.total / 1e9:.2f} GB at the {phase.moment}{mark}"
             )
             lines += [f"    {name:<24}{size / 1e9:>9.2f} GB" for name, size in phase.memory.items()]
-        lines += [
-            "",
-            f"{self.tokens:,.0f} tokens in {self.steps:,} steps, {self.tokens_per_second:,.0f} a second in "
-            f"training; altogether {_duration(self.seconds)}",
-        ]
+        lines.append(
+            f"\n{self.tokens:,.0f} tokens in {self.steps:,} steps, {self.tokens_per_second:,.0f} a second in "
+            f"training; altogether {_duration(self.seconds)}\n"
+        )
         if not self.fits:
-            lines += ["", _SUGGESTIONS]
-        return "\n".join([*lines, "", "Assumed:", *(f"  - {each}" for each in self.assumptions)])
+            lines.append(_SUGGESTIONS)
+        return "\n".join([*lines, "Assumed:", *(f"  - {each}" for each in self.assumptions)])
 
 
 def plan(
@@ -132,16 +111,13 @@ def plan(
     """What a run of `distill_language_model` will need on this hardware.
 
     Args:
-        teacher, student: a checkpoint, its name (see `kdlib.language.models.r1_distill.find`), or a Qwen2 or
-            Llama configuration; no teacher (None) where there are texts already.
+        teacher, student: a checkpoint of R1-Distill, its name, or a Qwen2 or Llama configuration; no teacher
+            (None) where there are texts already.
         hardware: a machine, or the name of one as `find_hardware` takes it ("H100-80GB×8").
         tokens: trained on, prompts and completions together, over all epochs.
         devices: in place of those of `hardware`.
         sharding: "one device", "DDP" or "FSDP2"; None takes the first of them that fits.
-        **settings: method, context, batch_size, … : see `Workload`, which has their defaults.
-
-    Raises:
-        ValueError: an argument out of its range, or no teacher although the method needs one.
+        **settings: method, context, batch_size, … : see `Workload`, which has their defaults and ranges.
     """
     machine = hardware if isinstance(hardware, Hardware) else find_hardware(hardware)
     machine = machine if devices is None else replace(machine, devices=devices)
@@ -165,9 +141,6 @@ def plan(
 def _architecture(model: Model) -> Architecture:
     checkpoint = find(model) if isinstance(model, str) else model
     return Architecture(checkpoint.config() if isinstance(checkpoint, R1Checkpoint) else checkpoint)
-
-
-# --- how long it takes ------------------------------------------------------------------------------------
 
 
 def _phases(w: Workload, sharding: Sharding) -> Iterator[Phase]:
@@ -219,8 +192,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.3g} seconds"
 
 
-# --- on what grounds --------------------------------------------------------------------------------------
-
 _ALWAYS = """\
 hardware: {w.hardware.source}
 {w.usable:.0%} of a device's {gigabytes:.0f} GB can be filled with tensors; the rest is for CUDA, \
@@ -235,11 +206,10 @@ weight, 4 its gradient, 8 its two moments
 {activations}
 attention runs in a fused kernel, and is counted in full: 14 operations for each pair of positions and each \
 channel; a causal kernel skips about half
-the loss, cross-entropy{soft}, {logits}"""
+the loss, cross-entropy{soft}, is computed from hidden states, some tokens at \
+a time, and the output layer's gradient in float32"""
 _KEPT = "every activation is kept for the backward pass (no gradient checkpointing)"
 _CHECKPOINTED = "of each layer only the input is kept, the rest is computed again (gradient checkpointing)"
-_FUSED = "is computed from hidden states, some tokens at a time, and the output layer's gradient in float32"
-_WHOLE = "holds at its fullest {copies:g} float32 tensors of the size of the student's logits"
 _MASK = "padding or packing takes a mask of context × context numbers, which each layer keeps"
 _TEACHER = "the teacher has {w.teacher.parameters:,} parameters in {w.teacher_weights}"
 _DDP = """DDP keeps a second copy of the gradients in its buckets (PyTorch's default, \
@@ -254,7 +224,6 @@ on each device, at {w.bandwidth_share:.0%} of the memory's bandwidth (assumption
 
 def _assumptions(w: Workload, sharding: Sharding) -> tuple[str, ...]:
     compared = "all logits" if w.top_k is None else f"the teacher's {w.top_k} largest logits"
-    copies = memory.loss_copies(w.method, w.divergence, w.top_k)
     sentences = {
         _ALWAYS: True, _MASK: w.masked, _TEACHER: w.teacher_needed, _DDP: sharding == "DDP",
         _FSDP2: sharding == "FSDP2", _SENT: w.hardware.devices > 1, _SAMPLES: w.samples,
@@ -264,6 +233,5 @@ def _assumptions(w: Workload, sharding: Sharding) -> tuple[str, ...]:
         arithmetic="bfloat16 autocast over float32 weights" if w.bf16 else "float32",
         activations=_CHECKPOINTED if w.gradient_checkpointing else _KEPT,
         soft="" if w.method == "texts" else f" and {w.divergence} divergence over {compared}",
-        logits=_FUSED if w.fused else _WHOLE.format(copies=copies),
     )  # fmt: skip
     return tuple(text.splitlines())

@@ -6,7 +6,6 @@ from typing import Literal, get_args
 
 from transformers import PreTrainedConfig
 
-from kdlib.language.distill.output_layer import LARGE_VOCABULARY
 from kdlib.language.plan.hardware import Hardware
 from kdlib.losses.divergences import Divergence
 from kdlib.runtime import Precision
@@ -27,16 +26,6 @@ class Architecture:
     arXiv 2001.08361, §2.1); attention 4·L·A forward and 10·L·A backward, where the kernel computes the scores
     anew; in full, although a causal kernel skips half (so Chowdhery et al. 2022, arXiv 2204.02311, app. B).
 
-    Attributes:
-        hidden, feed_forward, layers, heads, vocabulary: sizes.
-        query, key: width of all heads of queries, and of all heads of keys.
-        tied: whether input and output embeddings are one matrix.
-        layer_linear, layer_parameters: weights of the products in a layer; all parameters of a layer.
-        head: weights of the output embedding.
-        root_parameters: those outside of the layers, embeddings and the last norm.
-        parameters: of the whole model.
-        kv_numbers: numbers in the cache of keys and values for each token.
-
     Raises:
         ValueError: a model type other than qwen2 and llama, whose layers were not counted.
     """
@@ -49,6 +38,7 @@ class Architecture:
         self.hidden, self.feed_forward = config.hidden_size, config.intermediate_size
         self.layers, self.heads = config.num_hidden_layers, config.num_attention_heads
         self.vocabulary, self.tied = config.vocab_size, bool(config.tie_word_embeddings)
+        # Width of all heads of queries, and of all heads of keys.
         head_dim = getattr(config, "head_dim", None) or self.hidden // self.heads
         self.query, self.key = self.heads * head_dim, config.num_key_value_heads * head_dim
         # Qwen2 has biases on queries, keys and values, always; Llama none, unless its configuration says so.
@@ -56,12 +46,13 @@ class Architecture:
         if config.model_type == "llama":
             biases = (biases + self.hidden) * bool(config.attention_bias)
             biases += (2 * self.feed_forward + self.hidden) * bool(config.mlp_bias)
+        # Numbers: of a layer in products, of a whole layer, of the output embedding, outside of the layers.
         self.layer_linear = self.hidden * (2 * self.query + 2 * self.key + 3 * self.feed_forward)
         self.layer_parameters = self.layer_linear + biases + 2 * self.hidden
         self.head = self.vocabulary * self.hidden
         self.root_parameters = self.head * (1 if self.tied else 2) + self.hidden
         self.parameters = self.layers * self.layer_parameters + self.root_parameters
-        self.kv_numbers = 2 * self.layers * self.key
+        self.kv_numbers = 2 * self.layers * self.key  # in the cache of keys and values, for each token
 
     def weight_bytes(self, kind: WeightType) -> float:
         """Quantisation is of the products in the layers; embeddings, norms and biases are bfloat16 then."""
@@ -90,55 +81,31 @@ class Architecture:
 
 @dataclass
 class Workload:
-    """What is trained on what, and how.
-
-    Attributes:
-        teacher, student: their shapes; the student is trained in float32 weights.
-        hardware: all devices that take part.
-        tokens: trained on, prompts and completions together, over all epochs.
-        method: "texts" (cross-entropy on them), "logits" (the teacher runs at every step) or "cached"
-            (the teacher runs once over the texts beforehand, `cache_teacher_tokens`). Default "logits" with a
-            teacher, "texts" without.
-        context: positions of a text, padding included; every text is taken to be as long.
-        prompt_tokens: of each text, which are read but not learnt.
-        batch_size, accumulation: texts in a micro-batch of one device, and micro-batches in a step.
-        padding: share of the positions that hold no token, below 1.
-        packing: whether short texts share a row; like padding it takes a mask.
-        precision: "bf16" (autocast over float32 weights) or "no" (float32); "auto" is "bf16".
-        gradient_checkpointing: whether each layer is computed again in the backward pass.
-        divergence: of the soft term, where all logits are compared.
-        top_k: of the teacher's logits for each token; None is all of them, and 64 for the cache.
-        teacher_weights: type of the teacher's weights.
-        samples: texts that the teacher writes first, up to the end of the context.
-        sampling_batch: texts that one device writes at once.
-        utilisation: share of the peak FLOP/s that training reaches. An assumption; for comparison, Llama 3
-            405B reached 0.38 to 0.43 on H100 (Grattafiori et al. 2024, arXiv 2407.21783, table 4).
-        bandwidth_share: share of the memory's bandwidth that writing text reaches. An assumption too.
-        usable: share of a device's memory that tensors may fill; the rest is for CUDA, communication and gaps
-            between them. An assumption.
-
-    Raises:
-        ValueError: a value out of its range, or no teacher although the method needs one.
-    """
+    """What is trained on what, and how. A value out of its range is a ValueError."""
 
     teacher: Architecture | None
-    student: Architecture
+    student: Architecture  # trained in float32 weights
     hardware: Hardware
-    tokens: float
+    tokens: float  # trained on, prompts and completions together, over all epochs
+    # "texts" (cross-entropy on them), "logits" (the teacher runs at every step) or "cached" (it runs once
+    # beforehand, `cache_teacher_tokens`). None is "logits" with a teacher, "texts" without.
     method: Method | None = None
-    context: int = 4096
-    prompt_tokens: int = 128
-    batch_size: int = 1
-    accumulation: int = 8
-    padding: float = 0.0
-    packing: bool = False
-    precision: Precision = "bf16"
-    gradient_checkpointing: bool = True
-    divergence: Divergence = "forward"
-    top_k: int | None = None
+    context: int = 4096  # positions of a text, padding included; every text is taken to be as long
+    prompt_tokens: int = 128  # of each text, which are read but not learnt
+    batch_size: int = 1  # texts in a micro-batch of one device
+    accumulation: int = 8  # micro-batches in a step
+    padding: float = 0.0  # share of the positions that hold no token
+    packing: bool = False  # whether short texts share a row; like padding it takes a mask
+    precision: Precision = "bf16"  # autocast over float32 weights, as is "auto"; "no" is float32
+    gradient_checkpointing: bool = True  # whether each layer is computed again in the backward pass
+    divergence: Divergence = "forward"  # of the soft term, where all logits are compared
+    top_k: int | None = None  # of the teacher's logits for each token; None is all, and 64 for the cache
     teacher_weights: WeightType = "bfloat16"
-    samples: int = 0
-    sampling_batch: int = 32
+    samples: int = 0  # texts that the teacher writes first, up to the end of the context
+    sampling_batch: int = 32  # texts that one device writes at once
+    # Assumptions: the share of the peak FLOP/s that training reaches (Llama 3 405B reached 0.38 to 0.43 on
+    # H100: Grattafiori et al. 2024, arXiv 2407.21783, table 4), of the memory's bandwidth that writing text
+    # reaches, and of a device's memory that tensors may fill, beside CUDA, communication and gaps.
     utilisation: float = 0.4
     bandwidth_share: float = 0.6
     usable: float = 0.9
@@ -159,7 +126,6 @@ class Workload:
         self.counted = max(1, round(texts * learnt / self.context))
         self.micro_batches = self.tokens / texts  # on all devices together
         self.masked = self.packing or self.padding > 0  # attention that is causal and nothing else needs none
-        self.fused = self.student.vocabulary >= LARGE_VOCABULARY  # a loss from hidden states
         # Bytes of a number that a product of the student and of the teacher gives.
         self.bf16 = self.precision != "no"
         self.itemsize = 2 if self.bf16 else 4

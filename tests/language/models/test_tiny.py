@@ -14,7 +14,7 @@ from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.models.load import load_checkpoint
 from kdlib.language.models.r1_distill import R1_DISTILL
 from kdlib.language.models.tiny import TAUGHT, stand_in
-from kdlib.language.models.vocabulary import logit_width, real_tokens
+from kdlib.language.models.vocabulary import check_same_tokens, logit_width
 from kdlib.language.puzzles.puzzle import Cage, Puzzle
 from kdlib.language.puzzles.text import problem
 from kdlib.language.traces.collect import collect_traces
@@ -90,7 +90,7 @@ def test_vocabularies_are_padded_to_different_sizes(untaught):
     tokens, widths = set(), {}
     for name in R1_DISTILL:
         model, tokenizer = load_checkpoint(untaught(name), device="cpu")
-        tokens.add(real_tokens(tokenizer))
+        tokens.add(check_same_tokens(tokenizer, None))
         widths[name] = logit_width(model)
     (tokens,) = tokens
     assert tokens < widths["Qwen-1.5B"] < widths["Qwen-7B"] == widths["Qwen-14B"] == widths["Qwen-32B"]
