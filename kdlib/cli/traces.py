@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from kdlib.language.models.load import load_checkpoint
 from kdlib.language.problems import load_problems
-from kdlib.language.traces.collect import collect_traces
+from kdlib.language.traces.collect import collect_traces, load_traces
 from kdlib.language.traces.remote import BudgetReached, TracesMissing, collect_remote_traces
 from kdlib.language.traces.select import trace_report
 
@@ -34,25 +34,26 @@ key; GSM8K's files can be read as they are.
 """
 
 
-# What is not given stays out of the options: the functions have the defaults.
-LOCAL = {
-    "batch-size": {"type": int, "help": "traces written at once (256)"},
-    "dtype": {"help": "of the weights (auto)"},
-    "device": {"help": "where it runs (the accelerator, if there is one)"},
-    "quantise": {"help": "how the weights are packed (not at all)"},
+# Option: what it goes with, how it is read, help. What is not given is left to the functions' defaults.
+OPTIONS = {
+    "samples": ("", int, "of each problem (4)"),
+    "temperature": ("", float, "of sampling (0.6)"),
+    "top-p": ("", float, "share of the most probable tokens (0.95)"),
+    "max-new-tokens": ("", int, "where a trace is cut off (1024; with --url 32768)"),
+    "seed": ("", int, "of the samples (0)"),
+    "batch-size": ("teacher", int, "traces written at once (256)"),
+    "dtype": ("teacher", str, "of the weights (auto)"),
+    "device": ("teacher", str, "where it runs (the accelerator, if there is one)"),
+    "quantise": ("teacher", str, "how the weights are packed (not at all)"),
+    "concurrency": ("url", int, "requests at once (8)"),
+    "key-variable": ("url", str, "name of the environment variable with the key (none)"),
+    "token-budget": ("url", int, "output tokens to spend at most"),
+    "cost-budget": ("url", float, "dollars to spend at most; needs --prices"),
+    "prices": ("url", float, "dollars per million input tokens, and output tokens"),
+    "retries": ("url", int, "of a request that failed (8)"),
+    "timeout": ("url", float, "seconds without an answer until a request has failed (1800)"),
+    "extra-body": ("url", json.loads, "more for each request, as JSON"),
 }
-REMOTE = {
-    "concurrency": {"type": int, "help": "requests at once (8)"},
-    "key-variable": {"metavar": "NAME", "help": "environment variable with the key (none)"},
-    "token-budget": {"type": int, "help": "output tokens to spend at most"},
-    "cost-budget": {"type": float, "help": "dollars to spend at most; needs --prices"},
-    "prices": {
-        "type": float, "nargs": 2, "metavar": ("INPUT", "OUTPUT"), "help": "dollars per million tokens",
-    },
-    "retries": {"type": int, "help": "of a request that failed (8)"},
-    "timeout": {"type": float, "help": "seconds without an answer until a request has failed (1800)"},
-    "extra-body": {"type": json.loads, "metavar": "JSON", "help": "more for each request"},
-}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,38 +61,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = vars(parser.parse_args(argv))
     problems, path, url, model, teacher = (
-        options.pop(name) for name in ("problems", "out", "url", "model", "teacher")
+        options.pop(name, None) for name in ("problems", "out", "url", "model", "teacher")
     )
     if (url is None) == (teacher is None) or (model is None) != (url is None):
         parser.error("expected --url with --model, or --teacher")
-    for name in LOCAL if teacher is None else REMOTE:
-        if name.replace("-", "_") in options:
-            parser.error(f"--{name} goes with {'--teacher' if teacher is None else '--url'} only")
+    for name, (side, *_) in OPTIONS.items():
+        if side == ("url" if url is None else "teacher") and name.replace("-", "_") in options:
+            parser.error(f"--{name} goes with --{side} only")
+    status = 0
     try:
         problems = load_problems(problems)
-        with warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter("always", BudgetReached)
-            if teacher is None:
+        if teacher is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", BudgetReached)
                 traces = collect_remote_traces(url, model, problems, path, progress=True, **options)
-            else:
-                names = options.keys() & {"dtype", "device", "quantise"}
-                loading = {name: options.pop(name) for name in names}
-                loaded = load_checkpoint(teacher, **loading)
-                traces = collect_traces(*loaded, problems, path, progress=True, **options)
-        messages = [warning.message for warning in warned]
+        else:
+            loading = {name: options.pop(name) for name in ("dtype", "device", "quantise") if name in options}
+            loaded = load_checkpoint(teacher, **loading)
+            traces = collect_traces(*loaded, problems, path, progress=True, **options)
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return 130
-    except TracesMissing as error:
-        traces, messages = error.traces, [error]
+    except (BudgetReached, TracesMissing) as error:
+        print(error, file=sys.stderr)
+        traces, status = load_traces(path), 1
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    for message in messages:
-        print(message, file=sys.stderr)
     if traces:
         print(trace_report(traces))
-    return 0 if len(traces) == len(problems) * options["samples"] else 1
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,20 +98,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m kdlib traces", description=DESCRIPTION, argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    add = parser.add_argument
-    add("--problems", required=True, help="file of problems")
-    add("--out", required=True, help="file of traces; continued where it is there")
-    add("--url", default=None, help="address of a server, up to /v1")
-    add("--model", default=None, help="name of the model there")
-    add("--teacher", default=None, help="model that runs here: one of the six, or a folder")
-    add("--samples", type=int, default=4, help="of each problem (%(default)s)")
-    add("--temperature", type=float, help="of sampling (0.6)")
-    add("--top-p", type=float, help="share of the most probable tokens (0.95)")
-    add("--max-new-tokens", type=int, help="where a trace is cut off (1024; with --url 32768)")
-    add("--seed", type=int, help="of the samples (0)")
-    add("--no-seed", dest="seed", action="store_const", const=None, help="for servers that refuse a seed")
-    for title, these in (("with --teacher", LOCAL), ("with --url", REMOTE)):
-        group = parser.add_argument_group(title, argument_default=argparse.SUPPRESS)
-        for name, settings in these.items():
-            group.add_argument(f"--{name}", **settings)
+    parser.add_argument("--problems", required=True, help="file of problems")
+    parser.add_argument("--out", required=True, help="file of traces; continued where it is there")
+    parser.add_argument("--url", help="address of a server, up to /v1")
+    parser.add_argument("--model", help="name of the model there")
+    parser.add_argument("--teacher", help="model that runs here: one of the six, or a folder")
+    for name, (side, kind, text) in OPTIONS.items():
+        text += f"; with --{side}" if side else ""
+        parser.add_argument(f"--{name}", type=kind, nargs=2 if name == "prices" else None, help=text)
+    parser.add_argument("--no-seed", dest="seed", action="store_const", const=None, help="send no seed")
     return parser

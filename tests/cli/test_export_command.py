@@ -9,7 +9,7 @@ import pytest
 
 from kdlib.cli.export import main
 from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
-from kdlib.language.traces.file import Trace, TraceFile
+from kdlib.language.traces.file import Trace, open_traces
 
 
 def lines(path):
@@ -27,7 +27,7 @@ def folder(tmp_path):
         right, replace(right, sample=1), replace(right, sample=2, text=" 5", correct=False),
         replace(right, key="b", statement="Suppose cage", text=" Suppose all\n</think>\n\n4", tokens=7),
     ]  # fmt: skip
-    with TraceFile(tmp_path / "traces.jsonl", {}) as file:
+    with open_traces(tmp_path / "traces.jsonl", {}) as file:
         file.append(traces)
     return tmp_path
 
@@ -64,7 +64,7 @@ def test_the_command_says_what_is_missing(folder, capsys, change, message):
 
 def test_the_command_says_so_if_nothing_is_correct(folder, capsys):
     wrong = Trace("a", "A cage", "4", 0, " 5\n</think>\n\n5", 6, True, False, True)
-    with TraceFile(folder / "wrong.jsonl", {}) as file:
+    with open_traces(folder / "wrong.jsonl", {}) as file:
         file.append([wrong])
     assert command(folder, traces="wrong.jsonl") == 1
     assert "none of the 1 traces in" in capsys.readouterr().err

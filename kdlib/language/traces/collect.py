@@ -9,14 +9,14 @@ of which those with a right answer are kept.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.language.answers.final_answer import has_format, verify_answer
 from kdlib.language.problems import Problem
-from kdlib.language.traces.file import Asked, Trace, TraceFile, load_traces
+from kdlib.language.traces.file import Asked, Trace, TraceFile, load_traces, open_traces
 from kdlib.language.traces.generate import Completion, Writer
 from kdlib.runtime import eval_mode, substream
 from kdlib.storage import fingerprint, identity
@@ -77,7 +77,7 @@ def collect_traces(
     Raises:
         ValueError: an argument out of its range; equal keys; a problem that the file holds with another
             statement or answer; a prompt that leaves too few of the model's positions.
-        ForeignFile, DamagedFile: ValueErrors; see `TraceFile`.
+        ForeignFile, DamagedFile: ValueErrors; see `open_traces`.
         TimeoutError: another process is collecting into the file.
         RuntimeError: `verify` failed; it says on which trace. The traces before it are kept.
         FloatingPointError: the model's logits are not finite.
@@ -88,7 +88,7 @@ def collect_traces(
     writer = Writer(model, tokenizer, temperature, top_p, max_new_tokens)
     prompts = {problem: writer.prompt(problem.statement) for problem in problems}
     settings = {} if path is None else _settings(writer, seed, verify)
-    with TraceFile(path, settings) as file, eval_mode(model):
+    with open_traces(path, settings) as file, eval_mode(model):
         # Like lengths together leave little padding. The longest first: if memory runs out, then at once.
         missing = sorted(missing_traces(wanted, file), key=lambda asked: -len(prompts[asked[0]]))
         done = len(wanted) - len(missing)
@@ -103,7 +103,7 @@ def collect_traces(
 
 def keep(
     file: TraceFile, asked: Iterable[Asked], completions: Iterable[Completion], verify: Verifier, *,
-    before: str = "", notes: Iterable[Mapping[str, object]] = (),
+    before: str = "", notes: Sequence[dict] = (),
 ) -> None:  # fmt: skip
     """Verify completions, and put them into the file in one piece with notes; those before one that fails."""
     traces = []

@@ -3,7 +3,8 @@
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from filelock import Timeout
 from kdlib.language.problems import Problem
 from kdlib.storage import DamagedFile, ForeignFile, JsonLines, differences
 
-__all__ = ["Asked", "Trace", "TraceFile", "load_traces"]
+__all__ = ["Asked", "Trace", "TraceFile", "load_traces", "open_traces"]
 
 Asked = tuple[Problem, int]  # a problem, and the number of a sample
 
@@ -53,7 +54,31 @@ class Trace:
 
 
 class TraceFile:
-    """Traces on disk, open for more; to be used in a `with` statement.
+    """Traces in a file that `open_traces` has opened, or in memory.
+
+    Attributes:
+        traces: by problem and sample.
+        notes: what else there is, in the order it was written: what traces from a server have cost.
+    """
+
+    def __init__(
+        self, lines: JsonLines | None = None, traces: Iterable[Trace] = (), notes: Iterable[dict] = ()
+    ) -> None:
+        self.traces, self.notes = {trace.asked: trace for trace in traces}, list(notes)
+        self._lines = lines
+
+    def append(self, traces: Sequence[Trace], notes: Sequence[dict] = ()) -> None:
+        """Add traces, and notes as JSON values before them; when this returns they are on the disk."""
+        if self._lines is not None:
+            records = [*({_NOTE: note} for note in notes), *map(asdict, traces)]
+            self._lines.append(*map(_sealed, records))
+        self.notes += notes
+        self.traces |= {trace.asked: trace for trace in traces}
+
+
+@contextmanager
+def open_traces(path: str | os.PathLike | None, settings: Mapping[str, object]) -> Iterator[TraceFile]:
+    """A file of traces, made if need be, to which no other process writes meanwhile; in a `with` statement.
 
     The first line says what the file is bound to, each further line is a trace or a note; each ends with a
     checksum. Lines are only ever appended.
@@ -62,62 +87,28 @@ class TraceFile:
         path: the file, with one name `.NAME.lock` beside it; None keeps everything in memory.
         settings: what must be equal for traces to belong together, as JSON values.
 
-    Attributes:
-        traces: what the file holds, by problem and sample.
-        notes: what else it holds, in the order it was written: what traces from a server have cost.
-
-    Raises (on entering):
+    Raises:
         ForeignFile: something else has written it, or it is bound to other settings.
         DamagedFile: a line has changed since it was written.
         TimeoutError: another process is writing to it.
     """
-
-    def __init__(self, path: str | os.PathLike | None, settings: Mapping[str, object]) -> None:
-        self.traces: dict[Asked, Trace] = {}
-        self.notes: list[Mapping[str, object]] = []
-        self._lines = None if path is None else JsonLines(path)
-        self._settings = settings
-
-    def __enter__(self) -> "TraceFile":
-        if self._lines is None:
-            return self
-        try:
-            self._lines.lock.acquire(timeout=0)
-        except Timeout as error:
-            raise TimeoutError(
-                f"another process is collecting traces into {self._lines.path}; wait for it, or choose "
-                f"another path"
-            ) from error
-        try:
-            self._load()
-        except BaseException:
-            self._lines.lock.release()
-            raise
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._lines is not None:
-            self._lines.lock.release()
-
-    def append(self, traces: Iterable[Trace], notes: Iterable[Mapping[str, object]] = ()) -> None:
-        """Add traces, and notes as JSON values before them; when this returns they are on the disk."""
-        traces, notes = list(traces), list(notes)
-        if self._lines is not None:
-            records = [*({_NOTE: note} for note in notes), *map(asdict, traces)]
-            self._lines.append(*map(_sealed, records))
-        self.notes += notes
-        self.traces |= {trace.asked: trace for trace in traces}
-
-    def _load(self) -> None:
-        path = self._lines.path
-        if not path.exists() or not path.stat().st_size:
-            self._lines.replace([_sealed({**_HEADER, "settings": self._settings})])
-        settings, records = _read(self._lines)
-        if changes := differences(settings, self._settings):
+    if path is None:
+        yield TraceFile()
+        return
+    lines = JsonLines(path)
+    try:
+        lock = lines.lock.acquire(timeout=0)
+    except Timeout as error:
+        raise TimeoutError(
+            f"another process is collecting traces into {path}; wait for it, or choose another path"
+        ) from error
+    with lock:
+        if not lines.path.exists() or not lines.path.stat().st_size:
+            lines.replace([_sealed({**_HEADER, "settings": settings})])
+        held, traces, notes = _read(lines)
+        if changes := differences(held, settings):
             raise ForeignFile(f"{path} holds other traces: {changes}. To collect anew, {_REMAKE}")
-        self.notes = [record[_NOTE] for record in records if _NOTE in record]
-        traces = [Trace(**record) for record in records if _NOTE not in record]
-        self.traces = {trace.asked: trace for trace in traces}
+        yield TraceFile(lines, traces, notes)
 
 
 def load_traces(path: str | os.PathLike) -> list[Trace]:
@@ -130,11 +121,11 @@ def load_traces(path: str | os.PathLike) -> list[Trace]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    return [Trace(**record) for record in _read(JsonLines(path))[1] if _NOTE not in record]
+    return _read(JsonLines(path))[1]
 
 
-def _read(lines: JsonLines) -> tuple[dict, list[dict]]:
-    """Settings and records of a file of traces."""
+def _read(lines: JsonLines) -> tuple[dict, list[Trace], list[dict]]:
+    """Settings, traces and notes of a file."""
     records = iter(lines)
     try:
         header = next(records, {})
@@ -144,15 +135,18 @@ def _read(lines: JsonLines) -> tuple[dict, list[dict]]:
         raise ForeignFile(
             f"{lines.path} is not by this version's collect_traces, or its first line has changed; {_REMAKE}"
         )
-    found = []
+    traces, notes = [], []
     for number, record in enumerate(records, 2):
         if not _is_sound(record):
             raise DamagedFile(
                 f"line {number} of {lines.path} has changed since it was written; delete that line, and "
                 f"collect_traces samples it again"
             )
-        found.append(record)
-    return header["settings"], found
+        if _NOTE in record:
+            notes.append(record[_NOTE])
+        else:
+            traces.append(Trace(**record))
+    return header["settings"], traces, notes
 
 
 def _sealed(record: Mapping[str, object]) -> dict[str, object]:

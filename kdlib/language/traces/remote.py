@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from kdlib.language.answers.final_answer import verify_answer
 from kdlib.language.problems import Problem
 from kdlib.language.traces.collect import Verifier, keep, missing_traces, wanted_traces
-from kdlib.language.traces.file import Asked, Trace, TraceFile
+from kdlib.language.traces.file import Asked, Trace, TraceFile, open_traces
 from kdlib.language.traces.server import Failure, Reply, Server, Usage
 from kdlib.runtime import substream
 from kdlib.storage import identity
@@ -131,7 +131,7 @@ def collect_remote_traces(
         ValueError: an argument out of its range; equal keys; a problem that the file holds with another
             statement or answer; an environment variable without a key; a key for an address that is neither
             https nor on this machine.
-        ForeignFile, DamagedFile: ValueErrors; see `TraceFile`.
+        ForeignFile, DamagedFile: ValueErrors; see `open_traces`.
         TimeoutError: another process is collecting into the file.
         TracesMissing: requests failed for good; it says why, and how to fix it.
         RuntimeError: `verify` failed; it says on which trace. The other traces are kept.
@@ -160,7 +160,7 @@ def collect_remote_traces(
         "teacher": model, **sampling, "max_new_tokens": max_new_tokens, "seed": seed, "extra_body": extra,
         "verify": identity(verify),
     }  # fmt: skip
-    with TraceFile(path, settings) as file:
+    with open_traces(path, settings) as file:
         waiting = deque(missing_traces(wanted, file))
         done = len(wanted) - len(waiting)
         spent = sum((Usage(**note["usage"]) for note in file.notes), Usage())

@@ -25,53 +25,38 @@ def filter_traces(
 
     Args:
         traces: of any number of problems, told apart by key.
-        correct: keep only correct ones. (False keeps wrong and cut-off ones as well.)
-        shortest: of what passes otherwise, keep one for each problem: that of the fewest tokens, the first
-            of equals.
+        correct: keep only correct ones; False keeps wrong and cut-off ones as well.
+        shortest: of what passes otherwise, keep the one with the fewest tokens for each problem.
         style: gets the text of a trace; True keeps it.
-        repeats: keep a text that occurs again for the same problem; otherwise the first of equals is kept.
+        repeats: keep a text that occurs again for the same problem.
     """
-    kept, seen = [], set()
-    for trace in traces:
-        if (correct and not trace.correct) or (style is not None and not style(trace.text)):
-            continue
-        if repeats or (trace.key, trace.text) not in seen:
-            seen.add((trace.key, trace.text))
-            kept.append(trace)
+    kept = [t for t in traces if (t.correct or not correct) and (style is None or style(t.text))]
+    if not repeats:
+        first: dict[tuple[str, str], Trace] = {}
+        for trace in kept:
+            first.setdefault((trace.key, trace.text), trace)
+        kept = list(first.values())
     if shortest:
-        best: dict[str, int] = {}
-        for place, trace in enumerate(kept):
-            if trace.key not in best or trace.tokens < kept[best[trace.key]].tokens:
-                best[trace.key] = place
-        kept = [kept[place] for place in sorted(best.values())]
+        best: dict[str, Trace] = {}
+        for trace in kept:
+            best[trace.key] = min(best.get(trace.key, trace), trace, key=lambda t: t.tokens)
+        kept = [t for t in kept if t is best[t.key]]
     return kept
 
 
 @dataclass(frozen=True)
 class TraceReport:
-    """What a set of traces says; prints as a small table.
-
-    Attributes:
-        traces, problems: how many.
-        correct: finished traces with a right answer.
-        solved: problems with a correct trace.
-        malformed: traces that do not close their thought once and answer then (`has_format`); those that were
-            cut off are mostly among them.
-        truncated: cut off by `max_new_tokens`.
-        repeats: traces whose text occurred before, for the same problem.
-        mean_tokens: of all traces.
-        percentiles: tokens that 10, 50, 90 and 100 percent of the traces do not exceed.
-    """
+    """What a set of traces says; prints as a small table."""
 
     traces: int
     problems: int
     correct: int
-    solved: int
-    malformed: int
-    truncated: int
-    repeats: int
+    solved: int  # problems with a correct trace
+    malformed: int  # no thought closed once with an answer after it (`has_format`), as mostly where cut off
+    truncated: int  # cut off by `max_new_tokens`
+    repeats: int  # the text occurred before, for the same problem
     mean_tokens: float
-    percentiles: dict[int, int]
+    percentiles: dict[int, int]  # tokens that 10, 50, 90 and 100 percent of the traces do not exceed
 
     @property
     def pass_rate(self) -> float:
@@ -79,19 +64,20 @@ class TraceReport:
         return self.correct / self.traces
 
     def __str__(self) -> str:
-        counts = [
+        rows = [
             ("correct", self.correct, self.traces),
             ("format failures", self.malformed, self.traces),
             ("truncated", self.truncated, self.traces),
             ("repeats", self.repeats, self.traces),
             ("problems solved", self.solved, self.problems),
         ]
-        lines = [f"{self.traces:,} traces of {self.problems:,} problems"]
-        lines += [f"{name:<16}{count:>8,} {100 * count / total:>6.1f} %" for name, count, total in counts]
         low, middle, high, longest = self.percentiles.values()
-        lines.append(f"{'tokens':<16}{self.mean_tokens:>8,.1f} on average")
-        lines.append(f"{'':<16}{middle:>8,} median, 80 % from {low:,} to {high:,}, at most {longest:,}")
-        return "\n".join(lines)
+        return "\n".join([
+            f"{self.traces:,} traces of {self.problems:,} problems",
+            *(f"{name:<16}{count:>8,} {100 * count / total:>6.1f} %" for name, count, total in rows),
+            f"{'tokens':<16}{self.mean_tokens:>8,.1f} on average",
+            f"{'':<16}{middle:>8,} median, 80 % from {low:,} to {high:,}, at most {longest:,}",
+        ])  # fmt: skip
 
 
 def trace_report(traces: Iterable[Trace]) -> TraceReport:
@@ -122,13 +108,11 @@ def pass_at_k(traces: Iterable[Trace], k: int) -> float:
     """Share of the problems that k samples solve: at least one of them is correct.
 
     The unbiased estimate from n ≥ k samples a problem, of which c are correct: the mean over the problems of
-    1 − C(n−c, k) / C(n, k), the share of subsets of k samples with a correct one (Chen et al. 2021, arXiv
-    2107.03374, eq. 1).
+    1 − C(n−c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, eq. 1), in exact integers.
 
     Raises:
         ValueError: a problem with fewer than k traces.
     """
-    # Exact integers: neither the products of the paper's program nor a large n cost digits.
     shares = [
         1 - comb(sum(not trace.correct for trace in group), k) / comb(len(group), k)
         for group in _by_problem(traces, k)
@@ -143,14 +127,13 @@ def majority_vote(traces: Iterable[Trace], k: int) -> float:
     has one vote. All correct traces give the same answer; wrong ones are the same if they are written alike,
     apart from case and blanks. Of several answers that are equally frequent, the one written first counts.
 
-    From n ≥ k samples a problem this is the exact mean over all subsets of k of them in any order, so that it
-    depends neither on the order of the traces nor on chance.
+    From n ≥ k samples a problem this is the exact mean over all subsets of k of them in any order.
 
     Raises:
         ValueError: a problem with fewer than k traces.
     """
-    problems = _by_problem(traces, k)
-    return sum(_expected_vote(group, k) for group in problems) / len(problems)
+    shares = [_expected_vote(group, k) for group in _by_problem(traces, k)]
+    return sum(shares) / len(shares)
 
 
 def _by_problem(traces: Iterable[Trace], k: int) -> list[list[Trace]]:
@@ -161,12 +144,9 @@ def _by_problem(traces: Iterable[Trace], k: int) -> list[list[Trace]]:
         groups[trace.key].append(trace)
     if not groups:
         raise ValueError("traces must hold at least one trace; got none")
-    fewest = min(groups, key=lambda key: len(groups[key]))
-    if len(groups[fewest]) < k:
-        raise ValueError(
-            f"k is {k}, but problem {fewest!r} has {len(groups[fewest])} traces; collect samples={k}, or "
-            f"lower k"
-        )
+    for key, group in groups.items():
+        if len(group) < k:
+            raise ValueError(f"k is {k}, but problem {key!r} has {len(group)} traces; expected at least k")
     return list(groups.values())
 
 

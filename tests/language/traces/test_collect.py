@@ -13,7 +13,7 @@ from kdlib.language.problems import Problem
 from kdlib.language.traces import collect as module
 from kdlib.language.traces import file
 from kdlib.language.traces.collect import collect_traces, load_traces
-from kdlib.language.traces.file import Trace, TraceFile
+from kdlib.language.traces.file import Trace, open_traces
 from kdlib.storage import DamagedFile, ForeignFile
 
 TOKENIZER = characters_tokenizer()
@@ -369,7 +369,7 @@ def test_an_empty_file_is_a_new_one_and_folders_are_made(tmp_path):
 def test_one_collector_at_a_time_under_whatever_name(path, tmp_path):
     found = collect(path)
     (tmp_path / "link.jsonl").symlink_to(path)
-    with TraceFile(path, json.loads(path.read_text().split("\n")[0])["settings"]):
+    with open_traces(path, json.loads(path.read_text().split("\n")[0])["settings"]):
         for name in (path, tmp_path / "link.jsonl"):
             with pytest.raises(TimeoutError, match="another process is collecting traces into"):
                 collect(name)

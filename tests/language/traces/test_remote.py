@@ -15,7 +15,7 @@ import pytest
 from loopback import Response, Server, always, as_json, completion
 
 from kdlib.language.problems import Problem
-from kdlib.language.traces.file import TraceFile, load_traces
+from kdlib.language.traces.file import load_traces, open_traces
 from kdlib.language.traces.remote import BudgetReached, TracesMissing, collect_remote_traces
 from kdlib.storage import ForeignFile
 
@@ -57,7 +57,7 @@ def path(tmp_path):
 
 def notes(path):
     settings = json.loads(path.read_bytes().splitlines()[0])["settings"]
-    with TraceFile(path, settings) as file:
+    with open_traces(path, settings) as file:
         return file.notes
 
 

@@ -186,7 +186,7 @@ def test_one_vote_is_pass_at_1_and_64_samples_are_quick_and_exact():
 def test_too_few_samples_are_refused(function):
     with pytest.raises(ValueError, match="k must be at least 1; got 0"):
         function(MIXED, 0)
-    with pytest.raises(ValueError, match="k is 3, but problem 'c' has 1 traces; collect samples=3, or"):
+    with pytest.raises(ValueError, match="k is 3, but problem 'b' has 2 traces; expected"):
         function(MIXED, 3)
     with pytest.raises(ValueError, match="at least one trace"):
         function([], 1)
