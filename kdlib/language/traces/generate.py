@@ -36,31 +36,19 @@ class Completion:
 
 
 class Writer:
-    """A model and its tokenizer with the settings they write with.
+    """A model and its tokenizer with the settings they write with; see `collect_traces`.
 
-    Args:
-        model: any causal language model of transformers. Its own generation settings (repetition penalty,
-            top-k, …) are set aside: temperature and top-p are all there is.
-        tokenizer: has a chat template. Tokens that only the model has, as padding of its vocabulary, are
-            never chosen.
-        temperature: divides the logits; 0 takes the most probable token.
-        top_p: only the most probable tokens are drawn from, as many as it takes to hold this share.
-        max_new_tokens: a completion ends there at the latest.
+    The model's own generation settings (repetition penalty, top-k, …) are set aside. Tokens that only the
+    model has, as padding of its vocabulary, are never chosen.
 
     Raises:
         ValueError: tokenizer and model do not fit together.
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        temperature: float,
-        top_p: float,
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, temperature: float, top_p: float,
         max_new_tokens: int,
-    ) -> None:
-        if not tokenizer.chat_template:
-            raise ValueError("tokenizer has no chat template for the prompts; set tokenizer.chat_template")
+    ) -> None:  # fmt: skip
         if tokenizer.eos_token_id is None:
             raise ValueError("tokenizer has no end-of-sequence token, so nothing would end; set eos_token")
         self._known = max(tokenizer.get_vocab().values()) + 1
@@ -72,12 +60,11 @@ class Writer:
             )
         self.model, self.tokenizer = model, tokenizer
         self.temperature, self.top_p, self.max_new_tokens = temperature, top_p, max_new_tokens
-        # A model made from a configuration has the end of that class's default, which means nothing to this
-        # tokenizer.
+        self._ends = [tokenizer.eos_token_id]
         own = model.generation_config.eos_token_id
-        own = own if isinstance(own, list) else [own]
-        self._ends = own if tokenizer.eos_token_id in own else [tokenizer.eos_token_id]
-        self._pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        # A model made from a configuration has one number, its class's default, which means nothing here.
+        if isinstance(own, list) and tokenizer.eos_token_id in own:
+            self._ends = own
 
     def prompt(self, statement: str) -> list[int]:
         """Token ids of the statement as the user's turn, up to where the model begins.
@@ -86,8 +73,7 @@ class Writer:
             ValueError: it leaves fewer than `max_new_tokens` of the model's positions.
         """
         turn = [{"role": "user", "content": statement}]
-        encoded = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)
-        ids = encoded["input_ids"]
+        ids = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if positions is not None and len(ids) + self.max_new_tokens > positions:
             raise ValueError(
@@ -97,17 +83,13 @@ class Writer:
         return ids
 
     def write(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Completion]:
-        """A completion for each prompt, all in one batch.
-
-        Each has a seed of its own, and draws one number from it for each token. With other prompts in the
-        batch the same numbers meet logits that differ by rounding (in the last bits in float32, more in
-        bfloat16); now and then that makes another token.
+        """A completion for each prompt, all in one batch, each with a seed of its own.
 
         Raises:
             FloatingPointError: logits that are not finite.
         """
         pad = partial(pad_sequence, batch_first=True, padding_side="left")
-        ids = pad([torch.tensor(prompt) for prompt in prompts], padding_value=self._pad)
+        ids = pad([torch.tensor(prompt) for prompt in prompts], padding_value=self._ends[0])
         mask = pad([torch.ones(len(prompt), dtype=torch.long) for prompt in prompts])
         device, longest = self.model.device, ids.shape[1]
         uniforms = self._uniforms(seeds).to(device)
@@ -115,7 +97,7 @@ class Writer:
         settings = GenerationConfig(
             # The choice leaves one token with a finite score; finding that takes no random number.
             do_sample=False, max_new_tokens=self.max_new_tokens, use_cache=True,
-            eos_token_id=self._ends, pad_token_id=self._pad,
+            eos_token_id=self._ends, pad_token_id=self._ends[0],
         )  # fmt: skip
         # What these settings leave open, generate takes from the model's own.
         own, self.model.generation_config = self.model.generation_config, GenerationConfig()
@@ -153,14 +135,13 @@ class Writer:
 class TokenChoice(LogitsProcessor):
     """Chooses a token in each row, by that row's own uniform numbers, and rules out all others.
 
-    From the distribution that transformers' temperature and top-p leave, by inversion: the first token, in
-    the order of the vocabulary, up to which the probabilities add up to more than the row's number.
+    It inverts the distribution that transformers' temperature and top-p leave: the first token, in the order
+    of the vocabulary, up to which the probabilities add up to more than the row's number.
 
     Args:
         uniforms: (B, steps) in [0, 1).
         start: length of the prompts, so that the step is known.
         known: tokens from this one on are never chosen.
-        temperature, top_p: as in `Writer`.
 
     Attributes:
         finite: whether all logits so far were numbers, −∞ among them.
@@ -179,20 +160,21 @@ class TokenChoice(LogitsProcessor):
         if self._temperature == 0:
             chosen = known.argmax(-1)
         else:
-            chosen = self._drawn(known / self._temperature, input_ids.shape[1] - self._start)
+            uniforms = self._uniforms[:, input_ids.shape[1] - self._start]
+            chosen = self._drawn(known / self._temperature, uniforms)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0)
 
-    def _drawn(self, scores: Tensor, step: int) -> Tensor:
+    def _drawn(self, scores: Tensor, uniforms: Tensor) -> Tensor:
         probabilities = scores.softmax(-1)
         if self._share == 1:
-            return inverted(probabilities, self._uniforms[:, step])
+            return inverted(probabilities, uniforms)
         largest, chosen = probabilities.max(-1)
-        # Where one token holds the whole share there is no choice. Most tokens of a trained model are such,
-        # and top-p sorts its rows, which on a CPU takes as long as a small model.
+        # Where one token holds the whole share there is no choice, as mostly in a trained model; and top-p
+        # sorts its rows, which on a CPU takes as long as a small model.
         open_rows = (largest < self._share).nonzero().squeeze(1)
         if len(open_rows):
             left = self._top_p(None, scores[open_rows]).softmax(-1)
-            chosen[open_rows] = inverted(left, self._uniforms[open_rows, step])
+            chosen[open_rows] = inverted(left, uniforms[open_rows])
         return chosen
 
 

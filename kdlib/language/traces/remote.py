@@ -6,7 +6,6 @@
     )
 
 The prices are an example, R1's first: they change, and so does what a name such as "deepseek-reasoner" means.
-For a model of one's own, vLLM is the server to choose. A small one needs no server: `collect_traces`.
 
 The client of the package openai makes the requests, and repeats those that failed. It runs in a thread with
 an event loop, so that all this can be called where a loop runs already, as in a notebook. Which request is
@@ -17,10 +16,10 @@ import asyncio
 import os
 import warnings
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import inf
 
 from anyio.from_thread import start_blocking_portal
@@ -30,14 +29,14 @@ from kdlib.language.answers.final_answer import verify_answer
 from kdlib.language.problems import Problem
 from kdlib.language.traces.collect import Verifier, keep, missing_traces, wanted_traces
 from kdlib.language.traces.file import Asked, Trace, TraceFile, open_traces
-from kdlib.language.traces.server import Failure, Reply, Server, Usage
+from kdlib.language.traces.server import Failure, Reply, Server
 from kdlib.runtime import substream
 from kdlib.storage import identity
 
 __all__ = ["BudgetReached", "TracesMissing", "collect_remote_traces"]
 
 _SET_BY_US = {"model", "messages", "temperature", "top_p", "max_tokens", "seed", "stream", "n"}
-_LONGEST_PAUSE = 8.0  # seconds before a reply of no use is asked for again, as for the client's own retries
+_LONGEST_PAUSE = 8.0  # seconds before a reply of no use is asked for again, as the client's between retries
 _HOPELESS = 10  # problems in a row that fail one by one before all are given up
 _TEMPLATE_TOKENS = 64  # more than a chat template adds to a statement
 
@@ -56,7 +55,7 @@ class TracesMissing(RuntimeError):
 
     def __init__(self, message: str, traces: Sequence[Trace], reasons: Mapping[tuple[str, int], str]) -> None:
         super().__init__(message)
-        self.traces, self.reasons = list(traces), dict(reasons)
+        self.traces, self.reasons = traces, reasons
 
 
 def collect_remote_traces(
@@ -86,29 +85,25 @@ def collect_remote_traces(
     The statement is the only message: R1 wants no system prompt. `Trace.text` is the same whether the server
     sends thoughts apart or in the text.
 
-    With a path each trace goes to the file of `collect_traces` as it arrives, together with what it cost. A
-    run that was killed at any moment, or interrupted, continues when it is called again, as does one with
-    more problems or samples; only requests in flight are lost. The file is bound to all that shapes a text,
-    the model's name among it; not to the address, which changes whenever a server is started again. What
-    each reply says about its model is in the file's notes.
+    With a path each trace goes to a file as it arrives, together with what it cost, and a run that was killed
+    or interrupted continues, as for `collect_traces`; only requests in flight are lost. The file is bound to
+    the model's name and all else that shapes a text, not to the address.
 
-    A request is repeated, after pauses that grow or as Retry-After says, on status 408, 409, 429 and from
-    500, after time-outs and broken connections; one whose reply is garbled or holds no text, with another
-    seed. A request that is refused (400, 413, 422) costs only its own trace. The run ends early when no
-    request can succeed (401 to 404), when `concurrency` in a row got nothing from the server, or when those
-    of ten problems in a row were refused or got replies of no use.
+    A request is repeated, after pauses that grow to 8 seconds or as long as Retry-After says (up to two
+    minutes), on status 408, 409, 429 and from 500, after time-outs and broken connections; one whose reply is
+    garbled or holds no text, with another seed. A request that is refused (400, 413, 422) costs only its own
+    trace. The run ends early when no request can succeed (401 to 404), when `concurrency` in a row got
+    nothing from the server, or when those of ten problems in a row were refused or got replies of no use.
 
     Args:
         url: up to /v1: "http://localhost:8000/v1", "https://api.deepseek.com".
         model: its name there.
-        problems: with different keys.
-        path: the file; None keeps the traces in memory only.
-        samples: of each problem.
-        temperature, top_p: as for `collect_traces`. DeepSeek's reasoner ignores them; `transformers serve`
-            samples only if the model's generation_config says do_sample.
+        problems, path, samples, verify, progress: as for `collect_traces`.
+        temperature, top_p: likewise. DeepSeek's reasoner ignores them; `transformers serve` samples only if
+            the model's generation_config says do_sample.
         max_new_tokens: of thought and answer together (sent as max_tokens); where a trace is cut off.
-        seed: of the seeds sent, one for each trace; servers that know none ignore it, some refuse it: None
-            sends none. Not even with it are texts sure to be the same again.
+        seed: of the seeds sent, one for each trace; None sends none, for servers that refuse it. Not even
+            with it are texts sure to be the same again.
         concurrency: requests in flight at once.
         token_budget: output tokens that may be spent, by all runs into this file together.
         cost_budget: dollars that may be spent, likewise; needs `prices`. Both stop before a request that
@@ -120,21 +115,15 @@ def collect_remote_traces(
         key_variable: name of the environment variable that holds the key for this address. None sends none,
             whatever the environment holds: a key should reach only whom it is for.
         extra_body: more for each request, such as {"chat_template_kwargs": {"thinking": True}} for vLLM.
-        verify: as for `collect_traces`.
-        progress: show a bar, with tokens and cost.
 
     Returns:
-        The traces of these problems, as `collect_traces`; fewer where the budget was reached, which warns
-        with `BudgetReached`.
+        The traces as `collect_traces`; fewer, with a warning `BudgetReached`, where the budget was reached.
 
     Raises:
-        ValueError: an argument out of its range; equal keys; a problem that the file holds with another
-            statement or answer; an environment variable without a key; a key for an address that is neither
-            https nor on this machine.
-        ForeignFile, DamagedFile: ValueErrors; see `open_traces`.
-        TimeoutError: another process is collecting into the file.
+        ValueError: as for `collect_traces`; an environment variable without a key; a key for an address that
+            is neither https nor on this machine.
+        TimeoutError, RuntimeError: as for `collect_traces`.
         TracesMissing: requests failed for good; it says why, and how to fix it.
-        RuntimeError: `verify` failed; it says on which trace. The other traces are kept.
     """
     wanted = wanted_traces(
         problems, samples, temperature, top_p, max_new_tokens=max_new_tokens, concurrency=concurrency
@@ -163,23 +152,21 @@ def collect_remote_traces(
     with open_traces(path, settings) as file:
         waiting = deque(missing_traces(wanted, file))
         done = len(wanted) - len(waiting)
-        spent = sum((Usage(**note["usage"]) for note in file.notes), Usage())
-        spending = Spending(token_budget or inf, cost_budget or inf, prices, spent)
+        spending = Spending(token_budget or inf, cost_budget or inf, prices or (0, 0))
+        for note in file.notes:
+            spending.tokens.update(note["usage"])
         with tqdm(desc="traces", total=len(wanted), initial=done, disable=not progress) as bar:
             collector = Collector(
-                server, file, spending, bar, waiting, concurrency, retries, max_new_tokens, seed, verify
+                server, file, bar, verify, spending, waiting, concurrency, retries, max_new_tokens, seed
             )
             collector.collect()
         traces = [file.traces[asked] for asked in wanted if asked in file.traces]
-    have = (
-        f"{len(traces):,} of {len(wanted):,} traces are {'kept' if path is None else f'in {path}'}; "
-        f"{spending} spent"
-    )
+    where = "kept" if path is None else f"in {path}"
+    have = f"{len(traces):,} of {len(wanted):,} traces are {where}; {spending} spent"
     if collector.failures:
-        reasons = {(problem.key, sample): why for (problem, sample), why in collector.failures.items()}
         message = f"{collector.summary()}. {have}; the same call asks for the others"
-        raise TracesMissing(message, traces, reasons)
-    if len(traces) < len(wanted):
+        raise TracesMissing(message, traces, collector.failures)
+    if waiting:
         given = " and ".join(f"{name}={value:,}" for name, value in budgets.items() if value is not None)
         warnings.warn(
             f"{given} has no room for another request of {max_new_tokens:,} output tokens: {have}. With a "
@@ -192,53 +179,51 @@ def collect_remote_traces(
 
 @dataclass
 class Spending:
-    """Output tokens and dollars to spend at most, the prices of input and output, and what has been spent."""
+    """Output tokens and dollars to spend at most, the prices of input and output, and the tokens so far."""
 
-    tokens: float
-    dollars: float
-    prices: tuple[float, float] | None
-    spent: Usage
+    most_tokens: float
+    most_dollars: float
+    prices: tuple[float, float]
+    tokens: Counter[str] = field(default_factory=Counter)  # input_tokens, output_tokens
 
-    def allows(self, more: Iterable[Usage]) -> bool:
-        """Whether so much more may be spent."""
-        total = sum(more, self.spent)
-        return total.output_tokens <= self.tokens and total.cost(self.prices or (0, 0)) <= self.dollars
+    def allows(self, inputs: int, outputs: int) -> bool:
+        """Whether so many more tokens may be spent."""
+        total = self.tokens + Counter(input_tokens=inputs, output_tokens=outputs)
+        return total["output_tokens"] <= self.most_tokens and self._cost(total) <= self.most_dollars
+
+    def _cost(self, tokens: Counter[str]) -> float:
+        return (tokens["input_tokens"] * self.prices[0] + tokens["output_tokens"] * self.prices[1]) / 1e6
 
     def __str__(self) -> str:
-        cost = f", ${self.spent.cost(self.prices):,.4f}" if self.prices else ""
-        return f"{self.spent.input_tokens:,} input and {self.spent.output_tokens:,} output tokens{cost}"
+        inputs, outputs = self.tokens["input_tokens"], self.tokens["output_tokens"]
+        cost = f", ${self._cost(self.tokens):,.4f}" if any(self.prices) else ""
+        return f"{inputs:,} input and {outputs:,} output tokens{cost}"
 
 
 @dataclass
 class Collector:
-    """Asks a server for traces, several at once, and puts what arrives into a file.
-
-    Attributes:
-        waiting: what is to be asked for yet; the others are as of `collect_remote_traces`.
-        failures: why requests were given up.
-    """
+    """Asks a server for what is waiting, several at once, and puts what arrives into a file."""
 
     server: Server
     file: TraceFile
-    spending: Spending
     bar: tqdm
+    verify: Verifier
+    spending: Spending
     waiting: deque[Asked]
     concurrency: int
     retries: int
     max_new_tokens: int
     seed: int | None
-    verify: Verifier
-    failures: dict[Asked, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._useless: Counter[Asked] = Counter()  # replies that held no text
-        # Since the last reply: requests without an answer, and problems that failed one by one.
-        self._unanswered, self._hopeless = 0, set()
-        self._stopped = False
+    failures: dict[tuple[str, int], str] = field(default_factory=dict)  # why requests were given up
+    useless: Counter[Asked] = field(default_factory=Counter)  # replies without a text
+    # Since the last reply: requests without an answer, and problems that failed one by one.
+    unanswered: int = 0
+    hopeless: set[Problem] = field(default_factory=set)
+    stopped: bool = False
 
     def collect(self) -> None:
-        """Ask for all that is waiting, as far as the budget goes and there is hope."""
-        flying: dict[Future, Asked] = {}
+        """Ask as far as the budget goes and there is hope."""
+        flying = {}
         with start_blocking_portal() as portal, portal.wrap_async_context_manager(self.server.client):
             try:
                 while True:
@@ -248,8 +233,7 @@ class Collector:
                     if not flying:
                         return
                     # On Windows an interrupt is noticed between two waits only.
-                    wait(flying, timeout=0.5, return_when=FIRST_COMPLETED)
-                    for future in [future for future in flying if future.done()]:
+                    for future in wait(flying, timeout=0.5, return_when=FIRST_COMPLETED).done:
                         self._receive(flying.pop(future), future.result())
             except BaseException:
                 # What has arrived is paid for.
@@ -260,19 +244,18 @@ class Collector:
                 raise
 
     def _may_start(self, flying: Collection[Asked]) -> bool:
-        if not self.waiting or self._stopped or len(flying) >= self.concurrency:
+        if not self.waiting or self.stopped or len(flying) >= self.concurrency:
             return False
         # What is in flight mostly costs less than it may, so that there can be room later. A token of a
         # byte-level tokenizer is at least one byte.
-        return self.spending.allows(
-            Usage(len(problem.statement.encode()) + _TEMPLATE_TOKENS, self.max_new_tokens)
-            for problem, _ in [self.waiting[0], *flying]
-        )
+        prompts = [len(problem.statement.encode()) for problem, _ in [self.waiting[0], *flying]]
+        count = len(prompts)
+        return self.spending.allows(sum(prompts) + count * _TEMPLATE_TOKENS, count * self.max_new_tokens)
 
     async def _ask(self, asked: Asked) -> Reply | Failure:
         problem, sample = asked
         purpose, seed = f"trace {problem.key}", None
-        if again := self._useless[asked]:
+        if again := self.useless[asked]:
             purpose += f" again {again}"
             await asyncio.sleep(min(_LONGEST_PAUSE, 2.0 ** (again - 1)))
         if self.seed is not None:
@@ -284,45 +267,39 @@ class Collector:
         self.bar.set_postfix_str(str(self.spending), refresh=False)
         if isinstance(outcome, Reply):
             self.bar.update()
-            self._unanswered, self._hopeless = 0, set()
-            return
-        if outcome.fault == "reply" and self._useless[asked] < self.retries:
-            self._useless[asked] += 1
+            self.unanswered, self.hopeless = 0, set()
+        elif outcome.fault == "reply" and self.useless[asked] < self.retries:
+            self.useless[asked] += 1
             self.waiting.appendleft(asked)
-            return
-        self.failures[asked] = str(outcome)
-        # A server that is gone fails every request; a problem that cannot be asked, each of its samples.
-        if outcome.fault == "server":
-            self._unanswered += 1
         else:
-            self._hopeless.add(asked[0])
-        if (
-            outcome.fault == "everything"
-            or self._unanswered >= self.concurrency
-            or len(self._hopeless) >= _HOPELESS
-        ):
-            self._stopped = True
+            problem, sample = asked
+            self.failures[problem.key, sample] = str(outcome)
+            # A server that is gone fails every request; a problem that cannot be asked, each of its samples.
+            if outcome.fault == "server":
+                self.unanswered += 1
+            else:
+                self.hopeless.add(problem)
+            gone = self.unanswered >= self.concurrency or len(self.hopeless) >= _HOPELESS
+            self.stopped = self.stopped or gone or outcome.fault == "everything"
 
     def _store(self, asked: Asked, outcome: Reply | Failure) -> None:
         """The trace and what it cost, in one piece; the cost also where there is no trace."""
-        if outcome.usage is None:
-            return
-        self.spending.spent += outcome.usage
-        note = {"usage": asdict(outcome.usage)}
-        if isinstance(outcome, Failure):
+        note = {"usage": outcome.usage}
+        self.spending.tokens.update(outcome.usage)
+        if isinstance(outcome, Reply):
+            # A thought without an end is no answer, though it may read like one.
+            before = "<think>\n" if outcome.unclosed else ""
+            notes = [{**note, "model": outcome.model}]
+            keep(self.file, [asked], [outcome.completion], self.verify, before=before, notes=notes)
+        elif outcome.usage:
             self.file.append([], [note])
-            return
-        # A thought without an end is no answer, though it may read like one.
-        before = "<think>\n" if outcome.unclosed else ""
-        notes = [{**note, "model": outcome.model}]
-        keep(self.file, [asked], [outcome.completion], self.verify, before=before, notes=notes)
 
     def summary(self) -> str:
         """What failed, how often and why."""
-        first = {reason: asked for asked, reason in reversed(self.failures.items())}
+        first = {reason: place for place, reason in reversed(self.failures.items())}
         told = [
-            f"{reason} ({count} times, first for sample {first[reason][1]} of {first[reason][0].key!r})"
+            f"{reason} ({count} times, first for sample {first[reason][1]} of {first[reason][0]!r})"
             for reason, count in Counter(self.failures.values()).most_common(3)
         ]
-        early = "stopped early: " if self._stopped else ""
+        early = "stopped early: " if self.stopped else ""
         return f"{early}{len(self.failures)} requests failed: {'; '.join(told)}"

@@ -1,12 +1,11 @@
 """One request to an OpenAI-compatible server, and its reply read into the text that the model has written.
 
-The same text arrives in four shapes; here <think> and </think> are tokens of R1, written by the model or,
-the first, by the chat template:
+The same text arrives in several shapes:
 
 - DeepSeek's API, and vLLM with a reasoning parser: the thought apart, as `reasoning_content` (in vLLM since
   0.11 as `reasoning`), the answer in `content`. Blank lines around the two are lost.
 - vLLM without one, and `transformers serve` for Llama models: all that was written, in `content`, with
-  `<think>` where the template does not write it.
+  `<think>` where the chat template does not write it.
 - `transformers serve` for Qwen2 models takes every template for ChatML. With R1's, up to transformers 5.23,
   it leaves the end token in the text, and puts the prompt into `content` before or instead of an answer.
 """
@@ -32,21 +31,7 @@ _SECRET = 8  # characters that a key has at least; "EMPTY", vLLM's for none, may
 _SHOWN = 400  # characters of what a server says
 
 Fault = Literal["server", "reply", "request", "everything"]
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens that a server has counted and charges for: of prompts, and of what was written."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-
-    def __add__(self, other: "Usage") -> "Usage":
-        return Usage(self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens)
-
-    def cost(self, prices: tuple[float, float]) -> float:
-        """In dollars, with prices of input and output in dollars per million tokens."""
-        return (self.input_tokens * prices[0] + self.output_tokens * prices[1]) / 1e6
+Usage = dict[str, int]  # input_tokens and output_tokens, for which a server charges; empty if it does not say
 
 
 @dataclass(frozen=True)
@@ -56,7 +41,6 @@ class Reply:
     Attributes:
         completion: the text as `Trace` has it: thought, </think>, answer, without an opening <think>.
         unclosed: whether a thought was opened and never closed, so that there is no answer.
-        usage: of this reply.
         model: what the server says has written it; may be more exact than what was asked for.
     """
 
@@ -70,25 +54,17 @@ class Failure(ValueError):
     """A request without a usable reply, and why.
 
     Attributes:
-        usage: what it cost; None if nobody says.
         fault: "server", or the network: the client has tried again. "reply": another seed may help.
             "request": the same would happen again; "everything": to any request.
     """
 
     def __init__(self, reason: str, usage: Usage | None = None, fault: Fault = "reply") -> None:
         super().__init__(reason)
-        self.usage, self.fault = usage, fault
+        self.usage, self.fault = usage or {}, fault
 
 
 class Server:
-    """A model behind an address.
-
-    Args:
-        url: up to /v1.
-        model: as the server names it.
-        key_variable: the environment variable of the key, None for none.
-        retries, timeout: as for `collect_remote_traces`.
-        parameters: what every request holds beside model, messages and seed.
+    """A model behind an address, as for `collect_remote_traces`; requests hold further `parameters`.
 
     Raises:
         ValueError: an address that is none, or to which no key should go; a variable without a key.
@@ -144,20 +120,16 @@ class Server:
             later = error.response.headers.get("retry-after")
             said += f", Retry-After: {later}" if later else ""
             return Failure(f"the server fails ({said})", fault="server")
-        fault = "everything"
         if status in (400, 413, 422):
             fix = "if it is too long, shorten it or lower max_new_tokens; seed=None sends no seed"
-            fault = "request"
-        elif status in (401, 403):
-            fix = f"key_variable, {self._key_variable!r}, must name an environment variable with its key"
-        elif status == 402:
-            fix = "the account's balance or quota is used up"
-        else:
-            fix = (
-                f"expected that {self._url} is an OpenAI-compatible address up to /v1, and {self._model!r} a "
-                f"model that {self._url}/models lists"
-            )
-        return Failure(f"the server refuses the request ({said}): {fix}", fault=fault)
+            return Failure(f"the server refuses the request ({said}): {fix}", fault="request")
+        key = f"key_variable must name an environment variable with its key; it is {self._key_variable!r}"
+        fixes = {401: key, 403: key, 402: "the account's balance or quota is used up"}
+        address = (
+            f"expected that {self._url} is an OpenAI-compatible address up to /v1, and {self._model!r} among "
+            f"what {self._url}/models lists"
+        )
+        return Failure(f"the server refuses ({said}): {fixes.get(status, address)}", fault="everything")
 
     def _said(self, text: str) -> str:
         return self._without_key(text)[:_SHOWN]
@@ -193,20 +165,16 @@ def _checked(url: str, key_variable: str | None) -> bool:
 
 
 def read_reply(body: object, statement: str) -> Reply:
-    """Read the body of a chat completion.
-
-    Args:
-        body: the decoded JSON.
-        statement: the user's turn that it answers.
+    """Read the body of a chat completion, decoded from JSON; the statement is the user's turn.
 
     Raises:
         Failure: it is none, is empty, ended for another reason than the model's or the token limit's, or
             does not say how many tokens it took.
     """
-    usage = None
+    usage: Usage = {}
     match body:
-        case {"usage": {"prompt_tokens": int(before), "completion_tokens": int(after)}}:
-            usage = Usage(before, after)
+        case {"usage": {"prompt_tokens": int(inputs), "completion_tokens": int(outputs)}}:
+            usage = {"input_tokens": inputs, "output_tokens": outputs}
     match body:
         case {"choices": [{"message": Mapping() as message, "finish_reason": reason}, *_]}:
             text, unclosed = _written(message, statement)
@@ -216,11 +184,11 @@ def read_reply(body: object, statement: str) -> Reply:
             raise Failure("the reply has no choices with a message and a finish_reason", usage)
     if reason not in ("stop", "length"):
         raise Failure(f"the reply ended for finish_reason {reason!r:.80}; expected stop or length", usage)
-    if usage is None:
+    if not usage:
         raise Failure("the reply has no usage of prompt_tokens and completion_tokens")
     if not text.strip():
         raise Failure("the reply is empty", usage)
-    completion = Completion(text, usage.output_tokens, finished=reason == "stop")
+    completion = Completion(text, usage["output_tokens"], finished=reason == "stop")
     return Reply(completion, unclosed, usage, str(body.get("model")))
 
 

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from loopback import completion
 
 from kdlib.language.answers.final_answer import has_format
-from kdlib.language.traces.server import Failure, Usage, read_reply
+from kdlib.language.traces.server import Failure, read_reply
 
+USAGE = {"input_tokens": 5, "output_tokens": 7}
 STATEMENT = "10 heads and\n28 feet?"
 WHOLE = "2a + 4b = 28\n</think>\n\n4 rabbits"
 BOS, EOS, USER, ASSISTANT = (
@@ -95,7 +96,8 @@ def test_thoughts_sent_apart_and_in_the_text_are_the_same(thought, answer):
 
 def test_what_ended_it_how_long_it_is_and_who_wrote_it():
     reply = read("4", tokens=9, prompt=3)
-    assert (reply.completion.finished, reply.completion.tokens, reply.usage) == (True, 9, Usage(3, 9))
+    assert (reply.completion.finished, reply.completion.tokens) == (True, 9)
+    assert reply.usage == {"input_tokens": 3, "output_tokens": 9}
     assert reply.model == "taught-1"
     assert not read("4", finish="length").completion.finished
 
@@ -111,32 +113,26 @@ def without(name):
 @pytest.mark.parametrize(
     ("body", "reason", "usage"),
     [
-        ([], "no choices", None),
-        ("busy", "no choices", None),
-        (None, "no choices", None),
-        ({"error": {"message": "overloaded"}}, "overloaded", None),
-        (without("choices"), "no choices", Usage(5, 7)),
-        (completion("4") | {"choices": []}, "no choices", Usage(5, 7)),
-        (completion("4") | {"choices": [{"finish_reason": "stop"}]}, "no choices", Usage(5, 7)),
-        (completion("4") | {"choices": [{"message": None}]}, "no choices", Usage(5, 7)),
-        (completion("4", finish="content_filter"), "content_filter", Usage(5, 7)),
-        (completion("4", finish="insufficient_system_resource"), "insufficient_system", Usage(5, 7)),
-        (completion("4", finish=None), "finish_reason None", Usage(5, 7)),
-        (completion(None), "empty", Usage(5, 7)),
-        (completion(" \n"), "empty", Usage(5, 7)),
-        (completion(f"{PROMPT}{EOS}"), "empty", Usage(5, 7)),
-        (completion([{"type": "text"}]), "empty", Usage(5, 7)),
-        (without("usage"), "no usage", None),
-        (completion("4", tokens=None), "no usage", None),
+        ([], "no choices", {}),
+        ("busy", "no choices", {}),
+        (None, "no choices", {}),
+        ({"error": {"message": "overloaded"}}, "overloaded", {}),
+        (without("choices"), "no choices", USAGE),
+        (completion("4") | {"choices": []}, "no choices", USAGE),
+        (completion("4") | {"choices": [{"finish_reason": "stop"}]}, "no choices", USAGE),
+        (completion("4") | {"choices": [{"message": None}]}, "no choices", USAGE),
+        (completion("4", finish="content_filter"), "content_filter", USAGE),
+        (completion("4", finish="insufficient_system_resource"), "insufficient_system", USAGE),
+        (completion("4", finish=None), "finish_reason None", USAGE),
+        (completion(None), "empty", USAGE),
+        (completion(" \n"), "empty", USAGE),
+        (completion(f"{PROMPT}{EOS}"), "empty", USAGE),
+        (completion([{"type": "text"}]), "empty", USAGE),
+        (without("usage"), "no usage", {}),
+        (completion("4", tokens=None), "no usage", {}),
     ],
 )  # fmt: skip
 def test_what_is_no_reply_is_told_with_what_it_cost(body, reason, usage):
     with pytest.raises(Failure, match=reason) as raised:
         read_reply(body, STATEMENT)
     assert raised.value.usage == usage
-
-
-def test_costs_are_dollars_per_million_tokens():
-    usage = Usage(1_000_000, 0) + Usage(500_000, 2_000_000)
-    assert usage == Usage(1_500_000, 2_000_000)
-    assert usage.cost((0.5, 2.0)) == pytest.approx(0.75 + 4.0)
