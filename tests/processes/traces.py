@@ -135,7 +135,7 @@ def killed(path: Path, collect: Callable[[Path], None], moment: str, count: int,
     _, status = os.waitpid(child, 0)
     return {
         "file": path.name, "moment": moment, "refused": refused, "status": status,
-        "told": told.decode().split(), "left": path.read_text() if path.exists() else "",
+        "told": told.decode().split(), "left": path.read_text(errors="replace") if path.exists() else "",
         "leftovers": len(list(path.parent.glob(f".{path.name}.*.part"))),
     }  # fmt: skip
 
