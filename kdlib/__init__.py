@@ -4,6 +4,7 @@ The public names are loaded at first use, so that `python -m kdlib check` can sa
 instead of stopping for want of it.
 """
 
+# ruff: noqa: F401  (the imports below are for type checkers)
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -45,12 +46,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "Cost", "History", "R1_DISTILL", "Scores", "Verdict", "collect_traces", "compare",
-    "distill_language_model", "evaluate", "filter_traces", "fit", "kd_loss", "linear_kd_loss",
-    "load_digits", "load_photos", "load_sketches", "make_puzzle", "measure_cost", "soft_target_loss",
-    "soften", "solve", "verify_answer",
-]
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> object:

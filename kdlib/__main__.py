@@ -28,10 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands.add_parser(name, help=summary, add_help=False)
     chosen, rest = parser.parse_known_args(argv)
     if chosen.command is None:
-        if rest:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
         parser.print_help()
-        return 0
+        return 2 if rest else 0
     module, extra, _ = COMMANDS[chosen.command]
     try:
         command = importlib.import_module(module)

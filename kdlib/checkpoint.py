@@ -4,14 +4,14 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -31,36 +31,28 @@ class History:
         watched: the same for each quantity under `watch`.
         validation: `Scores` after each epoch, where a validation part was given.
         steps: number of optimizer steps taken.
-        best: the epoch, from 0, whose weights were kept; None without `patience`.
     """
 
     loss: list[float] = field(default_factory=list)
     watched: dict[str, list[float]] = field(default_factory=dict)
     validation: list[Scores] = field(default_factory=list)
     steps: int = 0
-    best: int | None = None
 
 
 class Run:
     """A training run: what is trained, how far it has come, its checkpoint and its log.
 
     Order, crops and dropout are in no checkpoint: they follow from the seed and the step. Where processes
-    share the run, each calls every method.
-
-    Args:
-        student, optimizer, schedule: saved from and restored into.
-        watched: names of the quantities beside the loss.
-        patience: epochs without a lower log-loss on validation after which the run ends; None for any number.
+    share the run, each calls every method. `watched` names the quantities beside the loss.
     """
 
     def __init__(
-        self, accelerator: Accelerator, student: nn.Module, optimizer: Optimizer, schedule: LRScheduler, *,
-        watched: Sequence[str], patience: int | None,
+        self, accelerator: Accelerator, student: nn.Module, optimizer: Optimizer, schedule: LRScheduler,
+        watched: Sequence[str],
     ) -> None:  # fmt: skip
         self.history = History(watched={name: [] for name in watched})
-        self._accelerator, self._student, self._patience = accelerator, student, patience
+        self._accelerator, self._student = accelerator, student
         self._optimizer, self._schedule = optimizer, schedule
-        self._best_weights: dict[str, Tensor] = {}
         # Sums over the epoch stay on the device: reading them at every step would wait for it.
         # The last one counts examples.
         self._sums = torch.zeros(2 + len(watched), device=accelerator.device)
@@ -73,37 +65,23 @@ class Run:
         self._sums[-1] += examples
         self.history.steps += 1
 
-    def close_epoch(self) -> None:
-        """Turn the sums into the epoch's means."""
+    def close_epoch(self, validate: Callable[[], Scores] | None) -> None:
+        """Turn the sums into the epoch's means; score the student on validation; write the log."""
         total = self._total()
         loss, *watched = (total[:-1] / total[-1]).tolist()
         self.history.loss.append(loss)
         for values, value in zip(self.history.watched.values(), watched, strict=True):
             values.append(value)
         self._sums.zero_()
-
-    def validated(self, scores: Scores) -> None:
-        """Record the scores; with patience, remember the weights of the lowest log-loss."""
-        shared = [scores]
-        if self._accelerator.num_processes > 1:
-            broadcast_object_list(shared)  # every process must come to the same decision
-        history = self.history
-        history.validation += shared
-        best = history.best
-        if self._patience and (best is None or shared[0].nll < history.validation[best].nll):
-            history.best = len(history.validation) - 1
-            self._best_weights = {name: w.clone() for name, w in self._student.state_dict().items()}
-
-    def out_of_patience(self) -> bool:
-        best = self.history.best
-        return best is not None and len(self.history.validation) - 1 - best >= self._patience
+        if validate is not None:
+            self.history.validation.append(validate())
+        if self._log is not None:
+            self._log.append(self._record())
 
     def finish(self) -> None:
-        """Save; return to the best weights, where they were kept; make all processes' students the same."""
+        """Save; make all processes' students the same."""
         if self._saved_at != self.history.steps:
             self.save()
-        if self.history.best is not None:
-            self._student.load_state_dict(self._best_weights)
         if self._accelerator.num_processes > 1:
             broadcast(list(self._student.buffers()))  # batch normalisation's statistics
 
@@ -116,11 +94,7 @@ class Run:
         return text
 
     def save(self) -> None:
-        """Write the checkpoint that `restore` named, if it did: one safetensors file, whole or not at all.
-
-        Raises:
-            FloatingPointError: the loss or a weight is not finite. The file that is there stays as it was.
-        """
+        """Write the checkpoint that `restore` named, if any: not where the loss or a weight is not finite."""
         if self._checkpoint is None:
             return
         sums, self._saved_at = self._total(), self.history.steps
@@ -135,7 +109,6 @@ class Run:
         optimizer, history = self._optimizer.state_dict(), asdict(self.history)
         groups = {
             "student": self._student.state_dict(),
-            "best": self._best_weights,
             "sums": {"": sums},
             "correct": {str(n): scores.pop("correct") for n, scores in enumerate(history["validation"])},
             **{f"optimizer {number}": state for number, state in optimizer["state"].items()},
@@ -152,11 +125,7 @@ class Run:
     def restore(self, path: str | os.PathLike, settings: Mapping[str, object]) -> None:
         """Go on from a checkpoint, if there is one, and save to it from now on.
 
-        Args:
-            settings: what must be equal for a checkpoint to belong to a run, as JSON values.
-
-        Raises:
-            ValueError: the file is damaged, or belongs to another run; it says what differs.
+        A ValueError refuses a file that is damaged, or of a run with other settings (JSON values).
         """
         path = self._checkpoint = Path(path)
         self._settings = settings
@@ -178,7 +147,6 @@ class Run:
             moments = {int(g.split()[1]): state for g, state in groups.items() if g.startswith("optimizer ")}
             self._optimizer.load_state_dict({"state": moments, "param_groups": metadata["parameters"]})
             self._schedule.load_state_dict(metadata["schedule"])
-            self._best_weights = groups["best"]
             self.history = History(**metadata["history"])
             self._saved_at = self.history.steps
             self.history.validation = [
@@ -190,22 +158,20 @@ class Run:
         self._accelerator.wait_for_everyone()
 
     def log_to(self, path: str | os.PathLike) -> None:
-        """Have `write_log` add to a file; of its lines those of epochs done before are kept."""
+        """Write a JSON line for each epoch to come; of those in the file the ones of epochs done are kept."""
         if self._accelerator.is_main_process:
             self._log = JsonLines(path)
             self._log.replace(islice(self._log, len(self.history.loss)))
 
-    def write_log(self) -> None:
-        """One JSON line: the last epoch, the learning rate to come, and the seconds in this process."""
-        if self._log is None:
-            return
+    def _record(self) -> dict[str, object]:
+        """The last epoch, the learning rate to come, and the seconds in this process."""
         history, lr = self.history, self._schedule.get_last_lr()[0]
         record = {"epoch": len(history.loss), "step": history.steps, "lr": lr, "loss": history.loss[-1]}
         record |= {name: values[-1] for name, values in history.watched.items()}
         if history.validation:
             scores = history.validation[-1]
             record["validation"] = {"accuracy": scores.accuracy, "nll": scores.nll, "ece": scores.ece}
-        self._log.append({**record, "seconds": round(time.monotonic() - self._start, 3)})
+        return {**record, "seconds": round(time.monotonic() - self._start, 3)}
 
     def _total(self) -> Tensor:
         return self._finite(self._accelerator.reduce(self._sums, reduction="sum"))

@@ -55,11 +55,11 @@ class Cost:
 
 
 def measure_cost(model: nn.Module, example: Tensor, *, repeats: int = 50) -> Cost:
-    """Measure one forward pass of `model` on `example`, in eval mode and without gradients.
+    """Measure one forward pass of `model`, in eval mode and without gradients.
 
     Args:
-        model: any module that takes the example alone; it stays on its device, its mode is restored.
-        example: a batch of inputs (N, …) on the model's device. Time and memory hold for this batch.
+        model: any module that takes the example alone; its mode is restored.
+        example: a batch of inputs (N, …) on the model's device, for which time and memory hold.
         repeats: timed passes, at least two, after five to warm up.
     """
     device = example.device
@@ -69,19 +69,14 @@ def measure_cost(model: nn.Module, example: Tensor, *, repeats: int = 50) -> Cos
         seconds = time_call(lambda: model(example), device, repeats=repeats, warm_up=5)
         # Scratch memory differs from one machine to another; this figure is the same on all of them.
         working = peak_memory(lambda: model(example), device, scratch=False)
-    deciles = statistics.quantiles(seconds, n=10, method="inclusive")
+    low, *_, high = statistics.quantiles(seconds, n=10, method="inclusive")
     parameters = list(model.parameters())
     return Cost(
-        parameters=sum(p.numel() for p in parameters),
-        flops=counter.get_total_flops(),
-        latency=statistics.median(seconds),
-        latency_low=deciles[0],
-        latency_high=deciles[-1],
-        weight_bytes=sum(t.nbytes for t in (*parameters, *model.buffers())),
-        working_bytes=working,
-        batch=len(example),
-        device=device.type,
-    )
+        parameters=sum(p.numel() for p in parameters), flops=counter.get_total_flops(),
+        latency=statistics.median(seconds), latency_low=low, latency_high=high,
+        weight_bytes=sum(t.nbytes for t in (*parameters, *model.buffers())), working_bytes=working,
+        batch=len(example), device=device.type,
+    )  # fmt: skip
 
 
 def time_call(
@@ -104,9 +99,8 @@ def peak_memory(
 ) -> int:
     """The most bytes allocated at one moment of a call, its result included, above those held before it.
 
-    CUDA is read from its allocator's statistics, the CPU from its allocator's events. On other devices, and
-    with scratch=False on the CPU, the tensors that operators return are added up, which leaves out the
-    memory that operators use inside.
+    CUDA and the CPU tell by their allocators. On other devices, and with scratch=False on the CPU, the
+    tensors that operators return are added up, without the memory that operators use inside.
     """
     device = torch.device(device)
     gc.collect()  # what is freed in the call must have been allocated in it
@@ -128,11 +122,7 @@ def peak_memory(
 
 
 def process_peak(device: torch.device) -> int:
-    """Bytes at the fullest moment of this process.
-
-    On a CUDA device those of tensors, since `torch.cuda.reset_peak_memory_stats`. Elsewhere the memory that
-    the process had resident, since it began: other devices keep no count.
-    """
+    """Bytes at the fullest moment of this process: of tensors on a CUDA device, else of resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

@@ -46,27 +46,21 @@ class Batch(NamedTuple):
 class TrainingData(Protocol):
     """What `fit` trains on: `Examples` as they are, or a loader from `kdlib.vision.loader`.
 
-    A batch depends on (chunk, epoch, seed) alone. However often training is interrupted and however many
-    processes share it, the same example is seen as the same crop in the same epoch.
+    An example looks the same whenever its row, epoch and seed are the same.
     """
 
     def __len__(self) -> int: ...
 
-    def to(self, device: torch.device | str) -> Self:
-        """The same data, batches coming on this device."""
-        ...
+    def to(self, device: torch.device | str) -> Self: ...
 
     def batches(self, chunks: Iterable[Tensor], *, epoch: int = 0, seed: int = 0) -> Iterator[Batch]:
-        """One batch for each chunk of rows, a chunk being a tensor (B) of positions on the CPU."""
-        ...
+        """One batch for each chunk of rows, a tensor (B) of positions on the CPU."""
 
     def fingerprint(self) -> str:
         """Stands for images, labels, their order and what is done to them."""
-        ...
 
     def inputs_fingerprint(self) -> str:
         """The same without the labels: for a teacher's outputs, which do not depend on them."""
-        ...
 
 
 def as_float(images: Tensor) -> Tensor:
@@ -103,7 +97,6 @@ class Examples:
         return self._each(lambda column: column[rows])
 
     def to(self, device: torch.device | str) -> Self:
-        """The same examples on another device."""
         return self._each(lambda column: column.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
@@ -116,11 +109,9 @@ class Examples:
             yield Batch(as_float(self.images[rows]), self.labels[rows], rows, epoch)
 
     def fingerprint(self) -> str:
-        """Stands for images and labels, in their order."""
         return fingerprint(self.images, self.labels)
 
     def inputs_fingerprint(self) -> str:
-        """Stands for the images, in their order."""
         return fingerprint(self.images)
 
 
@@ -180,17 +171,13 @@ class LoaderData:
         return LoaderData(self._loader, device)
 
     def check_order(self) -> None:
-        """Refuse a loader whose order, or augmentation, no seed brings back.
-
-        Raises:
-            ValueError: saying why.
-        """
-        known = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, list, tuple)
+        """Refuse, by a ValueError, a loader whose order or augmentation no seed brings back."""
+        seeded = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, list, tuple)
         if isinstance(self._loader.dataset, IterableDataset):
             reason = "its IterableDataset decides on the order"
         elif self._loader.persistent_workers:
             reason = "persistent_workers carry their random numbers from one epoch to the next"
-        elif type(self._sampler) in known or getattr(self._sampler, "generator", None) is not None:
+        elif type(self._sampler) in seeded or getattr(self._sampler, "generator", None) is not None:
             return
         else:
             reason = f"its {type(self._sampler).__name__} has no generator that could be seeded"
@@ -201,14 +188,9 @@ class LoaderData:
         )
 
     def in_order(self) -> Iterator[Batch]:
-        """The batches as the loader gives them.
-
-        Raises:
-            ValueError: batches that are not (images, labels).
-        """
+        """The batches as the loader gives them; a ValueError if they are not (images, labels)."""
         for found in self._loader:
-            sound = isinstance(found, tuple | list) and len(found) == 2
-            if not sound or not all(isinstance(part, Tensor) for part in found):
+            if not isinstance(found, tuple | list) or [isinstance(x, Tensor) for x in found] != [True, True]:
                 raise ValueError(
                     f"data is a DataLoader that yields {type(found).__name__}; expected batches (images, "
                     f"labels), two tensors"
@@ -217,7 +199,7 @@ class LoaderData:
             yield Batch(as_float(images), labels, None)
 
     def epoch(self, epoch: int, seed: int, *, skip: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch but for the first ones; errors as for `in_order`."""
+        """The batches of an epoch but for the first ones."""
         if skip >= len(self):
             return
         for generator in (self._loader.generator, getattr(self._sampler, "generator", None)):

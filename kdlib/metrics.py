@@ -1,9 +1,8 @@
 """How good is a model, how honest is its confidence, and is one model really better than another?
 
-A comparison here is paired: the same seeds (initialisation, order of the data, budget) with and without
-the thing under test, scored on the same test set. Two kinds of chance are kept apart. The spread over
-seeds says how the training would come out again; the standard error of the test set says how the
-result would change with other test examples. A verdict needs both to be small against the difference.
+A comparison is paired: the same seeds, with and without the thing under test, scored on the same test set.
+The spread over seeds says how the training would come out again; the standard error of the test set, how the
+result would change with other examples. A verdict needs both to be small against the difference.
 """
 
 import math
@@ -64,24 +63,19 @@ class ReliabilityCurve:
 def reliability_curve(logits: Tensor, labels: Tensor, bins: int = 15) -> ReliabilityCurve:
     """Bin examples by confidence (the largest probability); compare confidence with accuracy.
 
-    logits (N, C), labels (N); the lower edge of each of the bins is excluded.
+    logits (N, C), labels (N). A bin excludes its lower edge.
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), §2.
     """
     _check_examples(logits, labels)
     confidence, predicted = soften(logits.detach().cpu().double()).max(-1)
-    confidence = confidence.numpy()
-    right = (predicted == labels.cpu()).numpy().astype(float)
+    right = (predicted == labels.cpu()).double()
     edges = np.linspace(0, 1, bins + 1)
     number = np.clip(np.digitize(confidence, edges, right=True) - 1, 0, bins - 1)
     count = np.bincount(number, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        return ReliabilityCurve(
-            edges,
-            np.bincount(number, confidence, bins) / count,
-            np.bincount(number, right, bins) / count,
-            count,
-        )
+    with np.errstate(invalid="ignore"):  # 0 / 0 where a bin is empty
+        means = [np.bincount(number, values, bins) / count for values in (confidence, right)]
+    return ReliabilityCurve(edges, *means, count)
 
 
 def agreement(student_logits: Tensor, teacher_logits: Tensor) -> float:
@@ -103,20 +97,18 @@ def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor, temperature: f
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature T at which logits / T have the lowest negative log-likelihood; from 0.01 to 100.
 
-    Fit it on validation and divide the test logits by it: accuracy stays, confidence is put right.
+    Fit it on validation and divide the test logits by it: accuracy stays, confidence becomes honest. logits
+    (N, C), labels (N). The log-likelihood is concave in 1/T, so that the minimum found is the only one.
 
-    logits (N, C), labels (N). Source: "temperature scaling", Guo et al. 2017 (arXiv 1706.04599), §4.2.
-    The log-likelihood is concave in 1/T, so that the minimum found is the only one.
+    Source: "temperature scaling", Guo et al. 2017 (arXiv 1706.04599), §4.2.
     """
     require("course", "scipy")
     from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(
         lambda log_t: _nll(logits.double() / math.exp(log_t), labels),
-        bounds=(math.log(0.01), math.log(100)),
-        method="bounded",
-        options={"xatol": 1e-6},
-    )
+        bounds=(math.log(0.01), math.log(100)), method="bounded", options={"xatol": 1e-6},
+    )  # fmt: skip
     return math.exp(found.x)
 
 
@@ -134,14 +126,9 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
     The calibration error is that of Naeini et al. 2015 and Guo et al. 2017 (arXiv 1706.04599), eq. 3; it is
     biased upward on few examples.
     """
-    _check_examples(logits, labels)
+    ece = reliability_curve(logits, labels).mean_gap
     correct = logits.argmax(-1) == labels
-    return Scores(
-        accuracy=correct.double().mean().item(),
-        nll=_nll(logits, labels),
-        ece=reliability_curve(logits, labels).mean_gap,
-        correct=correct.cpu(),
-    )
+    return Scores(correct.double().mean().item(), _nll(logits, labels), ece, correct.cpu())
 
 
 def _nll(logits: Tensor, labels: Tensor) -> float:
@@ -149,8 +136,8 @@ def _nll(logits: Tensor, labels: Tensor) -> float:
     return -log_p.gather(-1, labels.cpu().long().unsqueeze(-1)).mean().item()
 
 
-def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean of at least two finite values and the half-width of its Student-t interval at this level."""
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of at least two finite values and the half-width of its 95% Student-t interval."""
     values = np.asarray(values, dtype=float)
     if len(values) < 2 or not np.isfinite(values).all():
         raise ValueError(f"an interval needs at least two finite values; got {values.tolist()}")
@@ -158,7 +145,7 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
     from scipy.stats import t
 
     spread = values.std(ddof=1) / math.sqrt(len(values))
-    return float(values.mean()), float(t.ppf((1 + level) / 2, len(values) - 1) * spread)
+    return float(values.mean()), float(t.ppf(0.975, len(values) - 1) * spread)
 
 
 @dataclass(frozen=True)
@@ -204,20 +191,18 @@ def compare(
     *,
     names: tuple[str, str] = ("student", "baseline"),
     unit: str = "accuracy",
-    higher_is_better: bool = True,
 ) -> Verdict:
     """Is the student better than the baseline? Paired over seeds, with a 95% interval.
 
-    The verdict is "better" or "worse" only if the Student-t interval over the seeds' paired
-    differences excludes zero and, where `Scores` bring their examples, the difference is also
-    larger than 1.96 standard errors of the test set. Else it is "inconclusive".
+    The verdict is "better" or "worse" only if the Student-t interval over the seeds' paired differences
+    excludes zero and, for `Scores`, the difference is also larger than 1.96 standard errors of the test set.
+    Else it is "inconclusive".
 
     Args:
         student_scores, baseline_scores: one entry for each seed, in the same order: `Scores`
-            (their accuracy is compared) or plain numbers.
+            (their accuracy is compared) or plain numbers, of which the higher is the better.
         names: how the two are called when the verdict is printed.
         unit: "accuracy" is printed in percentage points; anything else as it stands.
-        higher_is_better: False for losses.
 
     Raises:
         ValueError: lengths that differ, fewer than two seeds, or test sets that differ.
@@ -231,12 +216,9 @@ def compare(
     difference, half_width = interval(ours - theirs)
     test_error = _test_error(pairs)
     clear = abs(difference) > half_width and not abs(difference) <= 1.96 * test_error
-    gain = difference if higher_is_better else -difference
-    verdict = "inconclusive" if not clear else "better" if gain > 0 else "worse"
-    return Verdict(
-        verdict, difference, half_width, test_error, len(pairs), float(ours.mean()),
-        float(theirs.mean()), names, unit,
-    )
+    verdict = "inconclusive" if not clear else "better" if difference > 0 else "worse"
+    means = float(ours.mean()), float(theirs.mean())
+    return Verdict(verdict, difference, half_width, test_error, len(pairs), *means, names, unit)
 
 
 def _test_error(pairs: list[tuple[Scores | float, Scores | float]]) -> float:

@@ -73,8 +73,7 @@ def accelerated(
     """An `accelerate.Accelerator` for one run: what accelerate keeps for the whole process is put back.
 
     Args:
-        device: where to train; None takes the best there is. Under `accelerate launch` or `torchrun` each
-            process has its own, and only the kind can be named.
+        device: where to train; None takes the best there is. Of launched processes each has its own.
         precision: "bf16" for bfloat16 autocast, "no" for float32, "auto" for bf16 on CUDA devices that
             compute in it.
 
@@ -91,13 +90,13 @@ def accelerated(
         state.clear()
     wanted = torch.device(device) if device is not None else None
     # Accelerate reads the device of a single process from the environment.
-    named = {"accelerate_torch_device": str(wanted)} if wanted is not None and not launched else {}
+    named = {"accelerate_torch_device": str(wanted)} if wanted and not launched else {}
     # Without being told so, accelerate takes processes launched on a machine of CPUs for strangers.
     on_cpu = wanted.type == "cpu" if wanted else launched and best_device().type == "cpu"
     try:
         with patch_environment(**named):
             found = Accelerator(cpu=on_cpu, mixed_precision="no").device
-            if launched and wanted is not None and wanted.type != found.type:
+            if launched and wanted and wanted.type != found.type:
                 raise ValueError(f"device is {wanted}, but this process was launched on {found}")
             if precision == "auto":
                 native = found.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -54,7 +54,7 @@ class JsonLines:
     """Records in a file, one JSON object a line, which survive a kill at any moment.
 
     What a killed process wrote of a line is not read, and is cut off before the next line is written.
-    Processes can share a file: each takes a lock, the file `.NAME.lock` beside it, while it writes.
+    Processes can share a file: each holds the lock `.NAME.lock` beside it while it writes.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -134,7 +134,7 @@ def _described(parts: Iterable[object]) -> Iterator[tuple[str, bytes | memoryvie
 def identity(value: object) -> object:
     """Stands for a function: its name, with the arguments of a `functools.partial`, as JSON values.
 
-    Two functions of the same name cannot be told apart, whatever they close over; nor can two lambdas.
+    Two functions of one name, as two lambdas, cannot be told apart.
     """
     if isinstance(value, partial):
         keywords = {name: identity(argument) for name, argument in value.keywords.items()}
@@ -169,8 +169,7 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
     """Tensors and metadata as `save_tensors` wrote them, on the CPU.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ForeignFile: something else has written it.
+        ForeignFile: something else has written the file.
         DamagedFile: it cannot be read or its checksum is wrong; the message says how to fix it.
     """
     try:

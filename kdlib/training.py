@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,6 @@ def fit(
     weight_decay: float = 1e-4,
     clip: float | None = None,
     validation: TrainingData | DataLoader | None = None,
-    patience: int | None = None,
     watch: Mapping[str, LossFunction] | None = None,
     device: torch.device | str | None = None,
     precision: Precision = "auto",
@@ -52,17 +52,13 @@ def fit(
     """Train `student` in place: AdamW, one-cycle learning rate, a fresh order of the data each epoch.
 
     Under `accelerate launch`, or `torchrun` on CPUs, every process takes its share of each batch; the
-    gradient is that of the whole batch. Two things can tell the difference: batch normalisation, whose
-    statistics are each process's own, and a loss that leaves out some examples (of label −100, say), whose
-    mean is over the rest of each process's.
+    gradient is that of the whole batch. But the statistics of batch normalisation are each process's own, and
+    so is the mean of a loss that leaves out some examples (of label −100, say).
 
     Args:
-        student: (N, …) images -> (N, C) logits; moved to the device, and to channels-last memory order if its
-            first convolution takes three channels or more, which is faster. To compile it, call
-            `student.compile()` before.
+        student: (N, …) images -> (N, C) logits; moved to the device. To compile it, call `student.compile()`.
         data: `Examples`; a loader of `kdlib.vision` with augmentation; or a torch `DataLoader` of (images,
-            labels), whose batches and order are taken as they come. Its generator, or torch's, is seeded anew
-            for each epoch.
+            labels), with batches of its own. Its generator, or torch's, is seeded anew for each epoch.
         teacher: a module, run on the same crops in eval mode without gradients; its logits
             (len(data), C), one row for each example; a `CachedTeacher`; or None. With a `DataLoader` a
             module, since nobody knows which examples are in a batch.
@@ -74,14 +70,11 @@ def fit(
         clip: largest gradient norm; None leaves gradients alone. The T² of a distillation loss makes
             them large, so that a bound fit for plain training can slow distillation down.
         validation: scored after every epoch; data of any kind.
-        patience: stop after so many epochs without a lower negative log-likelihood on `validation`,
-            and return to the weights of the best epoch.
         watch: further quantities to average over each epoch's batches, by name.
         device: default `best_device()`.
         precision: "bf16", "no", or "auto", which takes bf16 on CUDA devices that compute in it.
-        checkpoint: file to resume from, if there, and to save to: the run then goes on as if it had not
-            been interrupted, on a CPU bit for bit. A file of another run is refused, and so is a
-            `DataLoader` whose order no seed brings back.
+        checkpoint: file to resume from, if there, and to save to: the run goes on as if it had not been
+            interrupted, on a CPU bit for bit. A file of another run is refused.
         checkpoint_every: steps between two checkpoints; default: an epoch.
         log: JSONL file, one line an epoch: epoch, step, lr, losses, validation, seconds.
         progress: show a progress bar with live figures.
@@ -94,13 +87,11 @@ def fit(
 
     Raises:
         ValueError: no epochs, no data, a teacher or a checkpoint that does not belong to this run, a
-            `DataLoader` without a length or whose order cannot be seeded where it must, patience without
-            validation, or a quantity under `watch` that is called "loss".
+            `DataLoader` without a length or, with a checkpoint, one whose order cannot be seeded.
         FloatingPointError: the loss was not finite.
     """
     data, validation = _wrapped(data), _wrapped(validation)
-    _check(student, data, teacher, epochs, batch_size, validation, patience, watch)
-    _check_checkpoint(data, checkpoint, checkpoint_every)
+    _check(student, data, teacher, epochs, batch_size, watch, checkpoint)
     loss, watch = loss or (_cross_entropy if teacher is None else kd_loss), watch or {}
     steps = len(data) if isinstance(data, LoaderData) else math.ceil(len(data) / batch_size)  # in an epoch
 
@@ -111,11 +102,11 @@ def fit(
         model = DistributedDataParallel(student) if accelerator.num_processes > 1 else student
         optimizer = torch.optim.AdamW(student.parameters(), lr, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
-        run = Run(accelerator, student, optimizer, schedule, watched=list(watch), patience=patience)
+        run = Run(accelerator, student, optimizer, schedule, watched=list(watch))
         if checkpoint is not None:
             run.restore(checkpoint, _settings(
                 student, data, validation, teacher, loss, watch=list(watch), epochs=epochs, lr=lr,
-                batch_size=batch_size, weight_decay=weight_decay, clip=clip, patience=patience, seed=seed,
+                batch_size=batch_size, weight_decay=weight_decay, clip=clip, seed=seed,
                 precision=accelerator.mixed_precision,
             ))  # fmt: skip
         if log is not None:
@@ -142,10 +133,7 @@ def fit(
 
             run.count(values, len(batch.labels) if share else 0)
             if history.steps % steps == 0:
-                run.close_epoch()
-                if validation is not None:
-                    run.validated(evaluate(student, validation))
-                run.write_log()
+                run.close_epoch(validation and partial(evaluate, student, validation))
             if bar.update():  # a second has passed
                 bar.set_postfix_str(run.figures())
             if history.steps % (checkpoint_every or steps) == 0:
@@ -170,30 +158,22 @@ def predict(model: nn.Module, images: Tensor | DataLoader, batch_size: int = 102
         return torch.cat([model(as_float(part.to(device))).cpu() for part in found])
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, data: TrainingData | DataLoader, batch_size: int = 1024) -> Scores:
-    """Accuracy, negative log-likelihood and calibration of a model on labelled images.
-
-    A loader with augmentation shows its crops of epoch 0, seed 0; evaluate on the images as they are.
+    """Accuracy, negative log-likelihood and calibration of a model on labelled images, in eval mode.
 
     Args:
-        model: (N, …) images -> (N, C) logits, run in eval mode where it lies; its mode is restored.
-        data: as `fit` takes them.
+        model: (N, …) images -> (N, C) logits; its mode is restored.
+        data: as `fit` takes them; a loader of `kdlib.vision` shows its images without augmentation.
         batch_size: images in a pass; a `DataLoader` has its own.
 
     Raises:
         ValueError: no examples, or a `DataLoader` of something else than (images, labels).
     """
-    device = next((p.device for p in model.parameters()), None)
     data = _wrapped(data)
-    rows = torch.arange(len(data)).split(batch_size)
-    batches = data.in_order() if isinstance(data, LoaderData) else data.batches(rows)
-    logits, labels = [], []
-    with eval_mode(model):
-        for batch in batches:
-            logits.append(model(batch.images.to(device)).cpu())
-            labels.append(batch.labels.cpu())
-    return score(torch.cat(logits), torch.cat(labels))
+    parts = data.in_order() if isinstance(data, LoaderData) else [getattr(data, "examples", data)]
+    found = [(predict(model, part.images, batch_size), part.labels.cpu()) for part in parts]
+    logits, labels = (torch.cat(column) for column in zip(*found, strict=True))
+    return score(logits, labels)
 
 
 def out_of_fold(
@@ -240,8 +220,6 @@ def _steps(
     order = torch.Generator().manual_seed(seed)
     done = run.history.steps
     for epoch in range(epochs):
-        if run.out_of_patience():
-            return
         if isinstance(data, LoaderData):
             for batch in data.epoch(epoch, seed, skip=done - epoch * len(data)):
                 rows, share = _part(torch.arange(len(batch.labels)), accelerator)
@@ -292,26 +270,20 @@ def _cross_entropy(student_logits: Tensor, teacher_logits: None, labels: Tensor)
     return F.cross_entropy(student_logits.float(), labels)
 
 
-def _settings(
-    student: nn.Module, data: TrainingData, validation: TrainingData | None,
-    teacher: nn.Module | Tensor | CachedTeacher | None, loss: LossFunction, **others: object,
-) -> dict[str, object]:  # fmt: skip
-    """What must be the same when a run is resumed."""
-    if isinstance(teacher, nn.Module | Tensor):
-        teacher_known = fingerprint(teacher)
-    else:
-        teacher_known = teacher and teacher.fingerprint
+def _settings(student, data, validation, teacher, loss, **others: object) -> dict[str, object]:
+    """What must be the same when a run is resumed, as JSON values."""
+    live = isinstance(teacher, nn.Module | Tensor)
     return {
         **others,
         "data": data.fingerprint(),
         "validation": validation and validation.fingerprint(),
-        "teacher": teacher_known,
+        "teacher": fingerprint(teacher) if live else teacher and teacher.fingerprint,
         "student": fingerprint(str(student)),
         "loss": identity(loss),
     }
 
 
-def _check(student, data, teacher, epochs, batch_size, validation, patience, watch) -> None:
+def _check(student, data, teacher, epochs, batch_size, watch, checkpoint) -> None:
     if epochs < 1 or len(data) == 0 or batch_size < 1:
         raise ValueError(
             f"expected epochs >= 1, batch_size >= 1 and at least one example; got epochs={epochs}, "
@@ -330,16 +302,6 @@ def _check(student, data, teacher, epochs, batch_size, validation, patience, wat
         raise ValueError("teacher and student are the same module; expected two")
     if watch and "loss" in watch:
         raise ValueError('watch holds the name "loss", which stands for the training loss; expected others')
-    if patience is not None and (patience < 1 or validation is None):
-        raise ValueError(
-            f"patience={patience} counts epochs without progress on validation; expected at least 1 and a "
-            f"validation part"
-        )
-
-
-def _check_checkpoint(data, checkpoint, checkpoint_every) -> None:
-    if checkpoint_every is not None and checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every={checkpoint_every} counts steps; expected at least 1")
     shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if isinstance(data, LoaderData) and (shared or checkpoint is not None):
         data.check_order()

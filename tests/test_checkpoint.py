@@ -72,7 +72,7 @@ def path(tmp_path):
 
 
 @pytest.mark.parametrize(("every", "redone"), [(None, 3), (4, 0), (3, 2), (100, 8)])
-@pytest.mark.parametrize("changed", [{}, {"validation": pictures(9, 1), "patience": 2, "clip": 0.5}])
+@pytest.mark.parametrize("changed", [{}, {"validation": pictures(9, 1), "clip": 0.5}])
 def test_an_interrupted_run_ends_as_an_undisturbed_one(path, every, redone, changed):
     expected, undisturbed, steps = run(None, **changed)
     run(path, after=8, checkpoint_every=every, **changed)
@@ -85,22 +85,13 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(path, every, redone, chan
 @pytest.mark.parametrize("every", [None, 4, 7, 100])
 def test_a_finished_run_returns_at_once_with_its_weights_and_history(path, every):
     validation = pictures(9, 1)
-    expected, history, _ = run(path, checkpoint_every=every, validation=validation, patience=3)
+    expected, history, _ = run(path, checkpoint_every=every, validation=validation)
     before = path.read_bytes()
-    found, again, steps = run(path, checkpoint_every=every, validation=validation, patience=3)
+    found, again, steps = run(path, checkpoint_every=every, validation=validation)
     assert steps == 0
     assert same(found, expected)
     assert again == history
     assert path.read_bytes() == before
-
-
-def test_a_run_that_stopped_early_does_not_go_on_when_it_is_taken_up(path):
-    changed = {"epochs": 20, "lr": 0.3, "patience": 1, "validation": pictures(9, 1), "checkpoint_every": 3}
-    expected, history, steps = run(path, **changed)
-    assert steps < 100
-    found, again, more = run(path, **changed)
-    assert (more, again) == (0, history)
-    assert same(found, expected)
 
 
 def test_a_checkpoint_makes_no_difference_to_training(path):
@@ -137,7 +128,6 @@ def other_loss(student_logits, teacher_logits, labels):
         ({"precision": "bf16"}, "precision was no, is bf16"),
         ({"data": pictures(seed=1)}, "data was"),
         ({"validation": pictures(9)}, "validation was None, is"),
-        ({"validation": pictures(9), "patience": 1}, "patience was None, is 1; validation was None"),
         ({"teacher": torch.zeros(21, 3)}, "teacher was None, is"),
         ({"loss": other_loss}, "loss was Stopping, is other_loss"),
         ({"watch": {"more": other_loss}}, r"watch was \[\], is \['more'\]"),

@@ -73,7 +73,7 @@ class OrderOfExamples(Sampler):
 @pytest.mark.parametrize("teacher", [None, network(1)], ids=["plain", "distilled"])
 def test_in_the_same_order_it_gives_the_same_weights_and_history_bit_for_bit(teacher):
     validation = examples(9, 1)
-    settings = {"teacher": teacher, "validation": validation, "patience": 2, "watch": {"again": _loss}}
+    settings = {"teacher": teacher, "validation": validation, "watch": {"again": _loss}}
     expected, history = trained(examples(), batch_size=5, **settings)
     loader = DataLoader(dataset(), batch_sampler=OrderOfExamples())
     found, other = trained(loader, **settings)

@@ -1,4 +1,4 @@
-"""When training stops, what it keeps and writes down, and how seldom it waits for the device."""
+"""What training writes, when it refuses to go on, and how seldom it waits for the device."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdlib.data import Examples
 from kdlib.storage import load_tensors
-from kdlib.training import evaluate, fit
+from kdlib.training import fit
 
 SETTINGS = {"batch_size": 4, "device": "cpu", "seed": 0}
 
@@ -57,68 +57,6 @@ def test_the_log_holds_what_the_history_holds_and_the_learning_rate_of_the_cycle
     # At the end of an epoch stands the rate of the step to come; after the last there is none.
     expected = [one_cycle(step, 30, 0.02) for step in (5, 10, 15, 20, 25)]
     assert [line["lr"] for line in lines[:-1]] == pytest.approx(expected, rel=1e-9)
-
-
-# --- patience --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def told(monkeypatch):
-    """Make validation find these losses, one an epoch, and remember the weights of each epoch."""
-
-    def tell(losses):
-        weights = []
-
-        def found(student, data):
-            weights.append([p.detach().clone() for p in student.parameters()])
-            scores = evaluate(student, data)
-            return type(scores)(scores.accuracy, losses[len(weights) - 1], scores.ece, scores.correct)
-
-        monkeypatch.setattr("kdlib.training.evaluate", found)
-        return weights
-
-    return tell
-
-
-@pytest.mark.parametrize(
-    ("losses", "patience", "epochs", "best"),
-    [
-        ([3, 2, 2, 2, 1], 2, 4, 1),  # an equal loss is no progress
-        ([3, 2, 2.5, 1, 1.5, 1.4], 2, 6, 3),
-        ([1, 2, 2, 2, 2, 2], 1, 2, 0),
-        ([6, 5, 4, 3, 2, 1], 1, 6, 5),
-        ([1, 2, 2, 2, 2, 2], 9, 6, 0),  # it never stops, and still returns to the best
-    ],
-)
-def test_training_stops_when_patience_ends_and_returns_to_the_best_weights(
-    told, losses, patience, epochs, best
-):
-    weights, student = told(losses), network()
-    found = fit(
-        student, pictures(), epochs=6, lr=0.05, patience=patience, validation=pictures(9, 1), **SETTINGS
-    )
-    assert len(found.loss) == len(found.validation) == epochs
-    assert found.steps == 5 * epochs
-    assert found.best == best
-    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), weights[best], strict=True))
-
-
-def test_without_patience_the_last_weights_are_kept(told):
-    weights, student = told([1, 2, 3]), network()
-    found = fit(student, pictures(), epochs=3, lr=0.05, validation=pictures(9, 1), **SETTINGS)
-    assert found.best is None
-    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), weights[2], strict=True))
-
-
-@pytest.mark.parametrize("changed", [{"patience": 0, "validation": pictures()}, {"patience": 2}])
-def test_patience_without_validation_or_below_one_epoch_is_refused(changed):
-    with pytest.raises(ValueError, match="expected at least 1 and a validation part"):
-        fit(network(), pictures(), epochs=2, lr=0.05, **changed, **SETTINGS)
-
-
-def test_steps_between_checkpoints_below_one_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="checkpoint_every=0 counts steps"):
-        fit(network(), pictures(), epochs=1, lr=1.0, checkpoint=tmp_path, checkpoint_every=0, **SETTINGS)
 
 
 # --- losses and weights that are not finite --------------------------------------------------------
@@ -178,7 +116,7 @@ def waits(count):
     with Waits() as mode:
         fit(
             network(), pictures(count), epochs=2, lr=0.01, loss=loss, clip=1.0, teacher=network(),
-            watch={"again": loss}, validation=pictures(9, 1), patience=2, **SETTINGS,
+            watch={"again": loss}, validation=pictures(9, 1), **SETTINGS,
         )  # fmt: skip
     return mode.count
 

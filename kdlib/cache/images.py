@@ -8,8 +8,7 @@ What a cache may stand for depends on the data:
   logits for exactly the crops that `fit(seed=seed, epochs=E)` will show. It serves that seed and up to E
   epochs, whatever the temperature, the loss and the student.
 - **Clean outputs for augmented training**, by caching `loader.examples` once: the logits of the whole picture
-  then stand for all its crops. Beyer et al. 2022 (arXiv 2106.05237) call this a fixed teacher, and found a
-  consistent one better over long training.
+  stand for all its crops. Beyer et al. 2022 (arXiv 2106.05237) found that worse over long training.
 """
 
 import os
@@ -38,6 +37,7 @@ class CachedTeacher(Cache):
 
     MAKER = "cache_teacher"
     SHARD_ROWS = 4096
+    ADVICE = "; outputs for images without augmentation serve every seed and any number of epochs"
 
     def __init__(self, folder: str | os.PathLike, manifest: Mapping[str, object]) -> None:
         super().__init__(folder, manifest)
@@ -57,34 +57,16 @@ class CachedTeacher(Cache):
         )
 
     def check(self, data: TrainingData, *, seed: int, epochs: int) -> None:
-        """Refuse a training run that this cache does not belong to.
+        """Refuse, by a ValueError that says why, a training run that this cache does not belong to.
 
-        Args:
-            data: what the student will be trained on: the data that were cached or, for a cache of clean
-                outputs, a loader that augments them. Labels may differ: the teacher did not see them.
-            seed, epochs: as given to `fit`.
-
-        Raises:
-            ValueError: saying what differs and how to fix it.
+        data, seed and epochs are those of `fit`: the data that were cached or, for a cache of clean outputs,
+        a loader that augments them. Labels may differ: the teacher did not see them.
         """
-        m, where = self.manifest, f"the teacher outputs in {self.folder}"
-        clean = _unaugmented(data) if m["seed"] is None else None
-        if m["data"] not in (data.inputs_fingerprint(), clean):
-            raise ValueError(
-                f"{where} were made from other data: the images, their order or their augmentation have "
-                f"changed. Make them for these with cache_teacher, in another folder or with overwrite=True"
-            )
-        if m["seed"] not in (None, seed):
-            raise ValueError(
-                f"{where} were made for the crops of seed={m['seed']}; got seed={seed}: it shows others. "
-                f"Train with the former, make a cache with seed={seed}, or cache the images without "
-                f"augmentation, which serves every seed"
-            )
-        if m["seed"] is not None and epochs > m["epochs"]:
-            raise ValueError(
-                f"{where} hold the crops of {m['epochs']} epochs; training takes {epochs}. Make a cache "
-                f"with epochs={epochs}, or one of the images without augmentation, which serves any number"
-            )
+        m, seen = self.manifest, data.inputs_fingerprint()
+        if m["seed"] is not None:
+            self.require(data=seen, seed=seed, epochs=max(epochs, m["epochs"]))
+        elif m["data"] != _unaugmented(data):
+            self.require(data=seen)
 
     def prepare(self, data: TrainingData, device: torch.device, *, epochs: int, seed: int) -> Self:
         """`check`, then hold all logits on a GPU if half of its free memory suffices; else read files."""
@@ -101,18 +83,14 @@ class CachedTeacher(Cache):
         return self.logits(batch.epoch, batch.rows)
 
     def logits(self, epoch: int, rows: Tensor) -> Tensor:
-        """The teacher's logits for some rows in one epoch.
+        """(B, …, C) float32: the teacher's logits for some rows in one epoch, on the rows' device.
 
         Args:
             epoch: counted from 0. Where the data look the same in every epoch, any epoch will do.
-            rows: (B) int64 positions in the data, on any device, in any order, repeated or not.
-
-        Returns:
-            (B, …, C) float32 on the device of the rows.
+            rows: (B) int64 positions in the data, in any order, repeated or not.
 
         Raises:
-            ValueError: an epoch that is not stored, or a file that has changed. FileNotFoundError: one that
-                has gone. IndexError: a row outside the data.
+            ValueError: an epoch that is not stored; else as `gather`.
         """
         epochs = self.manifest["epochs"]
         if self.manifest["seed"] is None:
@@ -142,8 +120,8 @@ def cache_teacher(
 ) -> CachedTeacher:
     """Run the teacher over the data, in eval mode without gradients, and store its logits.
 
-    Called again with the same arguments, it verifies what is there and makes only what is missing or damaged.
-    Which epochs and seeds a cache can be used for stands at the head of `kdlib.cache.images`.
+    Called again with the same arguments, it makes only what is missing or damaged. Which epochs and seeds a
+    cache can be used for stands at the head of `kdlib.cache.images`.
 
     Args:
         teacher: images (B, …) -> logits (B, …, C); moved to the device.
@@ -157,8 +135,7 @@ def cache_teacher(
         progress: show a progress bar.
 
     Raises:
-        ValueError: no data or no epochs; a folder with another cache or other files; logits that are not
-            finite. The message says how to fix it.
+        ValueError: a folder with another cache or other files; logits that are not finite; no data.
     """
     if len(data) == 0 or epochs < 1:
         raise ValueError(f"expected examples and epochs >= 1; got {len(data)} examples, epochs={epochs}")

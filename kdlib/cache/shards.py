@@ -23,9 +23,8 @@ class Cache:
     """A teacher's outputs for the rows of its data, once or for several epochs.
 
     `manifest.json` holds what they are bound to; each shard, a safetensors file, a run of rows of one epoch.
-    Every file appears whole or not at all: a process that is killed loses the shard in the making and
-    nothing else. Shards are verified when first asked for, and then stay mapped, not copied: memory holds the
-    pages in use, and the system may drop them.
+    A process that is killed loses the shard in the making and nothing else. Shards are verified when first
+    asked for, and then stay mapped, not copied.
 
     Args:
         folder: one of its own.
@@ -34,6 +33,7 @@ class Cache:
 
     MAKER: ClassVar[str]  # the function that writes such a cache
     SHARD_ROWS: ClassVar[int]  # what a killed process may have to compute again
+    ADVICE: ClassVar[str] = ""  # to end a refusal with
 
     def __init__(self, folder: str | os.PathLike, manifest: Mapping[str, object]) -> None:
         self.folder = Path(folder)
@@ -67,6 +67,14 @@ class Cache:
                     self._load(*shard)
                 except (FileNotFoundError, DamagedFile):
                     save_tensors(self._path(*shard), make(epoch, rows), self._label(*shard))
+
+    def require(self, **run: object) -> None:
+        """Refuse a training run, of which these are entries of the manifest, that the cache does not fit."""
+        if reasons := differences({name: self.manifest[name] for name in run}, run):
+            raise ValueError(
+                f"the teacher outputs in {self.folder} do not belong to this run: {reasons}. Make them anew "
+                f"with {self.MAKER}, in another folder or with overwrite=True{self.ADVICE}"
+            )
 
     def gather(self, epoch: int, rows: Tensor) -> dict[str, Tensor]:
         """The stored tensors for (B) rows, in any order, repeated or not; on the rows' device.

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kdlib.cache.shards import Cache, read_manifest
 from kdlib.losses.top_k import TopK
-from kdlib.storage import differences, fingerprint
+from kdlib.storage import fingerprint
 
 __all__ = ["CachedTokens", "open_token_cache"]
 
@@ -97,17 +97,10 @@ class CachedTokens(Cache):
         }
 
     def top_k(self, rows: Tensor) -> TopK:
-        """The teacher's outputs at some rows: log-probabilities at the manifest's T, over all tokens.
+        """The teacher's outputs at (n) int64 rows: log-probabilities at the manifest's T, over all tokens.
 
-        Args:
-            rows: (n) int64, on any device, in any order, repeated or not.
-
-        Returns:
-            `TopK` of float32 values (n, k), int64 indices (n, k) and float32 log_tail (n), on the rows'
-            device; its log_total is 0 up to rounding.
-
-        Raises:
-            DamagedFile, FileNotFoundError: a file has changed, or has gone, since the cache was made.
+        `TopK` of float32 values (n, k), int64 indices (n, k) and float32 log_tail (n), on the rows' device;
+        its log_total is 0 up to rounding. Errors as for `gather`.
         """
         stored = self.gather(0, rows)
         return TopK(stored["values"].float(), stored["indices"].long(), stored["log_tail"])
@@ -117,22 +110,14 @@ class CachedTokens(Cache):
         return self.top_k(batch["stored"])
 
     def check(self, examples: Sequence[Example], temperature: float, width: int) -> None:
-        """Refuse a training run that this cache does not belong to.
+        """Refuse, by a ValueError that says why, a training run that this cache does not belong to.
 
         Args:
             examples: what the student will be trained on, in its order.
             temperature: T of the loss: the mass of the tokens that were not kept is known at one only.
             width: number of logits to compare.
-
-        Raises:
-            ValueError: saying what differs and how to fix it.
         """
-        run = {"texts": _fingerprint(examples), "temperature": temperature, "width": width}
-        if reasons := differences({name: self.manifest[name] for name in run}, run):
-            raise ValueError(
-                f"the teacher outputs in {self.folder} do not belong to this run: {reasons}. Make them anew "
-                f"with {self.MAKER}, in another folder or with overwrite=True"
-            )
+        self.require(texts=_fingerprint(examples), temperature=temperature, width=width)
 
 
 def open_token_cache(folder: str | os.PathLike) -> CachedTokens:

@@ -225,7 +225,7 @@ def test_fit_asks_it_whether_it_belongs(folder, data):
     loader = Loader(data, CROPS)
     cached = make(folder, loader, epochs=2, seed=3)
     student = convnet([4], classes=CLASSES)
-    with pytest.raises(ValueError, match=r"crops of seed=3; got seed=4: .*make a cache with seed=4"):
+    with pytest.raises(ValueError, match="not belong to this run: seed was 3, is 4. Make them anew with"):
         fit(student, loader, teacher=cached, epochs=2, lr=1e-2, seed=4, device="cpu")
 
 
@@ -234,11 +234,11 @@ def test_a_cache_of_crops_serves_its_seed_and_at_most_its_epochs(folder, data):
     cached = make(folder, loader, epochs=2, seed=3)
     cached.check(loader, seed=3, epochs=2)
     cached.check(loader, seed=3, epochs=1)
-    with pytest.raises(ValueError, match=r"crops of 2 epochs; training takes 3\. Make a cache with epochs=3"):
+    with pytest.raises(ValueError, match="epochs was 2, is 3.*without augmentation serve every seed"):
         cached.check(loader, seed=3, epochs=3)
-    with pytest.raises(ValueError, match="made from other data: .*augmentation have changed"):
+    with pytest.raises(ValueError, match="do not belong to this run: data was"):
         cached.check(Loader(data, Augmentation(crop=3)), seed=3, epochs=2)
-    with pytest.raises(ValueError, match="made from other data"):
+    with pytest.raises(ValueError, match="data was"):
         cached.check(data, seed=3, epochs=2)
 
 
@@ -249,7 +249,7 @@ def test_clean_outputs_serve_augmented_training_of_the_same_images(folder, data,
         cached.check(training, seed=9, epochs=100)
     other = replace(data, images=data.images.flip(0))
     for training in (other, Loader(other, CROPS), data[:-1], data[torch.arange(N).roll(1)]):
-        with pytest.raises(ValueError, match=r"made from other data: the images, .*overwrite=True"):
+        with pytest.raises(ValueError, match="data was .*overwrite=True"):
             cached.check(training, seed=9, epochs=100)
 
 
@@ -279,7 +279,7 @@ def test_crops_fixed_once_for_each_seed_are_bound_to_it(folder, data):
 
     fixed = Fixed(data.images, data.labels, data.index)
     cached = make(folder, fixed, seed=2)
-    with pytest.raises(ValueError, match="crops of seed=2; got seed=3"):
+    with pytest.raises(ValueError, match="seed was 2, is 3"):
         cached.check(fixed, seed=3, epochs=1)
 
 

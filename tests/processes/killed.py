@@ -25,7 +25,7 @@ from kdlib.training import fit
 from kdlib.vision.loader import Augmentation, Loader
 from kdlib.vision.nets import convnet
 
-EXAMPLES, BATCH, EPOCHS, EVERY = 29, 8, 60, 3  # four steps an epoch, the last of five examples
+EXAMPLES, BATCH, EPOCHS, EVERY = 29, 8, 30, 3  # four steps an epoch, the last of five examples
 
 # After how many occurrences of which moment the process is killed, and up to how many seconds later.
 # "step": a step computes its loss, and goes on; at the others, which would be too short to hit, the process
@@ -66,7 +66,6 @@ def train(folder: Path, tell: Callable[[str], None]) -> None:
         batch_size=BATCH,
         clip=1.0,
         validation=pictures(40, 2, noise=0.4),
-        patience=9,
         watch={"agreement": lambda s, t, y: (s.argmax(-1) == t.argmax(-1)).float().mean()},
         device="cpu",
         checkpoint=folder / "run.safetensors",
@@ -91,7 +90,7 @@ def process(folder: Path, stand_still: tuple[str, int] | None = None) -> tuple[i
 
 def announce(folder: Path, tell: Callable[[str], None]) -> None:
     """Make this process tell of the moments around its writing."""
-    replace, write = os.replace, checkpoint.Run.write_log
+    replace, close_epoch = os.replace, checkpoint.Run.close_epoch
 
     def telling_replace(source, target):
         if Path(target) != folder / "run.safetensors":  # the log, or the result
@@ -100,12 +99,12 @@ def announce(folder: Path, tell: Callable[[str], None]) -> None:
         replace(source, target)
         tell("written")
 
-    def telling_write(run):
-        write(run)
+    def telling_close(run, validate):
+        close_epoch(run, validate)
         tell("logged")
 
     storage.os.replace = telling_replace
-    checkpoint.Run.write_log = telling_write
+    checkpoint.Run.close_epoch = telling_close
 
 
 def killed(folder: Path, moment: str, count: int, delay: float) -> dict[str, object]:

@@ -77,10 +77,6 @@ def one_in_the_last_batch(here: Path, folder: Path) -> None:
     run("single", here, data=pictures(33), watch={"gap": agreement})
 
 
-def early_stop(here: Path, folder: Path) -> None:
-    run("stopped", here, epochs=30, lr=0.1, patience=2, validation=pictures(20, 1))
-
-
 def interrupted_and_resumed(here: Path, folder: Path) -> None:
     settings = {"validation": pictures(20, 1), "checkpoint_every": 3, "watch": {"gap": agreement}}
     run("whole", here, **settings, loss=Interrupted(None))
@@ -121,7 +117,7 @@ def wait(path: Path) -> None:
 
 def batch_normalisation(here: Path, folder: Path) -> None:
     torch.manual_seed(0)
-    run("normed", here, convnet([4], classes=3), patience=2, validation=pictures(20, 1))
+    run("normed", here, convnet([4], classes=3), validation=pictures(20, 1))
 
 
 def nan_in_one_share(here: Path, folder: Path) -> None:
@@ -156,7 +152,7 @@ def number_of_processes(here: Path, folder: Path) -> None:
 
 
 RUNS = [
-    number_of_processes, five_in_the_last_batch, one_in_the_last_batch, early_stop, interrupted_and_resumed,
+    number_of_processes, five_in_the_last_batch, one_in_the_last_batch, interrupted_and_resumed,
     resumed_from_one_process, batch_normalisation, nan_in_one_share, bf16_and_back, another_device,
 ]  # fmt: skip
 
