@@ -24,19 +24,12 @@ __all__ = ["History", "Run"]
 
 @dataclass
 class History:
-    """What happened, epoch by epoch.
+    """What happened, epoch by epoch."""
 
-    Attributes:
-        loss: mean training loss of each epoch.
-        watched: the same for each quantity under `watch`.
-        validation: `Scores` after each epoch, where a validation part was given.
-        steps: number of optimizer steps taken.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    watched: dict[str, list[float]] = field(default_factory=dict)
-    validation: list[Scores] = field(default_factory=list)
-    steps: int = 0
+    loss: list[float] = field(default_factory=list)  # mean training loss of each epoch
+    watched: dict[str, list[float]] = field(default_factory=dict)  # the same for each quantity under `watch`
+    validation: list[Scores] = field(default_factory=list)  # after each epoch, if a part was given
+    steps: int = 0  # of the optimizer
 
 
 class Run:

@@ -24,25 +24,18 @@ from kdlib.runtime import eval_mode
 class Cost:
     """One forward pass without gradients.
 
-    Attributes:
-        parameters: number of weights.
-        flops: floating-point operations of matrix products, convolutions and attention (a multiply and
-            an add count two), as torch's FlopCounterMode counts them.
-        latency, latency_low, latency_high: median, 10th and 90th percentile of the seconds.
-        weight_bytes: memory of parameters and buffers.
-        working_bytes: highest memory held by tensors made during the pass, outputs included.
-        batch: examples in the pass.
-        device: where it ran.
+    Operations are those of matrix products, convolutions and attention, as torch's FlopCounterMode counts
+    them: a multiply and an add are two.
     """
 
     parameters: int
     flops: int
-    latency: float
-    latency_low: float
-    latency_high: float
-    weight_bytes: int
-    working_bytes: int
-    batch: int
+    latency: float  # median of the seconds
+    latency_low: float  # 10th percentile
+    latency_high: float  # 90th percentile
+    weight_bytes: int  # of parameters and buffers
+    working_bytes: int  # the most held by tensors made during the pass, outputs included
+    batch: int  # examples in the pass
     device: str
 
     def __str__(self) -> str:

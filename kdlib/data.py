@@ -7,40 +7,22 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from kdlib.extras import require
 from kdlib.runtime import substream
 from kdlib.storage import fingerprint
 
-__all__ = [
-    "Batch", "Examples", "LoaderData", "Splits", "TrainingData", "as_float", "stratified_folds",
-]  # fmt: skip
+__all__ = ["Batch", "Examples", "LoaderData", "Splits", "TrainingData", "as_float", "stratified_folds"]
 
 
 class Batch(NamedTuple):
-    """What one step sees.
+    """What one step sees, on the training device."""
 
-    Attributes:
-        images: (B, …) float32 in [0, 1], on the training device.
-        labels: (B) int64; −100 where an example has no label.
-        rows: (B) positions of the examples in their data set, on the training device; None where they are
-            not known, as in the batches of a torch `DataLoader`.
-        epoch: the one whose crops these are.
-    """
-
-    images: Tensor
-    labels: Tensor
-    rows: Tensor | None
-    epoch: int = 0
+    images: Tensor  # (B, …) float32 in [0, 1]
+    labels: Tensor  # (B) int64; −100 where an example has no label
+    rows: Tensor | None  # (B) positions in the data set; None if not known, as of a torch DataLoader
+    epoch: int = 0  # the one whose crops these are
 
 
 class TrainingData(Protocol):
@@ -70,17 +52,11 @@ def as_float(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled images held as tensors.
+    """Labelled images held as tensors."""
 
-    Attributes:
-        images: (N, channels, height, width) float32 in [0, 1], or uint8 in 0 … 255.
-        labels: (N) int64 class indices; −100 where an example has no label.
-        index: (N) int64 position of each image in the original data set.
-    """
-
-    images: Tensor
-    labels: Tensor
-    index: Tensor
+    images: Tensor  # (N, channels, height, width) float32 in [0, 1], or uint8 in 0 … 255
+    labels: Tensor  # (N) int64 class indices; −100 where an example has no label
+    index: Tensor  # (N) int64 position of each image in the original data set
 
     def __post_init__(self) -> None:
         if not len(self.images) == len(self.labels) == len(self.index):
@@ -117,19 +93,13 @@ class Examples:
 
 @dataclass(frozen=True)
 class Splits:
-    """Three disjoint parts of one data set. Choose on validation; touch test once.
-
-    Attributes:
-        train, validation, test: the parts.
-        classes: name of each class, by label.
-        skipped: what was found and left out, each with the reason.
-    """
+    """Three disjoint parts of one data set. Choose on validation; touch test once."""
 
     train: Examples
     validation: Examples
     test: Examples
-    classes: tuple[str, ...]
-    skipped: tuple[str, ...] = ()
+    classes: tuple[str, ...]  # name of each, by label
+    skipped: tuple[str, ...] = ()  # what was found and left out, each with the reason
 
     def __str__(self) -> str:
         parts = (len(self.train), len(self.validation), len(self.test))
@@ -172,15 +142,16 @@ class LoaderData:
 
     def check_order(self) -> None:
         """Refuse, by a ValueError, a loader whose order or augmentation no seed brings back."""
-        seeded = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, list, tuple)
+        kind = type(self._sampler)
+        seeded = kind in (list, tuple) or kind.__module__ == "torch.utils.data.sampler"
         if isinstance(self._loader.dataset, IterableDataset):
             reason = "its IterableDataset decides on the order"
         elif self._loader.persistent_workers:
             reason = "persistent_workers carry their random numbers from one epoch to the next"
-        elif type(self._sampler) in seeded or getattr(self._sampler, "generator", None) is not None:
+        elif seeded or getattr(self._sampler, "generator", None) is not None:
             return
         else:
-            reason = f"its {type(self._sampler).__name__} has no generator that could be seeded"
+            reason = f"its {kind.__name__} has no generator that could be seeded"
         raise ValueError(
             f"a checkpoint, or training in several processes, needs a DataLoader whose order follows from a "
             f"seed: {reason}. Expected shuffle=True or False, or a sampler with a generator, without "
@@ -227,11 +198,7 @@ class LoaderData:
 
 
 def stratified_folds(labels: Tensor, folds: int, seed: int) -> Iterator[tuple[Sequence, Sequence]]:
-    """(kept, held out) positions of each fold, every class in the same proportion, by scikit-learn.
-
-    Raises:
-        ModuleNotFoundError: scikit-learn is missing; the message names the extra.
-    """
+    """(kept, held out) positions of each fold, every class in the same proportion, by scikit-learn."""
     require("vision", "sklearn")
     from sklearn.model_selection import StratifiedKFold
 

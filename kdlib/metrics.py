@@ -20,19 +20,12 @@ from kdlib.losses.kd import soft_target_loss, soften
 
 @dataclass(frozen=True)
 class Scores:
-    """What `evaluate` found on one data set.
+    """What `evaluate` found on one data set."""
 
-    Attributes:
-        accuracy: fraction right, 0 to 1.
-        nll: mean negative log-likelihood of the labels, nats.
-        ece: expected calibration error, 0 to 1, 15 bins of equal width.
-        correct: (N,) bool, which examples were right; pairs two models example by example.
-    """
-
-    accuracy: float
-    nll: float
-    ece: float
-    correct: Tensor
+    accuracy: float  # fraction right, 0 to 1
+    nll: float  # mean negative log-likelihood of the labels, nats
+    ece: float  # expected calibration error, 0 to 1, 15 bins of equal width
+    correct: Tensor  # (N,) bool, which examples were right; pairs two models example by example
 
     def __str__(self) -> str:
         return f"accuracy {self.accuracy:.1%}, NLL {self.nll:.3f} nats, ECE {self.ece:.1%}"
@@ -40,18 +33,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class ReliabilityCurve:
-    """Confidence against accuracy in bins of equal width over [0, 1].
+    """Confidence against accuracy in bins of equal width over [0, 1]; means are NaN where a bin is empty."""
 
-    Attributes:
-        edges: (bins + 1,) bin edges.
-        confidence, accuracy: (bins,) means in each bin, NaN where a bin is empty.
-        count: (bins,) examples in each bin.
-    """
-
-    edges: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    count: np.ndarray
+    edges: np.ndarray  # (bins + 1,)
+    confidence: np.ndarray  # (bins,) means
+    accuracy: np.ndarray  # (bins,) means
+    count: np.ndarray  # (bins,) examples
 
     @property
     def mean_gap(self) -> float:
@@ -150,25 +137,15 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of `compare`; print it.
-
-    Attributes:
-        verdict: "better", "worse" or "inconclusive".
-        difference: mean over seeds of score minus baseline, in the unit of the scores.
-        half_width: half of the 95% interval over seeds, on this test set.
-        test_error: standard error of the difference that comes from the choice of test examples;
-            NaN if scores were given without their examples.
-        seeds: number of pairs.
-        student, baseline: the two means.
-    """
+    """The outcome of `compare`; print it."""
 
     verdict: Literal["better", "worse", "inconclusive"]
-    difference: float
-    half_width: float
-    test_error: float
-    seeds: int
-    student: float
-    baseline: float
+    difference: float  # mean over seeds of score minus baseline, in the unit of the scores
+    half_width: float  # half of the 95% interval over seeds, on this test set
+    test_error: float  # standard error from the choice of test examples; NaN for scores without examples
+    seeds: int  # number of pairs
+    student: float  # mean
+    baseline: float  # mean
     names: tuple[str, str]
     unit: str
 
