@@ -49,7 +49,7 @@ def _process(_asking: int) -> subprocess.Popen:
         [sys.executable, "-P", __file__],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
-    atexit.register(process.kill)
+    atexit.register(_stop, process)
     if _exchange(process, _FIRST, _START_SECONDS) is not True:
         raise RuntimeError(
             "the process that compares formulas did not start; "
@@ -76,8 +76,8 @@ def _exchange(process: subprocess.Popen, question: list[str], seconds: float) ->
 
 
 def _stop(process: subprocess.Popen) -> None:
-    process.kill()
-    process.communicate()
+    with contextlib.suppress(OSError), process:  # a pipe may be broken
+        process.kill()
 
 
 def _serve() -> None:
