@@ -37,41 +37,35 @@ def load_problems(path: str | os.PathLike) -> list[Problem]:
     statement, so that it stays the same when lines are added or moved. Empty lines do not count.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: a line that is no such object, an answer that is no reference for `verify_answer`, or a
             key that occurred before; it names the line. Also for a file without any problem.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    problems: dict[str, Problem] = {}
-    lines: dict[str, int] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    problems: list[Problem] = []
+    lines: dict[str, int] = {}  # of each key
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         try:
             problem = _problem(json.loads(line.decode("utf-8-sig")))
+            if problem.key in lines:
+                raise ValueError(f"the key is {problem.key!r}, as in line {lines[problem.key]}")
         except ValueError as error:
             raise ValueError(f"line {number} of {path}: {error}") from None
-        if problem.key in problems:
-            raise ValueError(
-                f"line {number} of {path} has the key {problem.key!r}, as line {lines[problem.key]} has; "
-                "expected each problem once"
-            )
-        problems[problem.key], lines[problem.key] = problem, number
+        problems.append(problem)
+        lines[problem.key] = number
     if not problems:
         raise ValueError(f"{path} holds no problem; expected one JSON object a line")
-    return list(problems.values())
+    return problems
 
 
 def _problem(row: object) -> Problem:
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, got {row!r:.60}")
     if row.keys() - {"key"} not in ({"statement", "answer"}, {"question", "answer"}):
-        raise ValueError(
-            "expected the columns statement (or question), answer and, if there is one, key; got "
-            + (", ".join(row) or "none")
-        )
+        columns = ", ".join(row) or "none"
+        raise ValueError(f"expected the columns statement (or question), answer, perhaps key; got {columns}")
     for name, value in row.items():
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError(f"{name} is {value!r:.60}; expected a text")

@@ -59,7 +59,7 @@ def test_empty_lines_a_mark_at_the_beginning_and_other_line_ends_do_not_matter(t
         ('{"statement": "a", "answer": null}', "answer is None; expected a text"),
         ('{"statement": "a", "answer": true}', "answer is True; expected a text"),
         ('{"statement": ["a"], "answer": "1"}', r"statement is \['a'\]; expected a text"),
-        ('{"key": "k", "statement": "b", "answer": "1"}', "line 2 of .* has the key 'k', as line 1 has"),
+        ('{"key": "k", "statement": "b", "answer": "1"}', "line 2 of .*: the key is 'k', as in line 1"),
     ],
 )
 def test_a_line_that_is_no_problem_is_named(tmp_path, row, message):

@@ -19,75 +19,56 @@ def make_puzzle(
     *,
     rng: random.Random,
     heads: tuple[int, int] = (2, 50),
-    animals: Sequence[str] | None = None,
-    cages: int = 2,
+    animals: Sequence[str] = tuple(ANIMALS),
 ) -> Puzzle:
     """Draw a puzzle that has exactly one answer, with at least one animal of every kind it names.
 
-    Of a single cage all counts that fit `heads` are equally likely, so that large numbers are drawn more
-    often than small ones. In a chain every cage after the first has at least one head more than it takes
-    from the cage before, so that numbers need not get smaller; cage by cage, all numbers of heads that may
-    follow the cage before are equally likely, and with each of them all counts.
+    Of a single cage all counts that fit `heads` are equally likely. In a chain the second cage has at least
+    one head more than it takes from the first, so that numbers need not get smaller; cage by cage, all
+    numbers of heads that may follow are equally likely, and with each of them all counts.
 
     Args:
-        kind: "pair", one cage, or "chain", in which the next cage asks for the animal with more legs.
+        kind: "pair", one cage, or "chain", two, of which the second takes up the animal with more legs.
         rng: source of randomness; the same state gives the same puzzle.
-        heads: least and largest number of heads of every cage, both included. The least is raised to what
-            `kind` needs: 2, or in a chain cages + 1.
-        animals: names to choose from; all of `ANIMALS` when None. Animals of one cage differ in legs.
-        cages: length of a chain, at least 2.
+        heads: least (2, or 3 in a chain, if it is less) and largest number of heads of every cage.
+        animals: names to choose from. Animals of one cage differ in legs.
 
     Raises:
-        ValueError: for a kind, range, length or name that is none, or if no such puzzle exists.
+        ValueError: for a kind, range or name that is none, or if no such puzzle exists.
     """
-    low, high = _check_heads(kind, heads, cages)
-    names = _check_animals(kind, animals)
-    totals = _draw_chain(rng, low, high, cages) if kind == "chain" else [_draw_pair(rng, low, high)]
-    drawn: list[Cage] = []
-    before = link = None
-    for total, last in totals:
-        few, many = _choose(rng, [name for name in names if name != link])
-        feet = ANIMALS[few].legs * (total - last) + ANIMALS[many].legs * last
-        if before is None:
-            drawn.append(Cage((few, many), total, feet))
-        else:
-            drawn.append(Cage((few, many), None, feet, more=total - before))
-        before, link = last, many
-    return Puzzle(tuple(drawn))
+    low, high = _range(kind, heads)
+    _check_animals(kind, animals)
+    if kind == "pair":
+        drawn = [_draw_pair(rng, low, high)]
+    else:
+        drawn = [_draw_counts(rng, low, high)]
+        drawn.append(_draw_counts(rng, max(low, drawn[0][1] + 1), high))
+    cages: list[Cage] = []
+    link, linked = None, 0
+    for total, of_many in drawn:
+        few, many = _choose(rng, [name for name in animals if name != link])
+        feet = ANIMALS[few].legs * (total - of_many) + ANIMALS[many].legs * of_many
+        cages.append(Cage((few, many), None if link else total, feet, more=total - linked if link else 0))
+        link, linked = many, of_many
+    return Puzzle(tuple(cages))
 
 
-def _check_heads(kind: str, heads: tuple[int, int], cages: int, argument: str = "heads") -> tuple[int, int]:
+def _range(kind: str, heads: tuple[int, int], argument: str = "heads") -> tuple[int, int]:
     if kind not in ("pair", "chain"):
         raise ValueError(f'kind must be "pair" or "chain"; got {kind!r}')
-    if kind == "chain" and (not isinstance(cages, int) or cages < 2):
-        raise ValueError(f"cages, the length of a chain, must be at least 2; got {cages!r}")
-    whole = isinstance(heads, Sequence) and all(isinstance(bound, int) for bound in heads)
-    if not whole or len(heads) != 2 or heads[0] > heads[1]:
-        raise ValueError(f"{argument} must be (least, largest), two whole numbers; got {heads!r}")
-    least = cages + 1 if kind == "chain" else 2
-    if heads[1] < least:
-        raise ValueError(
-            f"{argument} must reach {least} for kind {kind!r}, for each animal to be there; got {heads!r}"
-        )
-    return max(heads[0], least), heads[1]
+    least = 3 if kind == "chain" else 2  # for each animal to be there
+    low, high = max(heads[0], least), heads[1]
+    if low > high:
+        raise ValueError(f"{argument} must be (least, largest) and reach {least} for a {kind}; got {heads}")
+    return low, high
 
 
-def _check_animals(kind: Kind, animals: Sequence[str] | None) -> list[str]:
-    names = list(ANIMALS if animals is None else animals)
-    check_names("animals", names)
-    if not _differ(names):
-        raise ValueError(f"animals must have at least 2 different numbers of legs; got {names}")
-    for name in names if kind == "chain" else ():
-        if not _differ([other for other in names if other != name]):
-            raise ValueError(
-                f"animals of a chain must hold two of different legs besides {name!r}, which cannot be in "
-                f"the cage whose heads it gives; got {names}"
-            )
-    return names
-
-
-def _differ(names: Sequence[str]) -> bool:
-    return len({ANIMALS[name].legs for name in names}) >= 2
+def _check_animals(kind: Kind, animals: Sequence[str]) -> None:
+    check_names("animals", animals)
+    for link in animals if kind == "chain" else [None]:
+        if len({ANIMALS[name].legs for name in animals if name != link}) < 2:
+            besides = f" besides {link!r}, which gives heads to the next cage" if link else ""
+            raise ValueError(f"animals must have 2 different numbers of legs{besides}; got {animals}")
 
 
 def _draw_pair(rng: random.Random, low: int, high: int) -> tuple[int, int]:
@@ -98,33 +79,23 @@ def _draw_pair(rng: random.Random, low: int, high: int) -> tuple[int, int]:
             return heads, rng.randrange(1, heads)
 
 
-def _draw_chain(rng: random.Random, low: int, high: int, cages: int) -> list[tuple[int, int]]:
-    """For each cage its heads, and how many of them have more legs: fewer than the heads of the next."""
-    drawn, least = [], low
-    for _ in range(cages):
-        heads = rng.randint(least, high)
-        last = rng.randint(1, heads - 1)
-        drawn.append((heads, last))
-        least = max(low, last + 1)  # ≤ heads ≤ high
-    return drawn
+def _draw_counts(rng: random.Random, low: int, high: int) -> tuple[int, int]:
+    """Heads, and how many of them have more legs: first the one, then the other equally likely."""
+    heads = rng.randint(low, high)
+    return heads, rng.randint(1, heads - 1)
 
 
 def _choose(rng: random.Random, names: list[str]) -> list[str]:
     """Two animals of different legs, fewer first."""
     while True:
-        chosen = rng.sample(names, 2)
-        if _differ(chosen):
-            return sorted(chosen, key=lambda name: ANIMALS[name].legs)
+        chosen = sorted(rng.sample(names, 2), key=lambda name: ANIMALS[name].legs)
+        if ANIMALS[chosen[0]].legs < ANIMALS[chosen[1]].legs:
+            return chosen
 
 
 @dataclass(frozen=True)
 class PuzzleSplits:
-    """Disjoint sets of puzzles: no key occurs twice, in one part or in two.
-
-    Attributes:
-        train, validation, test: from the same range of heads.
-        beyond: from another, for what was not trained.
-    """
+    """Disjoint sets of puzzles, by their keys; `beyond` is from another range of heads than the others."""
 
     train: tuple[Puzzle, ...]
     validation: tuple[Puzzle, ...]
@@ -148,54 +119,51 @@ def puzzle_splits(
     heads: tuple[int, int] = (2, 50),
     beyond_heads: tuple[int, int] = (51, 99),
     seed: int = 0,
-    animals: Sequence[str] | None = None,
-    cages: int = 2,
+    animals: Sequence[str] = tuple(ANIMALS),
 ) -> PuzzleSplits:
     """Draw disjoint sets of puzzles; for the same arguments always the same ones.
 
     Args:
+        kind, animals: as for `make_puzzle`.
         train, validation, test, beyond: how many puzzles of each.
-        heads, beyond_heads: least and largest number of heads of every cage, both included, of the first
-            three and of the last. They must not overlap.
+        heads, beyond_heads: as for `make_puzzle`, of the first three and of the last. They must not overlap.
         seed: of the draw.
-        kind, animals, cages: as for `make_puzzle`.
 
     Raises:
         ValueError: if there are not as many different puzzles, or for arguments that `make_puzzle` refuses.
     """
-    sizes = {"train": train, "validation": validation, "test": test, "beyond": beyond}
-    for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise ValueError(f"{name} must be a whole number of at least 0; got {size!r}")
-    low, high = _check_heads(kind, heads, cages)
-    options = {"kind": kind, "animals": animals, "cages": cages}
+    if min(train, validation, test, beyond) < 0:
+        raise ValueError(f"sizes must be at least 0; got {train}, {validation}, {test} and {beyond}")
+    low, high = _range(kind, heads)
     outside: list[Puzzle] = []
     if beyond:
-        beyond_low, beyond_high = _check_heads(kind, beyond_heads, cages, "beyond_heads")
+        beyond_low, beyond_high = _range(kind, beyond_heads, "beyond_heads")
         if beyond_low <= high and low <= beyond_high:
             raise ValueError(f"beyond_heads must not overlap heads = {heads}; got {beyond_heads}")
-        outside = _distinct(beyond, random.Random(f"{seed} beyond"), beyond_heads, options)
-    inside = _distinct(train + validation + test, random.Random(f"{seed} within"), heads, options)
+        outside = _distinct(beyond, random.Random(f"{seed} beyond"), kind, beyond_heads, animals)
+    inside = _distinct(train + validation + test, random.Random(f"{seed} within"), kind, heads, animals)
     return PuzzleSplits(
         tuple(inside[:train]), tuple(inside[train : train + validation]), tuple(inside[train + validation :]),
         tuple(outside),
     )  # fmt: skip
 
 
-def _distinct(size: int, rng: random.Random, heads: tuple[int, int], options: dict) -> list[Puzzle]:
+def _distinct(
+    size: int, rng: random.Random, kind: Kind, heads: tuple[int, int], animals: Sequence[str]
+) -> list[Puzzle]:
     """Puzzles with different keys, in an order that says nothing of them."""
     found: dict[str, Puzzle] = {}
     misses = 0
     # Whether more exist is judged by 40 · n draws in a row of the n known ones. One left out with a tenth of
     # the average chance would have been drawn with probability 1 − e^−4; most are left out together.
     while len(found) < size and misses < 40 * len(found) + 400:
-        puzzle = make_puzzle(rng=rng, heads=heads, **options)
+        puzzle = make_puzzle(kind, rng=rng, heads=heads, animals=animals)
         misses = misses + 1 if puzzle.key in found else 0
         found.setdefault(puzzle.key, puzzle)
     if len(found) < size:
         raise ValueError(
-            f"there are no {size} different puzzles of kind {options['kind']!r} with {heads[0]} to {heads[1]}"
-            f" heads, only {len(found)} were found: ask for fewer, widen heads or allow more animals"
+            f"there are no {size} different puzzles of kind {kind!r} with {heads[0]} to {heads[1]} heads, "
+            f"only {len(found)} were found: ask for fewer, widen heads or allow more animals"
         )
     puzzles = list(found.values())
     rng.shuffle(puzzles)  # with unequal chances the likely ones come first

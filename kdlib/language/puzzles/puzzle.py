@@ -3,26 +3,19 @@
 A puzzle is one cage, or a chain of cages in which an animal of one gives the number of heads in the next.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 __all__ = ["ANIMALS", "Animal", "Cage", "Kind", "Puzzle", "check_names", "count_of"]
 
 Kind = Literal["pair", "chain"]
 
 
-@dataclass(frozen=True)
-class Animal:
-    """What lives in a cage.
-
-    Attributes:
-        name: English plural in lower case, by which it is known everywhere.
-        singular: English singular.
-        chinese: Chinese name.
-        legs: feet of one animal.
-    """
+class Animal(NamedTuple):
+    """What lives in a cage; `name`, by which it is known everywhere, is the English plural."""
 
     name: str
     singular: str
@@ -33,19 +26,13 @@ class Animal:
 # Chickens and cranes, rabbits and dogs, ants and beetles have as many legs as each other: such a pair cannot
 # be told apart by counting, and `solve` must say so.
 ANIMALS: dict[str, Animal] = {
-    animal.name: animal
-    for animal in (
-        Animal("snakes", "snake", "蛇", 0),
-        Animal("chickens", "chicken", "鸡", 2),
-        Animal("cranes", "crane", "鹤", 2),
-        Animal("rabbits", "rabbit", "兔", 4),
-        Animal("dogs", "dog", "狗", 4),
-        Animal("ants", "ant", "蚂蚁", 6),
-        Animal("beetles", "beetle", "甲虫", 6),
-        Animal("spiders", "spider", "蜘蛛", 8),
-        Animal("crabs", "crab", "螃蟹", 10),
+    name: Animal(name, name[:-1], chinese, legs)
+    for name, chinese, legs in (
+        ("snakes", "蛇", 0), ("chickens", "鸡", 2), ("cranes", "鹤", 2), ("rabbits", "兔", 4),
+        ("dogs", "狗", 4), ("ants", "蚂蚁", 6), ("beetles", "甲虫", 6), ("spiders", "蜘蛛", 8),
+        ("crabs", "螃蟹", 10),
     )
-}
+}  # fmt: skip
 
 
 def count_of(number: int | Fraction, name: str) -> str:
@@ -53,12 +40,7 @@ def count_of(number: int | Fraction, name: str) -> str:
     return f"{number} {ANIMALS[name].singular if number == 1 else name}"
 
 
-def _check_whole(argument: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{argument} must be a whole number of at least {least}; got {value!r}")
-
-
-def check_names(argument: str, names: tuple[str, ...]) -> None:
+def check_names(argument: str, names: Sequence[str]) -> None:
     """Refuse names that are not in `ANIMALS`, and names given twice."""
     for name in names:
         if name not in ANIMALS:
@@ -85,19 +67,15 @@ class Cage:
     more: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "animals", tuple(self.animals))  # so that a list is hashable too
         check_names("animals", self.animals)
         if len(self.animals) != 2:
             raise ValueError(f"animals must be 2 names; got {len(self.animals)}: {self.animals}")
-        if self.heads is not None:
-            _check_whole("heads", self.heads, 1)
-        _check_whole("feet", self.feet, 0)
-        _check_whole("more", self.more, 0)
+        heads = 1 if self.heads is None else self.heads
+        for argument, value, least in (("heads", heads, 1), ("feet", self.feet, 0), ("more", self.more, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{argument} must be a whole number of at least {least}; got {value!r}")
         if self.more and self.heads is not None:
-            raise ValueError(
-                f"more is for a cage that takes its heads from the one before; got more = {self.more} and "
-                f"heads = {self.heads}: leave more out, or give heads = None"
-            )
+            raise ValueError(f"more = {self.more} is for a cage with heads = None; got heads = {self.heads}")
 
     @property
     def legs(self) -> tuple[int, int]:
@@ -120,22 +98,17 @@ class Puzzle:
     cages: tuple[Cage, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cages", tuple(self.cages))
         if not self.cages or self.cages[0].heads is None:
             raise ValueError("cages must begin with one whose heads are given")
         for before, cage in pairwise(self.cages):
             if cage.heads is not None:
-                raise ValueError(
-                    "heads must be None in every cage after the first, which takes them from the one before; "
-                    f"got {cage.heads}"
-                )
+                raise ValueError(f"heads must be None in every cage after the first; got {cage.heads}")
             link = before.animals[-1]
             if link in cage.animals:
                 raise ValueError(f"{link!r} gives the heads of the next cage and cannot be in that cage too")
             if before.legs[0] == before.legs[1]:
                 raise ValueError(
-                    f"{before.animals[0]!r} and {link!r} have as many legs as each other and cannot be told "
-                    "apart by counting; a cage before the last must hold animals of different legs"
+                    f"a cage before the last must hold animals of different legs; got {before.animals}"
                 )
 
     @property

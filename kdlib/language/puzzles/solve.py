@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from kdlib.language.puzzles.puzzle import ANIMALS, Cage, Puzzle, count_of
+from kdlib.language.puzzles.puzzle import ANIMALS, Puzzle, count_of
 
-__all__ = ["Solution", "Status", "solve"]
-
-Status = Literal["unique", "impossible", "ambiguous"]
+__all__ = ["Solution", "solve"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Solution:
         reason: why there is no single answer, for a reader; empty for a unique puzzle.
     """
 
-    status: Status
+    status: Literal["unique", "impossible", "ambiguous"]
     counts: tuple[dict[str, int], ...] | None
     reason: str
 
@@ -36,48 +34,37 @@ class Solution:
 def solve(puzzle: Puzzle) -> Solution:
     """The counts of a puzzle, or why they cannot be known."""
     counts: list[dict[str, int]] = []
-    link = None
     for number, cage in enumerate(puzzle.cages, start=1):
-        where = f"cage {number}: " if len(puzzle.cages) > 1 else ""
-        heads = cage.heads if link is None else counts[-1][link] + cage.more
-        if reason := _misfit(cage, heads):
-            return Solution("impossible", None, where + reason)
+        heads = cage.heads if cage.heads is not None else [*counts[-1].values()][-1] + cage.more
         few, many = cage.by_legs()
-        legs = ANIMALS[few].legs
-        gap = ANIMALS[many].legs - legs
+        least, gap = ANIMALS[few].legs, ANIMALS[many].legs - ANIMALS[few].legs
+        where = f"cage {number}: " if len(puzzle.cages) > 1 else ""
+        if reason := _misfit(few, many, heads, cage.feet):
+            return Solution("impossible", None, where + reason)
         if not gap and heads:
             reason = (
-                f"{few} and {many} have {legs} feet each: there may be {count_of(0, few)} and "
+                f"{few} and {many} have {least} feet each: there may be {count_of(0, few)} and "
                 f"{count_of(heads, many)}, or {count_of(1, few)} and {count_of(heads - 1, many)}"
             )
             return Solution("ambiguous", None, where + reason)
-        of_many = (cage.feet - legs * heads) // gap if gap else 0
-        held = {few: heads - of_many, many: of_many}
-        counts.append({name: held[name] for name in cage.animals})
-        link = cage.animals[-1]
+        of_many = (cage.feet - least * heads) // gap if gap else 0
+        counts.append({name: of_many if name == many else heads - of_many for name in cage.animals})
     return Solution("unique", tuple(counts), "")
 
 
-def _misfit(cage: Cage, heads: int) -> str:
+def _misfit(few: str, many: str, heads: int, feet: int) -> str:
     """Why the feet do not suit the heads; empty if they do."""
-    few, many = cage.by_legs()
-    least, most, feet = ANIMALS[few].legs, ANIMALS[many].legs, cage.feet
+    least, most = ANIMALS[few].legs, ANIMALS[many].legs
+    extra, gap = feet - least * heads, most - least
     if feet % 2:
         return f"each animal has an even number of feet, but {feet} is odd"
-    bound = None
-    if feet < least * heads:
-        bound, legs, name = "least", least, few
-    elif feet > most * heads:
-        bound, legs, name = "most", most, many
-    if bound:
-        return (
-            f"{heads} heads have at {bound} {legs} × {heads} = {legs * heads} feet (all {name}), "
-            f"but there are {feet}"
-        )
-    extra, gap = feet - least * heads, most - least
+    if extra < 0:
+        all_few = f"at least {least} × {heads} = {least * heads} feet (all {few})"
+        return f"{heads} heads have {all_few}, but there are {feet}"
+    if feet > most * heads:
+        all_many = f"at most {most} × {heads} = {most * heads} feet (all {many})"
+        return f"{heads} heads have {all_many}, but there are {feet}"
     if gap and extra % gap:
-        return (
-            f"{extra} feet more than {count_of(heads, few)} have would take "
-            f"{count_of(Fraction(extra, gap), many)}, for each has {gap} more"
-        )
+        take = f"would take {count_of(Fraction(extra, gap), many)}, for each has {gap} more"
+        return f"{extra} feet more than {count_of(heads, few)} have {take}"
     return ""

@@ -1,10 +1,9 @@
-"""Puzzles in words: what is asked, the answer, and solutions written step by step in two styles.
+"""Puzzles in words, English and Chinese: what is asked, the answer, and solutions written step by step.
 
-"suppose" is the method of schools in China: suppose that all are chickens, and see how many feet are missing.
-"equations" names the counts x and y, in the order of the question, and eliminates. Every step of arithmetic
-is written `a op b = c` with op one of + − × ÷, so that a program can check it
-(`kdlib.language.answers.arithmetic`). In a chain, the passage of a cage ends as soon as the animal is counted
-of which the next cage takes its heads. English and Chinese.
+Two styles. "suppose" is the method of schools in China: suppose that all are chickens, and see how many feet
+are missing. "equations" names the counts x and y, in the order of the question, and eliminates. Every step
+of arithmetic is written `a op b = c` with op one of + − × ÷, so that `kdlib.language.answers.arithmetic` can
+check it. In a chain, the passage of a cage ends when the animal is counted that gives heads to the next.
 """
 
 from typing import Literal
@@ -20,11 +19,7 @@ Style = Literal["suppose", "equations"]
 
 
 def statement(puzzle: Puzzle, language: Language = "en") -> str:
-    """What is asked, in one line.
-
-    Raises:
-        ValueError: for a language other than "en" and "zh".
-    """
+    """What is asked, in one line."""
     _check("language", language, ("en", "zh"))
     describe = _describe_en if language == "en" else _describe_zh
     links = [None, *(cage.animals[-1] for cage in puzzle.cages)]
@@ -36,26 +31,26 @@ def statement(puzzle: Puzzle, language: Language = "en") -> str:
 
 
 def _describe_en(cage: Cage, link: str | None) -> str:
-    """A cage, and the animal of the cage before whose number it takes up."""
+    """A cage; `link` is the animal of the cage before whose number it takes up."""
     holds = "holds {} and {}:".format(*cage.animals)
     feet = f"{cage.feet} {'foot' if cage.feet == 1 else 'feet'}"
     if link is None:
-        return f"A cage {holds} {_heads(cage.heads)} and {feet}."
+        return f"A cage {holds} {cage.heads} {_heads(cage.heads)} and {feet}."
     if cage.more:
-        return f"Another {holds} {_heads(cage.more, 'more ')} than {link}, and {feet}."
+        return f"Another {holds} {cage.more} more {_heads(cage.more)} than {link}, and {feet}."
     return f"Another {holds} as many heads as the {link}, and {feet}."
 
 
 def _describe_zh(cage: Cage, link: str | None) -> str:
-    names = "和".join(_zh(name) for name in cage.animals)
+    names = "和".join(map(_zh, cage.animals))
     if link is None:
         return f"笼子里有{names}：共{cage.heads}个头，{cage.feet}只脚。"
     heads = f"头数比{_zh(link)}的只数多{cage.more}" if cage.more else f"头数和{_zh(link)}的只数相同"
     return f"另一个笼子里有{names}：{heads}，共{cage.feet}只脚。"
 
 
-def _heads(number: int, more: str = "") -> str:
-    return f"{number} {more}{'head' if number == 1 else 'heads'}"
+def _heads(number: int) -> str:
+    return "head" if number == 1 else "heads"
 
 
 def _zh(name: str) -> str:
@@ -63,16 +58,9 @@ def _zh(name: str) -> str:
 
 
 def answer_text(puzzle: Puzzle, language: Language = "en") -> str:
-    """What the last cage holds: "6 chickens and 4 rabbits", "鸡6只，兔4只".
-
-    Raises:
-        ValueError: if the puzzle has no single answer, or for a language other than "en" and "zh".
-    """
+    """What the last cage holds, "6 chickens and 4 rabbits"; ValueError if there is no single answer."""
     _check("language", language, ("en", "zh"))
-    return _answer(_counts(puzzle)[-1], language)
-
-
-def _answer(counts: dict[str, int], language: Language) -> str:
+    counts = _counts(puzzle)[-1]
     if language == "en":
         return " and ".join(count_of(number, name) for name, number in counts.items())
     return "，".join(f"{_zh(name)}{number}只" for name, number in counts.items())
@@ -93,29 +81,28 @@ def problem(puzzle: Puzzle, language: Language = "en") -> Problem:
 def written_solution(
     puzzle: Puzzle, style: Style = "suppose", language: Language = "en", think: bool = True
 ) -> str:
-    """What an assistant writes after the chat template's `<think>` and newline.
+    """What an assistant writes after the chat template's `<think>` and newline: steps, `</think>`, answer.
 
     Args:
-        puzzle: with exactly one answer, whatever the numbers.
-        style: "suppose" (all are of one kind) or "equations".
-        language: "en" or "zh".
         think: whether the steps are written; without them the thought is empty, as in Qwen3's answers
             without reasoning.
 
-    Returns:
-        steps + "\\n</think>\\n\\n" + "Answer: 6 chickens and 4 rabbits."
-
     Raises:
-        ValueError: if the puzzle has no single answer; if it has one only because there are no heads to
-            share between animals of equal legs, for then no step leads to it; or for another style or
-            language.
+        ValueError: if the puzzle has no single answer, or one to which no step leads (no heads, to share
+            between animals of equal legs).
     """
-    _check("language", language, ("en", "zh"))
     _check("style", style, ("suppose", "equations"))
-    counts = _counts(puzzle)
+    answer = answer_text(puzzle, language)
+    thought = _thought(puzzle, style, language) if think else ""
+    if language == "en":
+        return f"{thought}\n</think>\n\nAnswer: {answer}."
+    return f"{thought}\n</think>\n\n答案：{answer}。"
+
+
+def _thought(puzzle: Puzzle, style: Style, language: Language) -> str:
     write = _suppose if style == "suppose" else _equations
     passages = []
-    for cage, held in zip(puzzle.cages, counts, strict=True) if think else ():
+    for cage, held in zip(puzzle.cages, _counts(puzzle), strict=True):
         heads = sum(held.values())
         if cage.legs[0] == cage.legs[1]:
             raise ValueError(
@@ -123,15 +110,12 @@ def written_solution(
                 f"{cage.animals[0]} and {cage.animals[1]} have as many feet as each other"
             )
         if cage.more:
-            equal = f"{heads - cage.more} + {cage.more} = "
-            passages.append(equal + (f"{_heads(heads)}." if language == "en" else f"{heads}个头。"))
+            equal = f"{heads - cage.more} + {cage.more} = {heads}"
+            passages.append(f"{equal} {_heads(heads)}." if language == "en" else f"{equal}个头。")
         # The animal with more legs is counted first; if its number is the one that goes on, that will do.
         both = cage is puzzle.cages[-1] or cage.animals[-1] != cage.by_legs()[1]
         passages.append(write(cage, heads, held, both, language))
-    if language == "en":
-        return f"{' '.join(passages)}\n</think>\n\nAnswer: {_answer(counts[-1], language)}."
-    thought = "".join(passages).replace(" ", "")
-    return f"{thought}\n</think>\n\n答案：{_answer(counts[-1], language)}。"
+    return " ".join(passages) if language == "en" else "".join(passages).replace(" ", "")
 
 
 def _suppose(cage: Cage, heads: int, held: dict[str, int], both: bool, language: Language) -> str:
@@ -159,14 +143,13 @@ def _equations(cage: Cage, heads: int, held: dict[str, int], both: bool, languag
     few, many = cage.by_legs()
     letters = dict(zip(cage.animals, "xy", strict=True))
     x, y = letters[few], letters[many]
-    less, legs, of_few, of_many = ANIMALS[few].legs, ANIMALS[many].legs, held[few], held[many]
+    less, of_few, of_many = ANIMALS[few].legs, held[few], held[many]
+    base, gap = less * heads, ANIMALS[many].legs - less
+    missing = cage.feet - base
     terms = [f"{ANIMALS[name].legs}{letter}" for name, letter in letters.items() if ANIMALS[name].legs]
     lines = [f"x + y = {heads}", f"{' + '.join(terms)} = {cage.feet}"]
-    missing, gap = cage.feet, legs
-    if less:
-        base, missing, gap = less * heads, cage.feet - less * heads, legs - less
-        lines.append(f"{heads} × {less} = {base}")  # feet that x + y have in either case
-        lines.append(f"{gap}{y} = {cage.feet} − {base} = {missing}")
+    if less:  # feet that x + y have in either case
+        lines += [f"{heads} × {less} = {base}", f"{gap}{y} = {cage.feet} − {base} = {missing}"]
     lines.append(f"{y} = {missing} ÷ {gap} = {of_many}")
     if both:
         lines.append(f"{x} = {heads} − {of_many} = {of_few}")

@@ -1,10 +1,9 @@
 """A tokenizer for puzzles, small enough to read, of the same class as those of real checkpoints.
 
 One token for a word, or for a number up to 149, together with the blank before it; one for a Chinese
-character; one for each digit of other numbers. (Llama 3 has a token for every number of up to three digits,
-Qwen2 one for each digit.) A vocabulary like theirs, of more than 120,000 tokens, would make the embedding of
-a tiny model far larger than the rest of it. Special tokens and chat template are those of DeepSeek-R1: bos,
-`<｜User｜>`, the question, `<｜Assistant｜>`, and `<think>` with a newline, after which the model writes.
+character; one for each digit of other numbers. A vocabulary of more than 120,000 tokens, as Llama 3 and Qwen2
+have it, would make the embedding of a tiny model far larger than the rest of it. Special tokens and chat
+template are those of DeepSeek-R1.
 """
 
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
@@ -19,9 +18,8 @@ BOS, EOS, PAD, UNKNOWN = "<｜begin▁of▁sentence｜>", "<｜end▁of▁senten
 # As in DeepSeek-R1, these are not "special": decode(skip_special_tokens=True) keeps them.
 ROLES = ["<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"]
 
-# DeepSeek-R1's template without its tools. There the thought of every assistant message is dropped, so that a
-# conversation goes on without it; here the last message keeps it, so that a trace is rendered for training
-# exactly as it is generated: prompt, completion, eos.
+# DeepSeek-R1's template without its tools. There the thought of every assistant message is dropped; here the
+# last message keeps it, so that a trace is rendered for training as it is generated.
 CHAT_TEMPLATE = """\
 {%- set ns = namespace(system='') -%}
 {%- for message in messages if message['role'] == 'system' -%}
@@ -45,9 +43,8 @@ CHAT_TEMPLATE = """\
 {{- '<｜Assistant｜><think>\\n' -}}
 {%- endif -%}"""
 
-# Words, signs and characters of `kdlib.language.puzzles.text`, beside the names of animals. A word that
-# begins a line has no blank before it. Some (group, aside, twice, z, 组 …) are of puzzles that are no longer
-# written: they stay, because the committed results are of models with embeddings for them.
+# Words, signs and characters of `kdlib.language.puzzles.text`, beside the names of animals. Some (twice,
+# z, 组 …) are written no longer, but the models of the committed results have embeddings for them.
 _FIRST_WORDS = "A Suppose Let Set Group Answer"
 _WORDS = (
     "A An Another cage How Suppose Let Group "
@@ -78,10 +75,9 @@ def _vocabulary() -> list[str]:
 def puzzle_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer of the puzzles: everything `kdlib.language.puzzles.text` writes is decoded as it was.
 
-    Other words become `<unk>`. Pads on the left, as generation needs it; eos is not added by encoding.
-
-    Saved and loaded like any other, with one exception that transformers makes: in a folder with a Qwen2
-    model `AutoTokenizer` expects Qwen2's own. There take `PreTrainedTokenizerFast.from_pretrained`.
+    Other words become `<unk>`. Pads on the left, as generation needs it; eos is not added by encoding. In a
+    folder with a Qwen2 model load it with `PreTrainedTokenizerFast.from_pretrained`, for there
+    `AutoTokenizer` expects Qwen2's own.
     """
     vocabulary = {token: number for number, token in enumerate(_vocabulary())}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
@@ -95,12 +91,7 @@ def puzzle_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.add_tokens([AddedToken(role, normalized=False, special=False) for role in ROLES])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
+        bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=UNKNOWN, padding_side="left",
+        clean_up_tokenization_spaces=False, chat_template=CHAT_TEMPLATE,
         model_input_names=["input_ids", "attention_mask"],
-    )
+    )  # fmt: skip

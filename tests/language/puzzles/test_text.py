@@ -42,10 +42,10 @@ def puzzles(cages, more):
             heads += besides
             last = rng.randint(left, heads - 1)
             feet = first * (heads - last) + second * last
-            told.append(Cage(animals, None if told else heads, feet, more=besides))
+            told.append(Cage(tuple(animals), None if told else heads, feet, more=besides))
             heads, link = last, animals[1]
         else:
-            yield Puzzle(told)
+            yield Puzzle(tuple(told))
 
 
 def read_counts(text):

@@ -34,7 +34,7 @@ def texts():
     """Statements, answers and completions: all animals, and random puzzles."""
     rng = random.Random(0)
     puzzles = [
-        make_puzzle(kind, rng=rng, heads=(5, 10 ** rng.randint(1, 6)), cages=rng.randint(2, 4))
+        make_puzzle(kind, rng=rng, heads=(5, 10 ** rng.randint(1, 6)))
         for kind in ("pair", "chain") * 30
     ]
     for name, other in pairwise([*ANIMALS, *ANIMALS]):
