@@ -12,8 +12,6 @@ from torch import Tensor
 
 from kdlib.course.figures import bar_style, canvas, describe, log_ticks, name_ticks, point_style
 
-__all__ = ["memory_bars", "named_points", "pictures", "stacked_groups", "token_grid", "truth_scatter"]
-
 # Of plans: these have the same colour in all figures, and stand in this order.
 _COMPONENTS = (
     "student weights", "gradients", "optimizer state", "teacher weights", "activations", "logits and loss",
@@ -103,10 +101,7 @@ def memory_bars(rows: Mapping[str, Mapping[str, float]], *, limit: float, title:
 def stacked_groups(
     groups: Mapping[str, Mapping[str, Mapping[str, float]]], *, xlabel: str, ylabel: str, title: str = ""
 ) -> Figure:
-    """Bars side by side for each group, what each is made of one above the other.
-
-    A component has one colour in all bars, so that what two bars share can be seen. In every group the bars
-    stand in the order in which they are given; their sums stand above them.
+    """Bars side by side for each group, what each is made of one above the other, their sums above them.
 
     Args:
         groups: for each group, for each of its bars, as many in all, the size of each component, by name.
@@ -138,11 +133,7 @@ def _sizes(row: Mapping[str, float], digits: str) -> str:
 
 
 def token_grid(batches: Mapping[str, Tensor]) -> Figure:
-    """Batches of tokens as rows of coloured cells, one below the other.
-
-    Args:
-        batches: (rows, length) under the name of each batch: 0 for padding, 1 prompt, 2 completion.
-    """
+    """Batches (rows, length) of tokens as rows of coloured cells: 0 for padding, 1 prompt, 2 completion."""
     kinds = {"padding": "white", "prompt": "#9ecae1", "completion": "#08519c"}
     heights, longest = [len(b) for b in batches.values()], max(b.shape[1] for b in batches.values())
     parts = []
@@ -201,12 +192,9 @@ def pictures(
 
 
 def truth_scatter(truth: Tensor, models: Mapping[str, Tensor], *, event: str, title: str = "") -> Figure:
-    """What models say against the true probability, one panel a model; the line is perfect agreement.
+    """What models say, (N) by name, against true probabilities (N) of an event such as "dog".
 
-    Args:
-        truth: (N) true probabilities of the event.
-        models: (N) probabilities of each model under its name.
-        event: what the probabilities are of, for example "dog".
+    One panel a model; the line is perfect agreement.
     """
     exact, parts = torch.as_tensor(truth).double().cpu(), []
     size = {"ncols": len(models), "squeeze": False, "sharey": True}

@@ -19,21 +19,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "|||")
 STYLE = {
-    "font.size": 13,
-    "axes.titlesize": 14,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.3,
-    "lines.linewidth": 2.2,
-    "legend.frameon": False,
-    "legend.fontsize": 12,
-    "savefig.dpi": 100,
+    "font.size": 13, "axes.titlesize": 14, "legend.fontsize": 12, "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "grid.alpha": 0.3, "lines.linewidth": 2.2, "savefig.dpi": 100,
 }
-
-
-# --- showing --------------------------------------------------------------------------------------
 
 
 def png(figure: Figure) -> bytes:
@@ -71,9 +60,6 @@ def describe(figure: Figure, title: str, kind: str, parts: Sequence[str]) -> Fig
     return figure
 
 
-# --- parts of figures -----------------------------------------------------------------------------
-
-
 @contextmanager
 def canvas(
     width: float, height: float, *, heading: str = "", layout: str = "constrained", **subplots
@@ -98,13 +84,9 @@ def point_style(k: int) -> dict[str, object]:
 
 
 def name_ticks(axes: Axes, names: Sequence[object], room: float) -> float:
-    """Names under the x-axis; upright or slanted where they would run into one another.
+    """Names under the x-axis, slanted where `room` inches for each do not suffice.
 
-    Args:
-        room: inches for each name.
-
-    Returns:
-        Inches that the names reach further down than one line of text.
+    Returns the inches that they reach further down than one line of text.
     """
     size = mpl.rcParams["font.size"]
     longest = max(TextPath((0, 0), f"{name}", size=size).get_extents().width / 72 for name in names)

@@ -33,13 +33,7 @@ Numbers = Sequence[float] | Tensor
 def label_bars(
     rows: Mapping[str, Numbers], classes: Sequence[str], *, title: str = "", xlabel: str = "class"
 ) -> Figure:
-    """Several distributions over the same classes, bar beside bar.
-
-    Args:
-        rows: (C,) probabilities under the name that the legend shows.
-        classes: C names.
-        xlabel: what the classes are.
-    """
+    """Distributions over the same classes, (C,) by name, bar beside bar; xlabel says what classes are."""
     with canvas(9, 3.8) as (figure, axes):
         figure.set_figheight(3.8 + _bars(axes, rows, classes))
         axes.set(xlabel=xlabel, ylabel="probability", ylim=(0, 1.08), title=title)
@@ -75,19 +69,14 @@ def digit_gallery(
 
 
 def neighbours(matrix: Tensor, classes: Sequence[str], *, title: str = "") -> Figure:
-    """Which other classes each class's soft labels lean to.
-
-    Args:
-        matrix: (C, C); row i is the mean soft label of class i. The diagonal is not shown.
-    """
+    """Which other classes the mean soft label of each class, a row of (C, C), leans to."""
     off = torch.as_tensor(matrix).double().clone().fill_diagonal_(math.nan).numpy()
     with canvas(7.2, 6) as (figure, axes):
         shown = axes.imshow(off, cmap="Blues", vmin=0)
         figure.colorbar(shown, label="mean probability", shrink=0.8)
         axes.set(xlabel="class in the soft label", ylabel="true class", title=title)
-        figure.set_figheight(6 + _name_cells(axes, classes, classes, room=4 / len(classes)))
-        high = np.nanmax(off)
-        _write_cells(shown, lambda v: f"{100 * v:.1f}" if v > 0.25 * high else "", size=11)
+        words = np.where(off > 0.25 * np.nanmax(off), np.char.mod("%.1f", 100 * off), "")
+        figure.set_figheight(6 + _label_cells(shown, words, classes, classes, 4 / len(classes), size=11))
     best = np.nan_to_num(off, nan=-1).argmax(1)
     parts = [f"{classes[i]} leans to {classes[j]} ({off[i, j]:.3f})" for i, j in enumerate(best)]
     return describe(figure, title, "Heat map of mean soft labels; in per cent where large", parts)
@@ -103,9 +92,8 @@ def heat_map(
     with canvas(1.2 * len(columns) + 3, 0.7 * len(rows) + 2) as (figure, axes):
         shown = axes.imshow(table, cmap="cividis", aspect="auto")
         figure.colorbar(shown, label=colour_label)
-        _name_cells(axes, rows, columns, room=1)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-        _write_cells(shown, lambda v: "" if math.isnan(v) else f"{v:.1f}")
+        _label_cells(shown, np.where(np.isnan(table), "", np.char.mod("%.1f", table)), rows, columns, room=1)
         axes.add_patch(mpl.patches.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, color="red", linewidth=3))
     parts = [
         f"highest {table[i, j]:.1f} at {ylabel} {rows[i]} and {xlabel} {columns[j]}",
@@ -165,11 +153,7 @@ def lines(
     x: Numbers, series: Mapping[str, Numbers], *, xlabel: str, ylabel: str, title: str = "",
     log_x: bool = False, log_y: bool = False, half_widths: Mapping[str, Sequence[float]] | None = None,
 ) -> Figure:
-    """Curves over one axis. x (K,), each series (K,).
-
-    Args:
-        half_widths: (K,) half of an interval around each point, for the series it names.
-    """
+    """Curves, (K,) by name, over x (K,); half_widths (K,) of intervals for the series that it names."""
     figure = panels(x, {title: series}, xlabel=xlabel, ylabel=ylabel, log_x=log_x, log_y=log_y)
     figure.set_size_inches(8, 4.4)
     for k, name in enumerate(series):
@@ -205,10 +189,9 @@ def panels(
 def densities(
     x: Numbers, groups: Mapping[str, Mapping[str, Numbers]], *, xlabel: str = "x", title: str = ""
 ) -> Figure:
-    """Distributions over one axis, group beside group. Like `panels`, but the alt text gives mean and width.
+    """Distributions over points x (K,), group beside group: (K,) probabilities by name, which sum to 1.
 
-    Args:
-        x: (K,) points. groups: under each group's title, (K,) probabilities of the points by name, sum 1.
+    Like `panels`, but the alt text gives mean and width.
     """
     points = torch.as_tensor(x).double()
 
@@ -240,8 +223,7 @@ def arms(
 ) -> Figure:
     """Every seed of every arm as a dot, with the arm's mean and 95% interval.
 
-    Args:
-        scores: for each arm one entry a seed: `Scores` (accuracy in per cent is drawn) or numbers.
+    One entry a seed: `Scores`, of which the accuracy in per cent is drawn, or a number.
     """
     parts = []
     with canvas(max(6.5, 1.7 * len(scores)), 4.4) as (figure, axes):
@@ -305,9 +287,6 @@ def loss_picture(
     return describe(figure, title, "Two bar charts: probabilities, and the push on each logit", parts)
 
 
-# --- parts, and words for alt texts -------------------------------------------------------------------
-
-
 def _bars(axes: Axes, rows: Mapping[str, Numbers], classes: Sequence[str]) -> float:
     """Bars beside bars; returns what `name_ticks` returns."""
     width = 0.8 / len(rows)
@@ -328,17 +307,18 @@ def _curves(axes: Axes, x: Numbers, series: Mapping[str, Numbers]) -> None:
         axes.plot(*places, label=name, linestyle=LINES[k % 7], **style)
 
 
-def _name_cells(axes: Axes, rows: Sequence[object], columns: Sequence[object], room: float) -> float:
+def _label_cells(
+    shown: mpl.image.AxesImage, words: np.ndarray, rows: Sequence[object], columns: Sequence[object],
+    room: float, size: float | None = None,
+) -> float:
+    """Words in the cells of a table, names beside and below it; returns what `name_ticks` returns."""
+    axes, colours = shown.axes, shown.to_rgba(shown.get_array())
     axes.grid(False)
     axes.set_yticks(range(len(rows)), rows)
+    for (i, j), text in np.ndenumerate(words):
+        if text:
+            axes.text(j, i, text, ha="center", va="center", color=_ink_on(colours[i, j]), size=size)
     return name_ticks(axes, columns, room)
-
-
-def _write_cells(shown: mpl.image.AxesImage, text: Callable[[float], str], size: float | None = None) -> None:
-    for (i, j), value in np.ndenumerate(shown.get_array().data):
-        if words := text(value):
-            colour = _ink_on(shown.to_rgba(value))
-            shown.axes.text(j, i, words, ha="center", va="center", color=colour, size=size)
 
 
 def _ink_on(colour: tuple[float, ...]) -> str:

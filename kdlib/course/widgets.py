@@ -13,11 +13,6 @@ from kdlib.course.figures import image_tag
 from kdlib.losses.divergences import jensen_shannon_divergence, kl_divergence
 from kdlib.losses.kd import soften
 
-__all__ = [
-    "divergence_explorer", "explorer", "loss_explorer", "plan_explorer", "soft_label_explorer",
-    "temperature_explorer",
-]
-
 _LOOK = {"style": {"description_width": "120px"}, "layout": ipw.Layout(width="480px")}
 
 

@@ -33,8 +33,6 @@ from kdlib.vision.loader import Loader
 from kdlib.vision.photos import load_photos
 from kdlib.vision.sketches import SketchExamples, load_sketches
 
-__all__ = ["SITUATIONS", "CatOrDogStudy", "prepare", "report"]
-
 TEMPERATURES, ALPHAS, CHOICE_SEEDS = (1.0, 2.0, 4.0, 8.0), (0.1, 0.5), 2
 SITUATIONS = ("all", "few", "teachers")
 TEACHERS = {"quarter": 0.25, "standard": 1.0, "double": 2.0}  # shares of the recipe's epochs
@@ -52,20 +50,13 @@ PAIRS = {"all": _PAIRS, "few": _PAIRS, "teachers": (("quarter", "standard"), ("d
 
 @dataclass(frozen=True)
 class CatOrDogStudy:
-    """The study on one set of pictures, resumable from its folder.
-
-    Attributes:
-        data: the three parts; the teacher learns from the labels of the whole training part.
-        folder: where teachers, their outputs and finished runs are kept.
-        seeds: number of paired runs of each arm.
-        labels: number of labels that the student has in the situation `few`.
-    """
+    """The study on one set of pictures, resumable from the folder of its teachers and finished runs."""
 
     data: Splits
     recipe: ways.PictureRecipe
     folder: Path
-    seeds: int = 10
-    labels: int = 300
+    seeds: int = 10  # paired runs of each arm
+    labels: int = 300  # that the student has in the situation `few`
     progress: bool = True
 
     def run_situation(self, situation: str) -> dict[str, list[dict]]:
@@ -88,8 +79,16 @@ class CatOrDogStudy:
         found = {situation: self.run_situation(situation) for situation in SITUATIONS}
         by = {s: {arm: columns(run["test"] for run in runs) for arm, runs in found[s].items()} for s in found}
         choices = {situation: self._choices(situation) for situation in ("all", "few")}
-        teachers = {name: self._describe_teacher(name) for name in TEACHERS}
+        known, left_out, teachers = self.data.train, ("nll_rescaled", "agreement", "kl_to_teacher"), {}
+        for name, model in self._teachers.items():
+            teachers[name] = {k: v for k, v in self._test_figures(model).items() if k not in left_out} | {
+                "epochs": self.recipe.teacher.scaled(TEACHERS[name]).epochs,
+                "train_accuracy": score(predict(model, known.images), known.labels).accuracy,
+            }
         reached = teachers["standard"]["accuracy"]
+        example = torch.zeros(1, *known.images.shape[1:])
+        costs = {name: measure_cost(network.build(), example) for name, network in vars(self.recipe).items()}
+        keep = ("parameters", "flops", "weight_bytes", "working_bytes")
         return {
             "environment": describe_environment(),
             "data": self._describe_data(),
@@ -97,14 +96,15 @@ class CatOrDogStudy:
             "chosen": {s: dict(zip(("temperature", "alpha"), self.choose(s), strict=True)) for s in choices},
             "choices": choices,
             "teachers": teachers,
-            "cost": self._cost(),
+            "cost": {name: {figure: getattr(cost, figure) for figure in keep} for name, cost in costs.items()}
+            | {"latency_ratio": costs["teacher"].latency / costs["student"].latency},
             "arms": by,
             "verdicts": {s: verdicts(by[s], PAIRS[s], teacher_accuracy=reached) for s in by},
         }
 
     def choose(self, situation: str) -> tuple[float, float]:
         """(T, α) of the highest mean accuracy on validation; of equals, the lowest log-loss."""
-        best = max(self._choices(situation), key=_goodness)
+        best = _best(self._choices(situation))
         return best["temperature"], best["alpha"]
 
     def _choices(self, situation: str) -> list[dict[str, float]]:
@@ -116,16 +116,12 @@ class CatOrDogStudy:
             return {"temperature": t, "alpha": alpha, **means}
 
         rows = [validated(t, ALPHAS[0]) for t in TEMPERATURES]
-        best = max(rows, key=_goodness)["temperature"]
-        return rows + [validated(best, alpha) for alpha in ALPHAS[1:]]
+        return rows + [validated(_best(rows)["temperature"], alpha) for alpha in ALPHAS[1:]]
 
     def run(
         self, situation: str, arm: str, seed: int, temperature: float, alpha: float, *, test: bool = True
     ) -> dict:
-        """The figures of one trained student, from disk if it was trained before.
-
-        With `test` also those on the test part, there before and after fitting one temperature.
-        """
+        """The figures of one student on validation and, if asked for, test; from disk if there."""
         if (situation, arm) == ("teachers", "standard"):
             situation, arm = "all", "distilled"
         setting = [situation, arm, seed, temperature, alpha]
@@ -197,42 +193,21 @@ class CatOrDogStudy:
         }
 
     def _describe_data(self) -> dict[str, object]:
-        parts = {part: len(getattr(self.data, part)) for part in ("train", "validation", "test")}
-        size, left_out = self.data.train.images.shape[-1], len(self.data.skipped)
-        data = {**parts, "size": size, "labels_few": self.labels, "left_out": left_out}
+        data = {part: len(getattr(self.data, part)) for part in ("train", "validation", "test")}
+        data |= {"size": self.data.train.images.shape[-1], "labels_few": self.labels,
+                 "left_out": len(self.data.skipped)}
         if isinstance(self.data.test, SketchExamples):
             likelier = self.data.test.posterior.argmax(1) == self.data.test.labels.cpu()
             data["bayes_accuracy"] = self.data.test.bayes_accuracy
             data["bayes_accuracy_here"] = likelier.double().mean().item()
         return data
 
-    def _describe_teacher(self, name: str) -> dict[str, object]:
-        model, known = self._teachers[name], self.data.train
-        left_out = ("nll_rescaled", "agreement", "kl_to_teacher")
-        return {k: v for k, v in self._test_figures(model).items() if k not in left_out} | {
-            "epochs": self.recipe.teacher.scaled(TEACHERS[name]).epochs,
-            "train_accuracy": score(predict(model, known.images), known.labels).accuracy,
-        }
-
-    def _cost(self) -> dict[str, object]:
-        example = torch.zeros(1, *self.data.train.images.shape[1:])
-        costs = {name: measure_cost(network.build(), example) for name, network in vars(self.recipe).items()}
-        keep = ("parameters", "flops", "weight_bytes", "working_bytes")
-        return {
-            **{name: {figure: getattr(cost, figure) for figure in keep} for name, cost in costs.items()},
-            "latency_ratio": costs["teacher"].latency / costs["student"].latency,
-        }
-
 
 def prepare(
     data: str, *, size: int | None = None, seeds: int = 10, labels: int | None = None, epochs: float = 1.0,
     work: str | os.PathLike = "data/cache/experiment", progress: bool = True,
 ) -> CatOrDogStudy:
-    """Load the pictures and lay out the study; the arguments are the options of `python -m kdlib experiment`.
-
-    Raises:
-        ValueError, OSError: as `load_photos` and `load_sketches` raise them.
-    """
+    """The study and its pictures, by the options of `python -m kdlib experiment`."""
     size = size or (32 if data in ("sketches", "cifar10") else 64)
     if data == "sketches":
         recipe, labels = ways.SKETCHES, labels or 100
@@ -241,9 +216,8 @@ def prepare(
         recipe, labels = ways.photo_recipe(size), labels or 300
         splits = load_photos(data, size=size, progress=progress)
     recipe = ways.PictureRecipe(recipe.teacher.scaled(epochs), recipe.student.scaled(epochs))
-    stamp = fingerprint(
-        splits.train.fingerprint(), splits.validation.fingerprint(), labels, _plain(asdict(recipe))
-    )
+    stamps = splits.train.fingerprint(), splits.validation.fingerprint()
+    stamp = fingerprint(*stamps, labels, _plain(asdict(recipe)))
     return CatOrDogStudy(splits, recipe, Path(work) / stamp[:12], seeds, labels, progress)
 
 
@@ -270,8 +244,8 @@ def report(results: Mapping) -> str:
     return "\n".join(lines)
 
 
-def _goodness(choice: Mapping[str, float]) -> tuple[float, float]:
-    return choice["accuracy"], -choice["nll"]
+def _best(choices: list[dict[str, float]]) -> dict[str, float]:
+    return max(choices, key=lambda choice: (choice["accuracy"], -choice["nll"]))
 
 
 def _figures(logits: Tensor, data: Examples) -> dict[str, float]:
@@ -282,9 +256,8 @@ def _figures(logits: Tensor, data: Examples) -> dict[str, float]:
     return figures
 
 
-def _plain(settings: Mapping) -> dict:
+def _plain(value: object) -> object:
     """JSON values of a dataclass: what builds a network by its name and arguments."""
-    return {
-        k: _plain(v) if isinstance(v, Mapping) else identity(v) if callable(v) else v
-        for k, v in settings.items()
-    }
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return identity(value) if callable(value) else value

@@ -6,7 +6,7 @@ the same order and takes the same number of steps: what differs is what the stud
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -18,11 +18,6 @@ from kdlib.losses.kd import soft_target_loss
 from kdlib.training import History, LossFunction, fit
 from kdlib.vision.loader import Augmentation, Loader
 from kdlib.vision.nets import convnet
-
-__all__ = [
-    "SKETCHES", "PictureRecipe", "Training", "arms", "hard_labels", "hide_labels", "photo_recipe",
-    "pseudo_labels", "smoothed_labels", "soft_targets", "train",
-]
 
 UNLABELLED = -100
 
@@ -105,7 +100,7 @@ class Training:
     lr: float
     batch_size: int = 64
     weight_decay: float = 1e-3
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    augmentation: Augmentation = Augmentation()
 
     @property
     def settings(self) -> dict[str, float]:

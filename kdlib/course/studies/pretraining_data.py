@@ -11,11 +11,7 @@ from kdlib.language.puzzles.make import make_puzzle
 from kdlib.language.puzzles.puzzle import ANIMALS, Puzzle
 from kdlib.language.puzzles.text import statement, written_solution
 
-__all__ = ["Text", "pretraining_data", "sums"]
-
-Text = tuple[str, str]
-"""(statement, completion) as `distill_language_model` takes it."""
-
+Text = tuple[str, str]  # (statement, completion) as `distill_language_model` takes it
 SUMS_A_ROW = 6
 # Differences of two-digit numbers take a tiny model longest: as often as all other sums together.
 WEIGHTS = (2, 8, 1, 4, 1)

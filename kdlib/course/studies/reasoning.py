@@ -37,8 +37,6 @@ from kdlib.language.traces.select import majority_vote, pass_at_k
 from kdlib.metrics import interval
 from kdlib.runtime import best_device, describe_environment
 
-__all__ = ["ReasoningStudy", "report"]
-
 STYLES = ("suppose", "equations")
 TUNED = ("answers", "verified")
 OTHER_LENGTH = ("answers", "shortest")  # arms whose number of steps depends on the budget
@@ -86,11 +84,9 @@ class ReasoningStudy:
     def teacher(self, share: float = 1.0) -> PreTrainedModel:
         """The reasoner: a larger base model that has read solved chains, in both styles.
 
-        Its solutions come from a program. DeepSeek-R1's came from reinforcement learning, which takes more
-        than two cores and a few minutes; what follows, from traces to student, is the same.
-
-        Args:
-            share: of its steps on chains; below 1 for a teacher made worse on purpose.
+        A program wrote these. DeepSeek-R1's came from reinforcement learning, which takes more than two cores
+        and a few minutes; what follows, from traces to student, is the same. With a share of its steps on
+        chains below 1 it is a teacher made worse on purpose.
         """
         recipe, seed = self.recipe, 1000
 
@@ -200,12 +196,10 @@ class ReasoningStudy:
     def runs(
         self, arms: Sequence[str], seeds: Sequence[int], *, workers: int | None = None, **options
     ) -> dict[str, list[dict]]:
-        """`run` for every arm and seed, by arm in the order of the seeds.
+        """`run` for every arm and seed with the same options, by arm in the order of the seeds.
 
-        Args:
-            workers: processes of one thread each, which such small models use better than one process uses
-                several; default one for each core, one on a GPU.
-            options: as for `run`, the same for all.
+        Workers are processes of one thread each, which such small models use better than one process uses
+        several: one for each core, one on a GPU, unless it is said how many.
         """
         self.prepare(seeds, workers=workers)
         jobs = [delayed(self.run)(arm, seed, **options) for seed in seeds for arm in arms]

@@ -23,11 +23,6 @@ from kdlib.language.traces.collect import Trace
 from kdlib.language.traces.select import filter_traces
 from kdlib.runtime import Precision
 
-__all__ = [
-    "ARMS", "CHAINS", "LIVE", "ReasoningRecipe", "Stage", "TINY", "reading", "style_of", "teach_student",
-    "tokens_a_step",
-]
-
 ARMS = ("answers", "unverified", "verified", "shortest", "suppose", "equations", "logits", "on-policy")
 
 
@@ -84,28 +79,21 @@ class ReasoningRecipe:
                              animals=self.animals, seed=0).train
 
 
-CHAINS = ReasoningRecipe()
-"""That of the committed results."""
-
+CHAINS = ReasoningRecipe()  # that of the committed results
+# The same with less reading, for the notebook.
 LIVE = replace(CHAINS, beyond=60, teacher_pretraining=Stage(200, 5e-3), student=Stage(100, 5e-3),
                on_policy=Stage(4, 1e-3, 192))
-"""The same with less reading, for the notebook."""
-
+# The smallest whose teacher solves anything: it knows its eight chains by heart. To try code with.
 TINY = ReasoningRecipe(
     animals=("chickens", "rabbits", "ants"), heads=(2, 5), beyond_heads=(6, 7), pool=8, validation=3, test=5,
     beyond=4, teacher_width=48, student_width=16, layers=1, teacher_family="llama",
     teacher_pretraining=Stage(2, 1e-3, 4), student_pretraining=Stage(4, 1e-2, 4), teacher=Stage(120, 1e-2, 8),
     student=Stage(6, 5e-3, 4), answers_lr=7e-3, on_policy=Stage(2, 1e-3, 3), samples=2, max_new_tokens=96,
 )
-"""The smallest whose teacher solves anything: it knows its eight chains by heart. To try code with."""
 
 
 def reading(arm: str, puzzles: Sequence[Puzzle], traces: Sequence[Trace]) -> list[Text]:
-    """The texts that an arm reads: (statement, completion) pairs.
-
-    Raises:
-        ValueError: for an arm that is none of `ARMS`, or if no finished trace passes its filter.
-    """
+    """The texts that an arm reads; a ValueError if no finished trace passes its filter."""
     if arm not in ARMS:
         raise ValueError(f"arm must be one of {', '.join(ARMS)}; got {arm!r}")
     if arm == "answers":
@@ -115,9 +103,8 @@ def reading(arm: str, puzzles: Sequence[Puzzle], traces: Sequence[Trace]) -> lis
     kept = filter_traces(finished, correct=arm != "unverified", shortest=arm == "shortest", style=style,
                          repeats=True)
     if not kept:
-        raise ValueError(
-            f"no trace passes the filter of arm {arm!r}; collect more, or train the teacher longer"
-        )
+        help = "collect more, or train the teacher longer"
+        raise ValueError(f"no trace passes the filter of arm {arm!r}; {help}")
     return [(trace.statement, trace.text) for trace in kept]
 
 
@@ -132,11 +119,7 @@ def teach_student(
         texts: what `reading` gave.
         tokens: to read, of prompts and completions; without, as many steps as the recipe says.
         teacher: needed by "logits" and "on-policy".
-        lr: other than the recipe's.
         how: seed and progress, for `distill_language_model`.
-
-    Returns:
-        "steps" (of texts), "tokens" read in them, "written" on-policy, "seconds".
     """
     if teacher is None and arm in ("logits", "on-policy"):
         raise ValueError(f"arm {arm!r} needs a teacher; got None")

@@ -12,17 +12,11 @@ from torch import Tensor
 from kdlib.metrics import Scores, compare, gap_closed
 from kdlib.storage import JsonLines, replaced
 
-__all__ = [
-    "columns", "load_results", "once", "pack_bits", "scores_of", "unpack_bits", "verdicts", "write_results",
-]
-
 
 def once(path: str | os.PathLike, key: list, run: Callable[[], Mapping]) -> dict:
-    """What `run` returns, with its key, from a file of finished runs; it runs only if it is not there yet.
+    """What `run` returns, with its key of JSON values, from a file of finished runs; run if it is not there.
 
-    Args:
-        path: of the file, a line for each run. Processes can share it.
-        key: JSON values that tell this run from others.
+    Processes can share the file.
     """
     finished = JsonLines(path)
     for done in finished:
