@@ -63,14 +63,11 @@ PAIRS = {
 
 @dataclass(frozen=True)
 class ReasoningStudy:
-    """The study with one recipe, resumable from its folder, where models, traces and finished runs are kept.
-
-    `problems` is how many each student learns from.
-    """
+    """The study with one recipe, resumable from its folder of models, traces and finished runs."""
 
     folder: Path
     recipe: ways.ReasoningRecipe = ways.CHAINS
-    problems: int = 200
+    problems: int = 200  # that each student learns from
     progress: bool = False
 
     @cached_property
@@ -120,7 +117,7 @@ class ReasoningStudy:
     ) -> PreTrainedModel:
         """The model in the folder of this name, trained if it is not there yet; a killed training goes on."""
         folder = self.folder / name
-        with self._alone(name):
+        with self._alone(name), without_bars():
             if not (folder / "finished").exists():
                 model, texts = start()
                 distill_language_model(
@@ -156,11 +153,9 @@ class ReasoningStudy:
         return load_model(self.folder / "students" / _name(arm, seed, options)).to(best_device())
 
     def run(self, arm: str, seed: int, *, test: bool = True, **options) -> dict:
-        """Teach one student and examine it, once; its figures are kept.
+        """Teach one student and examine it, once: on test and beyond, or on validation; its figures are kept.
 
         Args:
-            arm: one of `reasoning_arms.ARMS`.
-            test: score the test part and what lies beyond; without it, validation only.
             options: budget, "compute" (default) or "steps"; count of problems; share, of the teacher's
                 training; lr; temperature and alpha of "logits".
         """
@@ -251,15 +246,13 @@ class ReasoningStudy:
         def run() -> dict:
             puzzles = puzzle_splits("pair", train=300, validation=0, test=100, heads=(2, 30), seed=0,
                                     animals=("chickens", "rabbits"))
-            read = {
-                name: [(statement(p), written_solution(p, think=name == "suppose")) for p in puzzles.train]
-                for name in ("suppose", "answers")
-            }
+            solved = [(statement(p), written_solution(p)) for p in puzzles.train]
+            texts = solved if arm == "suppose" else ways.reading("answers", puzzles.train, [])
             recipe = replace(self.recipe, student=EASY, answers_lr=EASY.lr)
             student = self._untrained(recipe.student_width, "qwen2", seed)
-            tokens = EASY.steps * ways.tokens_a_step(self.tokenizer, read["suppose"], EASY.batch_size)
-            figures = ways.teach_student(recipe, student, self.tokenizer, arm, read[arm], tokens=tokens,
-                                    seed=seed, progress=self.progress)
+            tokens = EASY.steps * ways.tokens_a_step(self.tokenizer, solved, EASY.batch_size)
+            figures = ways.teach_student(recipe, student, self.tokenizer, arm, texts, tokens=tokens,
+                                         seed=seed, progress=self.progress)
             return {"arm": arm, **figures, **_scored(self.answers(student, puzzles.test))}
 
         return once(self.folder / "runs.jsonl", ["easy", arm, seed], run)
@@ -299,8 +292,8 @@ class ReasoningStudy:
         by = {part: {arm: columns(found, left_out) for arm, found in _by_arm(runs).items()}
               for part, runs in done.items()}
         by["steps"]["verified"] = by["compute"]["verified"]  # the same steps in both
-        counts = {self.problems: {arm: by["compute"][arm] for arm in TUNED}}
-        counts |= {count: by[f"{count} problems"] for count in COUNTS}
+        usual = {arm: by["compute"][arm] for arm in TUNED}
+        counts = {self.problems: usual, **{count: by[f"{count} problems"] for count in COUNTS}}
         teachers = {share: self.teacher(share) for share in (1.0, WEAK)}
         weak_traces = [trace for seed in seeds for trace in self.traces(seed, share=WEAK)]
         return {
