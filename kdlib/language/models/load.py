@@ -11,7 +11,7 @@ Only safetensors are read, and no code from a repository is run.
 import json
 import os
 import re
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -107,10 +107,9 @@ def _folder(name_or_folder: str | os.PathLike) -> Path:
     folder, name = Path(name_or_folder).expanduser(), os.fspath(name_or_folder)
     if folder.is_dir():
         return folder
-    try:
+    known = None
+    with suppress(ValueError):
         known = find(name)
-    except ValueError:
-        known = None
     repo = known.repo if known else name
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", repo):
         raise FileNotFoundError(
@@ -125,16 +124,16 @@ def _folder(name_or_folder: str | os.PathLike) -> Path:
         HfApi().model_info(repo, timeout=_PATIENCE)
         return Path(snapshot_download(repo, allow_patterns=_FILES))
     except Exception as error:  # of several libraries: no network, no such repository, no answer, no space
-        reason, cause = f"{type(error).__name__}: {' '.join(str(error).split())}", error
-    if constants.HF_HUB_OFFLINE:
-        reason = "HF_HUB_OFFLINE is set, which keeps it from asking"
-    short = repo.partition("/")[2]
-    size = f" ({known.weight_bytes / 1e9:.1f} GB)" if known else ""
-    raise FileNotFoundError(
-        f"{repo} is not, or not whole, in the Hugging Face cache ({constants.HF_HUB_CACHE}) and cannot be "
-        f"fetched: {reason}. Where there is a network, run `hf download {repo} --local-dir {short}`{size}, "
-        f"copy the folder here and give its path: load_checkpoint({f'path/to/{short}'!r})"
-    ) from cause
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if constants.HF_HUB_OFFLINE:
+            reason = "HF_HUB_OFFLINE is set, which keeps it from asking"
+        short = repo.partition("/")[2]
+        size = f" ({known.weight_bytes / 1e9:.1f} GB)" if known else ""
+        raise FileNotFoundError(
+            f"{repo} is not, or not whole, in the Hugging Face cache ({constants.HF_HUB_CACHE}) and cannot "
+            f"be fetched: {reason}. Where there is a network, run `hf download {repo} --local-dir {short}`"
+            f"{size}, copy the folder here and give its path: load_checkpoint({f'path/to/{short}'!r})"
+        ) from error
 
 
 def _missing_files(folder: Path) -> list[str]:

@@ -9,9 +9,7 @@ Each was fine-tuned on about 800,000 texts that DeepSeek-R1 had written or that 
 soft targets (Guo et al. 2025, arXiv 2501.12948, §2.4). Nothing is downloaded here.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -165,7 +163,7 @@ _LLAMA = {"family": "llama", "tokens": 128256, "bos": 128000, "eos": 128001}
 
 # name, base; hidden, feed-forward, layers, heads, heads of keys and values; logits, parameters; rope_theta,
 # norm_eps; scores. Shapes are from config.json of each repository; a test counts the parameters.
-_ALL = (
+R1_DISTILL = {one.name: one for one in (
     R1Checkpoint("Qwen-1.5B", "Qwen/Qwen2.5-Math-1.5B", 1536, 8960, 28, 12, 2, 151936, 1_777_088_000,
                  1e4, 1e-6, (28.9, 52.7, 83.9, 33.8, 16.9, 954), **_QWEN),
     R1Checkpoint("Qwen-7B", "Qwen/Qwen2.5-Math-7B", 3584, 18944, 28, 28, 4, 152064, 7_615_616_512,
@@ -180,18 +178,12 @@ _ALL = (
     R1Checkpoint("Llama-70B", "meta-llama/Llama-3.3-70B-Instruct", 8192, 28672, 80, 64, 8, 128256,
                  70_553_706_496, 5e5, 1e-5, (70.0, 86.7, 94.5, 65.2, 57.5, 1633), **_LLAMA,
                  base_licence="Llama 3.3 Community License"),
-)  # fmt: skip
-
-R1_DISTILL: Mapping[str, R1Checkpoint] = MappingProxyType({one.name: one for one in _ALL})
+)}  # fmt: skip
 """The six by their short names, smallest first."""
 
 
 def find(name_or_repo: str) -> R1Checkpoint:
-    """The checkpoint of this name ("Qwen-7B") or repository, with or without its owner, in any case.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The checkpoint of this name ("Qwen-7B") or repository, with or without its owner, or a ValueError."""
     for checkpoint in R1_DISTILL.values():
         known = (checkpoint.name, checkpoint.repo, checkpoint.repo.partition("/")[2])
         if name_or_repo.lower() in map(str.lower, known):

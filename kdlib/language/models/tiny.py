@@ -37,26 +37,19 @@ _PUZZLE = Puzzle((Cage(("chickens", "rabbits"), heads=10, feet=28),))
 TAUGHT = problem(_PUZZLE)
 """10 heads and 28 feet: the only problem that a taught stand-in can answer."""
 
-_STEPS = 80
-
 
 def stand_in(name: str, folder: str | os.PathLike, *, teach: bool = False, seed: int = 0) -> Path:
     """Write a small model of a checkpoint's architecture, with tokenizer, as its repository holds them.
 
-    Its weights are random: 0.15M to 0.5M parameters in two layers.
+    Its weights are random: 0.15M to 0.5M parameters in two layers. config.json names the original as
+    `stand_in_for`. Returns the folder.
 
     Args:
         name: of one of `R1_DISTILL`.
-        folder: made where there is none; a stand-in that is there is replaced.
+        folder: made where there is none; a stand-in that is there is replaced, all else is a ValueError.
         teach: whether it learns ONE answer by heart, in about a second: asked for `TAUGHT` it writes the
             steps and "6 chickens and 4 rabbits", asked for anything else nonsense.
         seed: of the weights.
-
-    Returns:
-        The folder. Its config.json names the original as `stand_in_for`.
-
-    Raises:
-        ValueError: no such checkpoint, or a folder that holds something else.
     """
     checkpoint, folder = find(name), Path(folder)
     _make_room(folder)
@@ -131,8 +124,8 @@ def _teach(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     labels[:, : len(prompt)] = -100  # read, not learnt
     lr = min(1e-2, 1 / model.config.hidden_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
-    schedule = get_cosine_schedule_with_warmup(optimizer, round(0.05 * _STEPS), _STEPS)
-    for _ in range(_STEPS):
+    schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=4, num_training_steps=80)
+    for _ in range(80):
         model(ids, labels=labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

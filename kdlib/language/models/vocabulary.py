@@ -7,8 +7,7 @@ __all__ = ["align_special_tokens", "check_same_tokens", "logit_width"]
 
 def logit_width(model: PreTrainedModel) -> int:
     """The size of a model's vocabulary axis, padding included."""
-    head = model.get_output_embeddings()
-    return head.weight.shape[0] if head is not None else model.config.get_text_config().vocab_size
+    return model.get_output_embeddings().weight.shape[0]
 
 
 def check_same_tokens(

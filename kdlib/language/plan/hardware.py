@@ -33,7 +33,7 @@ class Hardware:
 # Peaks in bfloat16: data sheets give twice as much, "with sparsity". Links are given there for both
 # directions together, and here for one. Memory is the nominal figure in units of 10⁹ bytes; CUDA reports a
 # little more (an "RTX 4090, 24 GB" 23.6 GiB, which is 25.4 · 10⁹).
-_ALL = (
+HARDWARE = {hardware.name: hardware for hardware in (
     Hardware("H100-80GB", 80e9, 989.4e12, 3.35e12, 450e9, source="NVIDIA H100 Tensor Core GPU data sheet, "
              "SXM5: 989.4 TFLOP/s bf16 dense, 3.35 TB/s, NVLink 900 GB/s in both directions"),
     Hardware("H200-141GB", 141e9, 989.4e12, 4.8e12, 450e9, source="NVIDIA H200 Tensor Core GPU data sheet, "
@@ -43,18 +43,12 @@ _ALL = (
     Hardware("RTX-4090", 24e9, 165.2e12, 1.008e12, 32e9, source="NVIDIA Ada GPU architecture white paper, "
              "GeForce RTX 4090: 165.2 TFLOP/s bf16 dense with float32 accumulation, 1,008 GB/s, no NVLink; "
              "PCIe 4.0 × 16, 32 GB/s in each direction"),
-)  # fmt: skip
-
-HARDWARE = {hardware.name: hardware for hardware in _ALL}
+)}  # fmt: skip
 """Published peak figures of some GPUs, by name."""
 
 
 def find_hardware(name: str) -> Hardware:
-    """By name, as "H100-80GB", "H100-80GB×8" or "H100-80GB x8".
-
-    Raises:
-        ValueError: there is none of that name; it says which there are.
-    """
+    """By name, as "H100-80GB", "H100-80GB×8" or "H100-80GB x8"; one that is not known is a ValueError."""
     match = re.fullmatch(r"(.+?)(?:\s*[×x*]\s*(\d+))?", name.strip())
     found = {known.lower(): HARDWARE[known] for known in HARDWARE}.get(match[1].lower()) if match else None
     if found is None:

@@ -43,15 +43,11 @@ class Phase:
 
     name: str  # "sampling", "caching" or "training"
     memory: Mapping[str, float]  # bytes on each device by component, at the fullest moment
+    total: float  # of these
     moment: str  # which moment that is
     flops: float  # of all devices together
     seconds: float
     bound: str  # what it waits for: "arithmetic", "memory bandwidth" or "interconnect"
-
-    @property
-    def total(self) -> float:
-        """Bytes on each device."""
-        return sum(self.memory.values())
 
 
 @dataclass(frozen=True)
@@ -62,28 +58,14 @@ class Plan:
     sharding: Sharding  # how the student is spread over the devices; the last that was tried if nothing fits
     limit: float  # bytes of a device that may be filled
     phases: tuple[Phase, ...]  # in the order of the work; training is the last
+    memory: Mapping[str, float]  # bytes on each device while training, by component
+    seconds: float  # of all phases
+    flops: float  # of all phases
+    tokens_per_second: float  # of training alone, on all devices
     steps: int  # of the optimizer
     tokens: float
     hardware: Hardware
     assumptions: tuple[str, ...]  # what the figures rest on, one a sentence
-
-    @property
-    def memory(self) -> Mapping[str, float]:
-        """Bytes on each device while training, by component; they add up to the fullest moment."""
-        return self.phases[-1].memory
-
-    @property
-    def seconds(self) -> float:
-        return sum(phase.seconds for phase in self.phases)
-
-    @property
-    def flops(self) -> float:
-        return sum(phase.flops for phase in self.phases)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Of training alone, on all devices."""
-        return self.tokens / self.phases[-1].seconds
 
     def __str__(self) -> str:
         verdict, gb = "fits" if self.fits else "does not fit", self.limit / 1e9
@@ -134,8 +116,13 @@ def plan(
         phases = tuple(_phases(w, way))
         if fits := all(phase.total <= w.limit for phase in phases):
             break
-    steps = math.ceil(w.micro_batches / (w.accumulation * machine.devices))
-    return Plan(fits, way, w.limit, phases, steps, tokens, machine, _assumptions(w, way))
+    training = phases[-1]
+    return Plan(
+        fits, way, w.limit, phases, training.memory, seconds=sum(phase.seconds for phase in phases),
+        flops=sum(phase.flops for phase in phases), tokens_per_second=tokens / training.seconds,
+        steps=math.ceil(w.micro_batches / (w.accumulation * machine.devices)), tokens=tokens,
+        hardware=machine, assumptions=_assumptions(w, way),
+    )  # fmt: skip
 
 
 def _architecture(model: Model) -> Architecture:
@@ -182,7 +169,7 @@ def _phase(name: str, moments: Moments, flops: float, waits: Mapping[str, float]
     moment = max(moments, key=lambda moment: sum(moments[moment].values()))
     fullest = {name: size for name, size in moments[moment].items() if size}
     bound = max(waits, key=waits.__getitem__)
-    return Phase(name, fullest, moment, flops, waits[bound] + more, bound)
+    return Phase(name, fullest, sum(fullest.values()), moment, flops, waits[bound] + more, bound)
 
 
 def _duration(seconds: float) -> str:

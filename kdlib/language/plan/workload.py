@@ -25,16 +25,12 @@ class Architecture:
     A product of a weight costs 2 operations a position, its backward pass twice that (Kaplan et al. 2020,
     arXiv 2001.08361, §2.1); attention 4·L·A forward and 10·L·A backward, where the kernel computes the scores
     anew; in full, although a causal kernel skips half (so Chowdhery et al. 2022, arXiv 2204.02311, app. B).
-
-    Raises:
-        ValueError: a model type other than qwen2 and llama, whose layers were not counted.
+    The layers of other models were not counted: those are a ValueError.
     """
 
     def __init__(self, config: PreTrainedConfig) -> None:
         if config.model_type not in ("qwen2", "llama"):
-            raise ValueError(
-                f"a model of type {config.model_type!r} cannot be planned for; expected qwen2 or llama"
-            )
+            raise ValueError(f"a model has model_type {config.model_type!r}; expected qwen2 or llama")
         self.hidden, self.feed_forward = config.hidden_size, config.intermediate_size
         self.layers, self.heads = config.num_hidden_layers, config.num_attention_heads
         self.vocabulary, self.tied = config.vocab_size, bool(config.tie_word_embeddings)
