@@ -29,10 +29,8 @@ class Step:
     """One equality as it is written, and whether it is true.
 
     Attributes:
-        text: the equality, "28 − 20 = 8".
-        left: its left side, "28 − 20".
-        value: what the left side comes to, exactly.
-        claimed: what the right side comes to.
+        text, left: the equality, "28 − 20 = 8", and its left side.
+        value, claimed: what the left and the right side come to, exactly.
         correct: whether these are equal. A decimal may be rounded as written where the other side
             multiplies or divides: 1 ÷ 3 = 0.33; after ≈ a whole number may be, too. 40% is 40 or 0.4.
         start: where the equality begins in the text that was searched.

@@ -5,7 +5,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from kdlib.language.answers.mathematics import same_mathematics
-from kdlib.language.answers.normalise import DRESS, NUMERAL, plain, undressed, words
+from kdlib.language.answers.normalise import NUMERAL, TEXT_COMMAND, plain, without_latex, words
 
 __all__ = ["is_answer", "same_answer"]
 
@@ -37,7 +37,7 @@ _NUMBER = re.compile(
     re.DOTALL,
 )
 _LEAD = re.compile(
-    r"(?:(?:so|thus|therefore|hence|then)\b,?\s)?"
+    r"\A(?:(?:so|thus|therefore|hence|then)\b,?\s)?"
     r"(?:(?:it|that|this) is|there (?:are|were|is|was)|(?:we|they|you) have|the (?:last )?cage holds"
     r"|is|are|有|共有|是)\s?",
     re.IGNORECASE,
@@ -68,9 +68,7 @@ class _Number(NamedTuple):
 
 
 def _number(answer: str) -> _Number | None:
-    text = undressed(answer)
-    lead = _LEAD.match(text)
-    found = _NUMBER.fullmatch(text, lead.end() if lead else 0)
+    found = _NUMBER.fullmatch(_LEAD.sub("", without_latex(answer)))
     if found is None or (found["sign"] and found["inner"]) or (found["top"] and "." in found["whole"]):
         return None
     whole, under, top, bottom = (
@@ -101,17 +99,14 @@ def _unit(rest: str) -> tuple[int, str | None]:
         return scale, ""
     first = parts[0].lower().rstrip(".")
     known = first in _UNITS or not first.isascii()
-    glued = not rest[0].isspace()
-    if not known and (glued or len(first) < 3) or len(parts) > 12:
-        return scale, None
-    if any(part.lower() in _NOT_UNITS or _WORD.fullmatch(part) is None for part in parts):
-        return scale, None
-    return scale, _UNITS.get(first, first)
+    word = rest[0].isspace() and len(first) >= 3
+    readable = all(part.lower() not in _NOT_UNITS and _WORD.fullmatch(part) for part in parts)
+    return scale, _UNITS.get(first, first) if (known or word) and readable and len(parts) <= 12 else None
 
 
 def _same_number(answer: _Number, expected: _Number) -> bool:
     for one, other in ((answer.label, expected.label), (answer.unit, expected.unit)):
-        if one is not None and other is not None and _forms(one).isdisjoint(_forms(other)):
+        if one and other and _forms(one).isdisjoint(_forms(other)):
             return False
     if answer.value == expected.value:
         return True
@@ -121,14 +116,21 @@ def _same_number(answer: _Number, expected: _Number) -> bool:
     return percent.value / 100 == pure.value
 
 
+# The animals of the puzzles: an answer may be in the other language.
+_ENGLISH = {
+    "蛇": "snake", "鸡": "chicken", "鹤": "crane", "兔": "rabbit", "狗": "dog", "蚂蚁": "ant",
+    "甲虫": "beetle", "蜘蛛": "spider", "螃蟹": "crab",
+}  # fmt: skip
+
+
 def _forms(name: str) -> set[str]:
-    """What the singular of a name may be, with English endings taken off."""
+    """What the singular of a name may be, with English endings taken off; animals in English, too."""
     name = name.lower().replace("metre", "meter")
     forms = {name}
     for ending, instead in (("s", ""), ("es", ""), ("ies", "y"), ("子", "")):
         if name.endswith(ending) and len(name) > len(ending):
             forms.add(name[: -len(ending)] + instead)
-    return forms
+    return forms | {_ENGLISH[form] for form in forms if form in _ENGLISH}
 
 
 _BETWEEN = re.compile(
@@ -145,9 +147,8 @@ _TRAIL = re.compile(r"\sin (?:the|this|that)(?: (?:last|second|third|other))? ca
 
 def _counts(answer: str) -> dict[str, Fraction] | None:
     """Names and numbers of a list of at least two; None if the text is no such list."""
-    text = _TRAIL.sub("", undressed(answer).replace("$", ""))
-    lead = _LEAD.match(text)
-    items = _BETWEEN.split(text[lead.end() if lead else 0 :])
+    text = _TRAIL.sub("", without_latex(answer).replace("$", ""))
+    items = _BETWEEN.split(_LEAD.sub("", text))
     if len(items) < 2:
         return None
     counts: dict[str, Fraction] = {}
@@ -164,30 +165,12 @@ def _counts(answer: str) -> dict[str, Fraction] | None:
 def _same_counts(answer: dict[str, Fraction] | None, expected: dict[str, Fraction]) -> bool:
     if answer is None or len(answer) != len(expected):
         return False
-    counts = {form: count for name, count in answer.items() for form in _languages(name)}
-    return all(
-        any(counts.get(form) == count for form in _languages(name)) for name, count in expected.items()
-    )
-
-
-# The animals of the puzzles: an answer may be in the other language.
-_ENGLISH = {
-    "蛇": "snake", "鸡": "chicken", "鹤": "crane", "兔": "rabbit", "狗": "dog", "蚂蚁": "ant",
-    "甲虫": "beetle", "蜘蛛": "spider", "螃蟹": "crab",
-}  # fmt: skip
-
-
-def _languages(name: str) -> set[str]:
-    """The forms of a name; of an animal's Chinese name those of the English one, too."""
-    forms = _forms(name)
-    return forms | {_ENGLISH[form] for form in forms if form in _ENGLISH}
-
-
-_COMMAND = re.compile(r"\\[A-Za-z]++")
+    counts = {form: count for name, count in answer.items() for form in _forms(name)}
+    return all(any(counts.get(form) == count for form in _forms(name)) for name, count in expected.items())
 
 
 def _is_formula(answer: str) -> bool:
     """Whether a text may be mathematics in LaTeX: no word but commands, and something to compare."""
-    text = _COMMAND.sub(" ", re.sub(r"\\(?:begin|end)\s*\{[a-z]+\*?\}", " ", DRESS.sub(" ", plain(answer))))
-    text = re.sub(r"\b(?:or|and)\b", " ", text)
+    text = TEXT_COMMAND.sub(" ", plain(answer))
+    text = re.sub(r"\\(?:begin|end)\s*\{[a-z]+\*?\}|\\[A-Za-z]++|\b(?:or|and)\b", " ", text)
     return text.isascii() and re.search(r"[A-Za-z]{3}", text) is None and re.search(r"\w", text) is not None

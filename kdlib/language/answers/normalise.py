@@ -2,7 +2,7 @@
 
 import re
 
-__all__ = ["DRESS", "NUMERAL", "plain", "undressed", "words"]
+__all__ = ["TEXT_COMMAND", "NUMERAL", "plain", "without_latex", "words"]
 
 NUMERAL = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9])|[0-9]++)(?:\.[0-9]++)?|\.[0-9]++)"
 
@@ -12,14 +12,14 @@ _SAME |= dict.fromkeys(map(ord, "−–—‐‑‒﹣"), "-")
 _SAME |= dict.fromkeys(map(ord, "\u00a0\u2002\u2003\u2007\u2009\u202f\u3000"), " ")
 _SAME |= {ord("⁄"): "/", ord("∕"): "/", ord("﹪"): "%", ord("≒"): "≈", ord("￥"): "¥"}
 
-DRESS = re.compile(r"\\(?:text[a-z]{0,3}|math(?:rm|bf|it|sf)|mbox|operatorname)\s*+\{([^{}]*+)\}")
+TEXT_COMMAND = re.compile(r"\\(?:text[a-z]{0,3}|math(?:rm|bf|it|sf)|mbox|operatorname)\s*+\{([^{}]*+)\}")
 _LATEX = [
     (re.compile(pattern), plain_text)
     for pattern, plain_text in (
         (r"(?<=\d)(?:\\[,!]|\{,\})(?=\d{3})", ","),
         (r"\\left\b|\\right\b|\\!", ""),
-        (DRESS, r" \1 "),
-        (DRESS, r" \1 "),  # one in another
+        (TEXT_COMMAND, r" \1 "),
+        (TEXT_COMMAND, r" \1 "),  # one in another
         (r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ\b)|\s*°", " degrees "),
         (r"\\([%$])", r"\1"),
         (r"\\[,;: ]|~|\\q?quad\b", " "),
@@ -37,7 +37,7 @@ def plain(text: str) -> str:
     return text.translate(_SAME)
 
 
-def undressed(answer: str) -> str:
+def without_latex(answer: str) -> str:
     """Plain characters instead of LaTeX's, as far as words and numbers use them."""
     answer = plain(answer)
     for pattern, plain_text in _LATEX:
@@ -47,5 +47,5 @@ def undressed(answer: str) -> str:
 
 def words(answer: str) -> str:
     """The words of an answer in lower case; of a choice "(C)" the letter."""
-    answer = " ".join(undressed(answer).replace("*", " ").split()).lower()
+    answer = " ".join(without_latex(answer).replace("*", " ").split()).lower()
     return answer[1:-1] if re.fullmatch(r"\([a-z]\)", answer) else answer

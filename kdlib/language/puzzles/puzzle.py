@@ -107,9 +107,7 @@ class Puzzle:
             if link in cage.animals:
                 raise ValueError(f"{link!r} gives the heads of the next cage and cannot be in that cage too")
             if before.legs[0] == before.legs[1]:
-                raise ValueError(
-                    f"a cage before the last must hold animals of different legs; got {before.animals}"
-                )
+                raise ValueError(f"cages before the last need different legs; got {before.animals}")
 
     @property
     def kind(self) -> Kind:
@@ -120,13 +118,10 @@ class Puzzle:
     def key(self) -> str:
         """The same for the same problem, in whatever order or language it is told: what splits go by."""
         parts = []
-        for position, cage in enumerate(self.cages):
-            part = "+".join(sorted(cage.animals, key=lambda name: (ANIMALS[name].legs, name)))
-            if position + 1 < len(self.cages):
-                part += f">{cage.animals[-1]}"
-            if cage.heads is not None:
-                part += f":{cage.heads}"
-            elif cage.more:
-                part += f":+{cage.more}"
-            parts.append(f"{part}:{cage.feet}")
+        for cage in self.cages:
+            names = "+".join(sorted(cage.animals, key=lambda name: (ANIMALS[name].legs, name)))
+            link = "" if cage is self.cages[-1] else f">{cage.animals[-1]}"
+            more = f":+{cage.more}" if cage.more else ""
+            heads = more if cage.heads is None else f":{cage.heads}"
+            parts.append(f"{names}{link}{heads}:{cage.feet}")
         return "|".join(parts)
