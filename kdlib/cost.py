@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
+import psutil  # accelerate brings it
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -119,14 +120,11 @@ def process_peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
-        import psutil  # accelerate brings it
-
         return psutil.Process().memory_info().peak_wset
     import resource  # not on Windows
 
     # In kilobytes on Linux, in bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _synchronize(device: torch.device) -> None:

@@ -102,8 +102,7 @@ def _lines(records: Iterable[Mapping[str, object]]) -> bytes:
 def fingerprint(*parts: object) -> str:
     """32 hexadecimal digits that stand for tensors, modules, bytes and JSON values, in their order.
 
-    A tensor counts with its shape, dtype and values, wherever it lies; a module with its printed
-    architecture and its state.
+    A tensor counts with shape, dtype and values; a module with its printed architecture and its state.
     """
     digest = hashlib.sha256()
     for kind, content in _described(parts):

@@ -29,26 +29,14 @@ LossFunction = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 
 
 def fit(
-    student: nn.Module,
-    data: TrainingData | DataLoader,
-    *,
-    teacher: nn.Module | Tensor | CachedTeacher | None = None,
-    loss: LossFunction | None = None,
-    epochs: int,
-    lr: float,
-    batch_size: int = 50,
-    weight_decay: float = 1e-4,
-    clip: float | None = None,
-    validation: TrainingData | DataLoader | None = None,
-    watch: Mapping[str, LossFunction] | None = None,
-    device: torch.device | str | None = None,
-    precision: Precision = "auto",
-    checkpoint: str | os.PathLike | None = None,
-    checkpoint_every: int | None = None,
-    log: str | os.PathLike | None = None,
-    progress: bool = False,
-    seed: int,
-) -> History:
+    student: nn.Module, data: TrainingData | DataLoader, *,
+    teacher: nn.Module | Tensor | CachedTeacher | None = None, loss: LossFunction | None = None,
+    epochs: int, lr: float, batch_size: int = 50, weight_decay: float = 1e-4, clip: float | None = None,
+    validation: TrainingData | DataLoader | None = None, watch: Mapping[str, LossFunction] | None = None,
+    device: torch.device | str | None = None, precision: Precision = "auto",
+    checkpoint: str | os.PathLike | None = None, checkpoint_every: int | None = None,
+    log: str | os.PathLike | None = None, progress: bool = False, seed: int,
+) -> History:  # fmt: skip
     """Train `student` in place: AdamW, one-cycle learning rate, a fresh order of the data each epoch.
 
     Under `accelerate launch`, or `torchrun` on CPUs, every process takes its share of each batch; the

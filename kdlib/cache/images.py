@@ -4,9 +4,8 @@ What a cache may stand for depends on the data:
 
 - **Data that look the same in every epoch** (`Examples`, or a loader without augmentation): one pass is
   enough, for every seed and any number of epochs.
-- **Augmented data**: crops depend on (seed, epoch, row) alone, so a cache with `epochs=E` holds the teacher's
-  logits for exactly the crops that `fit(seed=seed, epochs=E)` will show. It serves that seed and up to E
-  epochs, whatever the temperature, the loss and the student.
+- **Augmented data**: a cache with `epochs=E` holds the teacher's logits for exactly the crops that
+  `fit(seed=seed, epochs=E)` will show. It serves that seed and up to E epochs, whatever loss and student.
 - **Clean outputs for augmented training**, by caching `loader.examples` once: the logits of the whole picture
   stand for all its crops. Beyer et al. 2022 (arXiv 2106.05237) found that worse over long training.
 """
@@ -107,17 +106,10 @@ class CachedTeacher(Cache):
 
 @torch.no_grad()
 def cache_teacher(
-    teacher: nn.Module,
-    data: TrainingData,
-    folder: str | os.PathLike,
-    *,
-    epochs: int = 1,
-    seed: int = 0,
-    batch_size: int = 512,
-    device: torch.device | str | None = None,
-    overwrite: bool = False,
+    teacher: nn.Module, data: TrainingData, folder: str | os.PathLike, *, epochs: int = 1, seed: int = 0,
+    batch_size: int = 512, device: torch.device | str | None = None, overwrite: bool = False,
     progress: bool = False,
-) -> CachedTeacher:
+) -> CachedTeacher:  # fmt: skip
     """Run the teacher over the data, in eval mode without gradients, and store its logits.
 
     Called again with the same arguments, it makes only what is missing or damaged. Which epochs and seeds a

@@ -50,12 +50,8 @@ class Cache:
     ) -> None:
         """Make every shard that is missing, damaged or of another cache; one process at a time.
 
-        Args:
-            make: from an epoch and a run of rows to the tensors to store.
-            overwrite: replace whatever cache of this kind the folder holds.
-
-        Raises:
-            ValueError: the folder holds another cache, saying what differs, or other files.
+        `make` gives the tensors of a run of rows of an epoch. A ValueError refuses a folder with another
+        cache, unless it is to be overwritten, or with other files.
         """
         self._claim(overwrite)
         with FileLock(self.folder / ".lock"):
@@ -80,8 +76,7 @@ class Cache:
         """The stored tensors for (B) rows, in any order, repeated or not; on the rows' device.
 
         Raises:
-            FileNotFoundError, DamagedFile: a shard has gone, or has changed; the message says how to fix it.
-            IndexError: a row outside the data.
+            FileNotFoundError, DamagedFile: a shard has gone, or changed. IndexError: a row outside the data.
         """
         asked = rows.cpu()
         if len(asked) and not 0 <= asked.min() <= asked.max() < len(self):
@@ -147,11 +142,7 @@ class Cache:
 
 
 def read_manifest(folder: Path, maker: str) -> dict | None:
-    """What the cache in a folder is bound to; None if there is none.
-
-    Raises:
-        ValueError: the manifest is damaged, or not by `maker`.
-    """
+    """What the cache in a folder is bound to; None if there is none; a ValueError if it is not by `maker`."""
     path = folder / "manifest.json"
     if not path.exists():
         return None

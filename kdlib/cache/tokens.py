@@ -4,9 +4,8 @@ Of each token of each completion the k largest of the teacher's logits at the po
 kept, as log-probabilities, and the mass of all other tokens. With k = 64 and more than 32,768 tokens in the
 vocabulary that is 64 · (2 + 4) + 4 = 388 bytes a token; all 151,665 logits in bfloat16 would be 303,330.
 
-Log-probabilities rather than logits, because float16 is then the better choice: its 11 bits are off by up to
-one part in 2,048, bfloat16's 8 bits by one in 256, and a log-probability does not come near the end of
-float16's range at −65,504, where a logit may.
+Log-probabilities rather than logits: they do not come near the end of float16's range at −65,504, and its
+11 bits are off by up to one part in 2,048, bfloat16's 8 bits by one in 256.
 
 `kdlib.language.distill.teachers.cache_teacher_tokens` writes such a cache.
 """
@@ -57,11 +56,7 @@ class CachedTokens(Cache):
         cls, folder: str | os.PathLike, examples: Sequence[Example], teacher: str, width: int, top_k: int,
         temperature: float,
     ) -> Self:  # fmt: skip
-        """That of a teacher, by its fingerprint, and texts; to be filled.
-
-        Raises:
-            ValueError: there is no token to store.
-        """
+        """That of a teacher, by its fingerprint, and texts; to be filled."""
         lengths = [len(example.completion) for example in examples]
         if not sum(lengths):
             raise ValueError("examples hold no completion tokens; expected at least one")
@@ -121,12 +116,7 @@ class CachedTokens(Cache):
 
 
 def open_token_cache(folder: str | os.PathLike) -> CachedTokens:
-    """A cache that `cache_teacher_tokens` has written; its files are verified when they are first used.
-
-    Raises:
-        FileNotFoundError: there is no cache.
-        ValueError: something else is in the folder.
-    """
+    """A cache that `cache_teacher_tokens` has written; a ValueError if something else is in the folder."""
     manifest = read_manifest(Path(folder), CachedTokens.MAKER)
     if manifest is None:
         raise FileNotFoundError(f"there is no cache in {folder}; make one with {CachedTokens.MAKER}")
