@@ -47,25 +47,23 @@ def collect_traces(
     problems, or where a run was interrupted. (Logits differ by rounding between batches; now and then, more
     often in bfloat16, that makes another token.)
 
-    With a path the traces go to a file of JSON lines (UTF-8; the first is a header, each further one a
-    `Trace`), batch by batch. A run that was killed at any moment continues when it is called again, as does
-    one with more problems or more samples: only what is missing is sampled. The file is bound to all that
-    shapes a text: the model's weights, which are read for it (a 7B model's take tens of seconds), tokenizer,
-    chat template, the settings of sampling, and the name of `verify`.
+    With a path the traces go to a file of JSON lines, batch by batch. A run that was killed at any moment
+    continues when it is called again, as does one with more problems or more samples: only what is missing is
+    sampled. The file is bound to all that shapes a text: the model's weights, which are read for it (a 7B
+    model's take tens of seconds), tokenizer, chat template, the settings, and the name of `verify`.
 
     Args:
-        model: any causal language model of transformers; runs in eval mode on its own device, and is left in
-            the mode it was in. Its own generation settings do not count.
-        tokenizer: has a chat template, which makes the prompt: one user turn, `add_generation_prompt=True`.
+        model: any causal language model of transformers; runs in eval mode on its own device. Its own
+            generation settings do not count.
+        tokenizer: its chat template makes the prompt: one user turn, `add_generation_prompt=True`.
         problems: with different keys.
         path: the file; None keeps the traces in memory only.
         samples: of each problem.
         temperature, top_p: DeepSeek's recommendation for R1 by default. Temperature 0 takes the most probable
             token, and then wants `samples=1`.
         max_new_tokens: where a trace is cut off.
-        batch_size: traces written at once. On one CPU core a model of 0.3M parameters wrote 7,000 tokens a
-            second with 64, 11,000 with 256, 14,000 with 512. Memory for keys and values grows with it, and so
-            does what a kill loses: the batch in progress.
+        batch_size: traces written at once, which needs memory; a kill loses the batch in progress. A model of
+            0.3M parameters wrote 7,000 tokens a second on a CPU core with 64, 11,000 with 256.
         seed: of the random numbers.
         verify: gets the text and the reference answer of each finished trace. It is known by its name: after
             changing what it does, choose another path.
@@ -76,8 +74,8 @@ def collect_traces(
 
     Raises:
         ValueError: an argument out of its range; equal keys; a problem that the file holds with another
-            statement or answer; a prompt that leaves too few of the model's positions.
-        ForeignFile, DamagedFile: ValueErrors; see `open_traces`.
+            statement or answer; a prompt that leaves too few of the model's positions. `ForeignFile` and
+            `DamagedFile` are such; see `open_traces`.
         TimeoutError: another process is collecting into the file.
         RuntimeError: `verify` failed; it says on which trace. The traces before it are kept.
         FloatingPointError: the model's logits are not finite.
@@ -166,10 +164,7 @@ def wanted_traces(
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1 (1: all tokens); got {top_p!r}")
     if temperature == 0 and samples > 1:
-        raise ValueError(
-            f"samples is {samples}, but temperature=0 writes the same text each time; pass samples=1, or a "
-            f"temperature above 0"
-        )
+        raise ValueError(f"samples is {samples}, but temperature=0 writes the same each time; pass samples=1")
     for key, count in Counter(problem.key for problem in problems).most_common(1):
         if count > 1:
             raise ValueError(f"problems must have different keys; {key!r} occurs {count} times")
@@ -184,8 +179,7 @@ def missing_traces(wanted: Sequence[Asked], file: TraceFile) -> list[Asked]:
     """
     held = {problem.key: problem for problem, _ in file.traces}
     for problem, _ in wanted:
-        other = held.get(problem.key, problem)
-        if other != problem:
+        if (other := held.get(problem.key, problem)) != problem:
             raise ValueError(
                 f"problem {problem.key!r} has another statement or answer than in the file: {problem} now, "
                 f"{other} there; give it another key, or choose another path"

@@ -3,7 +3,7 @@
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,28 +24,17 @@ _NOTE = "note"  # the one name in the record of a note
 
 @dataclass(frozen=True)
 class Trace:
-    """One answer of a model to one problem, thought included.
-
-    Attributes:
-        key, statement, answer: the problem: its identity, the user's turn, the reference answer.
-        sample: number among the samples of this problem, from 0.
-        text: all that the model wrote after the prompt of the chat template (which may end with `<think>`),
-            without the end-of-sequence token.
-        tokens: how many it wrote, that of the end included.
-        finished: whether it wrote the end; otherwise `max_new_tokens` cut it off.
-        correct: whether it is finished and the verifier accepts it.
-        well_formed: whether it closes its thought once and answers after it (`has_format`).
-    """
+    """One answer of a model to one problem, thought included."""
 
     key: str
     statement: str
-    answer: str
-    sample: int
-    text: str
-    tokens: int
-    finished: bool
-    correct: bool
-    well_formed: bool
+    answer: str  # for reference
+    sample: int  # number among the samples of this problem, from 0
+    text: str  # what follows the chat template's prompt, which may end with <think>; without the end token
+    tokens: int  # that of the end included
+    finished: bool  # whether the end was written; otherwise `max_new_tokens` cut it off
+    correct: bool  # finished, and accepted by the verifier
+    well_formed: bool  # closes its thought once and answers after it (`has_format`)
 
     @property
     def asked(self) -> Asked:
@@ -61,10 +50,9 @@ class TraceFile:
         notes: what else there is, in the order it was written: what traces from a server have cost.
     """
 
-    def __init__(
-        self, lines: JsonLines | None = None, traces: Iterable[Trace] = (), notes: Iterable[dict] = ()
-    ) -> None:
-        self.traces, self.notes = {trace.asked: trace for trace in traces}, list(notes)
+    def __init__(self, lines: JsonLines | None = None) -> None:
+        self.traces: dict[Asked, Trace] = {}
+        self.notes: list[dict] = []
         self._lines = lines
 
     def append(self, traces: Sequence[Trace], notes: Sequence[dict] = ()) -> None:
@@ -108,16 +96,16 @@ def open_traces(path: str | os.PathLike | None, settings: Mapping[str, object]) 
         held, traces, notes = _read(lines)
         if changes := differences(held, settings):
             raise ForeignFile(f"{path} holds other traces: {changes}. To collect anew, {_REMAKE}")
-        yield TraceFile(lines, traces, notes)
+        file = TraceFile(lines)
+        file.traces, file.notes = {trace.asked: trace for trace in traces}, notes
+        yield file
 
 
 def load_traces(path: str | os.PathLike) -> list[Trace]:
     """The traces of a file that `collect_traces` has written or is writing, in the order they were written.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ForeignFile: something else has written it.
-        DamagedFile: a line has changed since it was written.
+        FileNotFoundError, ForeignFile, DamagedFile: there is none, not of traces, or a line has changed.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")

@@ -2,37 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 __all__ = ["Completion", "Writer"]
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote after a prompt.
+    """What a model wrote after a prompt."""
 
-    Attributes:
-        text: without the end-of-sequence token; other special tokens are kept as they were written.
-        tokens: how many were generated, that of the end included.
-        finished: whether the end was written; otherwise `max_new_tokens` cut it off.
-    """
-
-    text: str
-    tokens: int
-    finished: bool
+    text: str  # without the end-of-sequence token, with other special tokens
+    tokens: int  # that of the end included
+    finished: bool  # whether the end was written; otherwise `max_new_tokens` cut it off
 
 
 class Writer:
@@ -88,10 +75,9 @@ class Writer:
         Raises:
             FloatingPointError: logits that are not finite.
         """
-        pad = partial(pad_sequence, batch_first=True, padding_side="left")
-        ids = pad([torch.tensor(prompt) for prompt in prompts], padding_value=self._ends[0])
-        mask = pad([torch.ones(len(prompt), dtype=torch.long) for prompt in prompts])
-        device, longest = self.model.device, ids.shape[1]
+        device, ids = self.model.device, [torch.tensor(prompt) for prompt in prompts]
+        ids = pad_sequence(ids, batch_first=True, padding_value=-1, padding_side="left").to(device)
+        longest = ids.shape[1]
         uniforms = self._uniforms(seeds).to(device)
         choice = TokenChoice(uniforms, longest, self._known, self.temperature, self.top_p)
         settings = GenerationConfig(
@@ -103,16 +89,13 @@ class Writer:
         own, self.model.generation_config = self.model.generation_config, GenerationConfig()
         try:
             written = self.model.generate(
-                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings,
+                input_ids=ids.clamp(min=0), attention_mask=(ids >= 0).long(), generation_config=settings,
                 logits_processor=LogitsProcessorList([choice]),
             )  # fmt: skip
         finally:
             self.model.generation_config = own
         if not choice.finite:
-            raise FloatingPointError(
-                "the model's logits are not finite: its weights are damaged, or its dtype is too narrow "
-                "(bfloat16 reaches further than float16)"
-            )
+            raise FloatingPointError("the model's logits are not finite; if it is float16, try bfloat16")
         return [self._completion(row) for row in written[:, longest:].tolist()]
 
     def _uniforms(self, seeds: Sequence[int]) -> Tensor:
@@ -126,9 +109,7 @@ class Writer:
     def _completion(self, ids: list[int]) -> Completion:
         end = next((place for place, token in enumerate(ids) if token in self._ends), None)
         # Special tokens are kept: some tokenizers count </think> among them.
-        text = self.tokenizer.decode(
-            ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        text = self.tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return Completion(text, len(ids) if end is None else end + 1, end is not None)
 
 
@@ -136,15 +117,13 @@ class TokenChoice(LogitsProcessor):
     """Chooses a token in each row, by that row's own uniform numbers, and rules out all others.
 
     It inverts the distribution that transformers' temperature and top-p leave: the first token, in the order
-    of the vocabulary, up to which the probabilities add up to more than the row's number.
+    of the vocabulary, up to which the probabilities add up to more than the row's number. Afterwards `finite`
+    says whether all logits were numbers, −∞ among them.
 
     Args:
         uniforms: (B, steps) in [0, 1).
         start: length of the prompts, so that the step is known.
         known: tokens from this one on are never chosen.
-
-    Attributes:
-        finite: whether all logits so far were numbers, −∞ among them.
     """
 
     def __init__(self, uniforms: Tensor, start: int, known: int, temperature: float, top_p: float) -> None:

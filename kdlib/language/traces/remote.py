@@ -46,11 +46,9 @@ class BudgetReached(UserWarning):
 
 
 class TracesMissing(RuntimeError):
-    """Requests failed for good. What arrived is kept; the same call asks for what is missing.
+    """Requests failed for good: `traces` that there are, and `reasons` by key and sample why others are not.
 
-    Attributes:
-        traces: what there is, in the order that `collect_remote_traces` returns.
-        reasons: why there is no trace, by key and sample, of those that were asked for in vain.
+    What arrived is kept; the same call asks for what is missing.
     """
 
     def __init__(self, message: str, traces: Sequence[Trace], reasons: Mapping[tuple[str, int], str]) -> None:
@@ -82,12 +80,10 @@ def collect_remote_traces(
 ) -> list[Trace]:
     """Let a model behind an address answer each problem several times, and verify what it writes.
 
-    The statement is the only message: R1 wants no system prompt. `Trace.text` is the same whether the server
-    sends thoughts apart or in the text.
-
-    With a path each trace goes to a file as it arrives, together with what it cost, and a run that was killed
-    or interrupted continues, as for `collect_traces`; only requests in flight are lost. The file is bound to
-    the model's name and all else that shapes a text, not to the address.
+    The statement is the only message: R1 wants no system prompt. With a path each trace goes to a file as it
+    arrives, together with what it cost, and a run that was killed or interrupted continues, as for
+    `collect_traces`; only requests in flight are lost. The file is bound to the model's name and all else
+    that shapes a text, not to the address.
 
     A request is repeated, after pauses that grow to 8 seconds or as long as Retry-After says (up to two
     minutes), on status 408, 409, 429 and from 500, after time-outs and broken connections; one whose reply is
@@ -107,8 +103,8 @@ def collect_remote_traces(
         concurrency: requests in flight at once.
         token_budget: output tokens that may be spent, by all runs into this file together.
         cost_budget: dollars that may be spent, likewise; needs `prices`. Both stop before a request that
-            could go beyond: all requests in flight are taken to need max_new_tokens. Not known, and not
-            counted, is what requests cost that failed, or were in flight when a run was killed.
+            could go beyond, if all in flight need max_new_tokens. Not known, and not counted, is what
+            requests cost that failed, or were in flight when a run was killed.
         prices: dollars per million input and output tokens; with discounts (cached input) it costs less.
         retries: how often a request is repeated.
         timeout: seconds in which nothing arrives until a request counts as failed.
@@ -295,11 +291,9 @@ class Collector:
             self.file.append([], [note])
 
     def summary(self) -> str:
-        """What failed, how often and why."""
-        first = {reason: place for place, reason in reversed(self.failures.items())}
-        told = [
-            f"{reason} ({count} times, first for sample {first[reason][1]} of {first[reason][0]!r})"
-            for reason, count in Counter(self.failures.values()).most_common(3)
-        ]
+        """How many requests failed, and the most frequent reasons."""
+        key, sample = next(iter(self.failures))
+        reasons = Counter(self.failures.values()).most_common(3)
+        told = "; ".join(f"{reason} ({count} times)" for reason, count in reasons)
         early = "stopped early: " if self.stopped else ""
-        return f"{early}{len(self.failures)} requests failed: {'; '.join(told)}"
+        return f"{early}{len(self.failures)} requests failed, first for sample {sample} of {key!r}: {told}"

@@ -64,28 +64,24 @@ class TraceReport:
         return self.correct / self.traces
 
     def __str__(self) -> str:
-        rows = [
-            ("correct", self.correct, self.traces),
-            ("format failures", self.malformed, self.traces),
-            ("truncated", self.truncated, self.traces),
-            ("repeats", self.repeats, self.traces),
-            ("problems solved", self.solved, self.problems),
-        ]
+        def row(name: str, count: int, total: int) -> str:
+            return f"{name:<16}{count:>8,} {100 * count / total:>6.1f} %"
+
         low, middle, high, longest = self.percentiles.values()
         return "\n".join([
             f"{self.traces:,} traces of {self.problems:,} problems",
-            *(f"{name:<16}{count:>8,} {100 * count / total:>6.1f} %" for name, count, total in rows),
+            row("correct", self.correct, self.traces),
+            row("format failures", self.malformed, self.traces),
+            row("truncated", self.truncated, self.traces),
+            row("repeats", self.repeats, self.traces),
+            row("problems solved", self.solved, self.problems),
             f"{'tokens':<16}{self.mean_tokens:>8,.1f} on average",
             f"{'':<16}{middle:>8,} median, 80 % from {low:,} to {high:,}, at most {longest:,}",
         ])  # fmt: skip
 
 
 def trace_report(traces: Iterable[Trace]) -> TraceReport:
-    """Pass rate, failures and lengths of traces.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """Pass rate, failures and lengths of traces, of which there must be one (a ValueError otherwise)."""
     traces = list(traces)
     if not traces:
         raise ValueError("traces must hold at least one trace; got none")
@@ -124,10 +120,9 @@ def majority_vote(traces: Iterable[Trace], k: int) -> float:
     """Share of the problems whose most frequent final answer among k samples is right (self-consistency).
 
     Wang et al. 2023, arXiv 2203.11171; DeepSeek's cons@64 is k = 64. Each finished trace with a final answer
-    has one vote. All correct traces give the same answer; wrong ones are the same if they are written alike,
-    apart from case and blanks. Of several answers that are equally frequent, the one written first counts.
-
-    From n ≥ k samples a problem this is the exact mean over all subsets of k of them in any order.
+    has one vote; wrong answers are the same if they are written alike, apart from case and blanks. Of answers
+    that are equally frequent, the one written first counts. From n ≥ k samples a problem this is the exact
+    mean over all subsets of k of them in any order.
 
     Raises:
         ValueError: a problem with fewer than k traces.

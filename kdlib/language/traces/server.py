@@ -36,26 +36,19 @@ Usage = dict[str, int]  # input_tokens and output_tokens, for which a server cha
 
 @dataclass(frozen=True)
 class Reply:
-    """A usable reply.
+    """A usable reply."""
 
-    Attributes:
-        completion: the text as `Trace` has it: thought, </think>, answer, without an opening <think>.
-        unclosed: whether a thought was opened and never closed, so that there is no answer.
-        model: what the server says has written it; may be more exact than what was asked for.
-    """
-
-    completion: Completion
-    unclosed: bool
+    completion: Completion  # the text as `Trace` has it: thought, </think>, answer, no opening <think>
+    unclosed: bool  # whether a thought was opened and never closed, so that there is no answer
     usage: Usage
-    model: str
+    model: str  # what the server says has written it; may be more exact than what was asked for
 
 
 class Failure(ValueError):
     """A request without a usable reply, and why.
 
-    Attributes:
-        fault: "server", or the network: the client has tried again. "reply": another seed may help.
-            "request": the same would happen again; "everything": to any request.
+    The fault of the "server" or network: the client has tried again. Of the "reply": another seed may help.
+    Of the "request": the same would happen again; of "everything": to any request.
     """
 
     def __init__(self, reason: str, usage: Usage | None = None, fault: Fault = "reply") -> None:
@@ -102,7 +95,8 @@ class Server:
         except openai.APIStatusError as error:
             return self._refusal(error)
         except openai.APIConnectionError as error:
-            return Failure(self._said(f"{error.message} {error.__cause__ or ''}"), fault="server")
+            said = self._without_key(f"{error.message} {error.__cause__ or ''}")
+            return Failure(said[:_SHOWN], fault="server")
         # A server that sends the key back would bring it into the file.
         text = self._without_key(raw.http_response.content.decode("utf-8-sig", errors="replace"))
         try:
@@ -113,7 +107,7 @@ class Server:
             return Failure(f"the reply is not JSON ({error}): {text[:80]!r}")
 
     def _refusal(self, error: openai.APIStatusError) -> Failure:
-        said = self._said(f"{error.status_code}: {error.body or error.message}")
+        said = self._without_key(f"{error.status_code}: {error.body or error.message}")[:_SHOWN]
         # OpenAI sends status 429 when the money is used up.
         status = 402 if error.code == "insufficient_quota" else error.status_code
         if status >= 500 or status in (408, 409, 429):
@@ -130,9 +124,6 @@ class Server:
             f"what {self._url}/models lists"
         )
         return Failure(f"the server refuses ({said}): {fixes.get(status, address)}", fault="everything")
-
-    def _said(self, text: str) -> str:
-        return self._without_key(text)[:_SHOWN]
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key and len(self._key) >= _SECRET else text
