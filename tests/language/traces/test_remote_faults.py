@@ -1,5 +1,6 @@
 """A real `transformers serve` on this machine as the teacher, and what lies between spoiling its replies."""
 
+import json
 import os
 import re
 import subprocess
@@ -90,6 +91,13 @@ def port(tmp_path_factory, folders):
         server.stdin.close()
 
 
+def is_json(reply):
+    try:
+        return bool(json.loads(reply.content))
+    except ValueError:
+        return False
+
+
 @pytest.mark.parametrize("teacher", ["llama that knows", "qwen that knows"])
 def test_a_thought_and_an_answer_arrive_whole_and_are_verified(port, folders, teacher, tmp_path):
     problems = [Problem("easy", "how many rabbits are 2 and 1", "3"), Problem("wrong", "and 3 and 1", "4")]
@@ -111,16 +119,24 @@ def test_a_thought_and_an_answer_arrive_whole_and_are_verified(port, folders, te
 def test_whatever_happens_on_the_way_nothing_is_lost_and_nothing_twice(port, folders, monkeypatch, tmp_path):
     """The first requests and their successors meet one fault each."""
     monkeypatch.setattr("kdlib.language.traces.remote._LONGEST_PAUSE", 0.0)
-    kinds = iter(FAULTS)
+    kinds, replies = iter(FAULTS), []
+    spoilt = between(port, lambda request: next(kinds, None))
+
+    async def answer(request):
+        replies.append(await spoilt(request))
+        return replies[-1]
+
     problems = [Problem(f"k{n}", f"{n} heads", "3") for n in range(5)]
     path = tmp_path / "traces.jsonl"
-    with Server(between(port, lambda request: next(kinds, None))) as proxy:
+    with Server(answer) as proxy:
         traces = collect_remote_traces(
             proxy.url, folders["llama"], problems, path, samples=3, max_new_tokens=8, temperature=1.0,
             concurrency=2,
         )  # fmt: skip
     assert [(t.key, t.sample) for t in traces] == [(f"k{n}", s) for n in range(5) for s in range(3)]
     assert Counter(load_traces(path)) == Counter(traces)
-    # The cost of each trace, and of two replies that said what they cost and held none.
-    assert len(path.read_bytes().splitlines()) == 1 + 15 + 15 + 2
+    # The cost of each trace, and of replies that said what they cost and held none: two, and those of a model
+    # that ended at once.
+    paid = [reply for reply in replies if reply.share == 1 and b'"usage"' in reply.content and is_json(reply)]
+    assert len(path.read_bytes().splitlines()) == 1 + 15 + len(paid) and len(paid) >= 15 + 2
     assert len(proxy.requests) >= 15 + len(FAULTS)
