@@ -18,21 +18,16 @@ from kdlib.language.traces.select import trace_report
 __all__ = ["main"]
 
 DESCRIPTION = """\
-Let a teacher answer each problem several times, verify what it writes, and keep
-it in a file of JSON lines. After an interruption start the same command again: only
-what is missing is asked for.
+Let a teacher answer each problem several times, verify what it writes, and keep it in a file of
+JSON lines. After an interruption start the same command again: only what is missing is asked for.
 
-  python -m kdlib traces --problems problems.jsonl --out traces.jsonl \\
-      --url https://api.deepseek.com --model deepseek-reasoner \\
-      --key-variable DEEPSEEK_API_KEY --prices 0.55 2.19 --cost-budget 5
+  python -m kdlib traces --problems problems.jsonl --out traces.jsonl --teacher Qwen-1.5B
   python -m kdlib traces --problems problems.jsonl --out traces.jsonl \\
       --url http://localhost:8000/v1 --model deepseek-ai/DeepSeek-R1-Distill-Qwen-7B
-  python -m kdlib traces --problems problems.jsonl --out traces.jsonl --teacher Qwen-1.5B
 
-Problems are JSON lines with statement (or question), answer and, if there is one,
-key; GSM8K's files can be read as they are.
+With --url https://api.deepseek.com also --key-variable DEEPSEEK_API_KEY, --prices and --cost-budget.
+Problems have statement (or question), answer and, if there is one, key; GSM8K's files are read as they are.
 """
-
 
 # Option: what it goes with, how it is read, help. What is not given is left to the functions' defaults.
 OPTIONS = {
@@ -60,9 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Collect, and print a report; 1 where traces are missing, with the fix on stderr; interrupted, 130."""
     parser = _parser()
     options = vars(parser.parse_args(argv))
-    problems, path, url, model, teacher = (
-        options.pop(name, None) for name in ("problems", "out", "url", "model", "teacher")
-    )
+    named = [options.pop(name, None) for name in ("problems", "out", "url", "model", "teacher")]
+    problems, path, url, model, teacher = named
     if (url is None) == (teacher is None) or (model is None) != (url is None):
         parser.error("expected --url with --model, or --teacher")
     for name, (side, *_) in OPTIONS.items():

@@ -24,7 +24,7 @@ def filter_traces(
     """The traces that pass, in their order.
 
     Args:
-        traces: of any number of problems, told apart by key.
+        traces: of any number of problems.
         correct: keep only correct ones; False keeps wrong and cut-off ones as well.
         shortest: of what passes otherwise, keep the one with the fewest tokens for each problem.
         style: gets the text of a trace; True keeps it.
