@@ -109,8 +109,8 @@ def test_traces_of_a_model_in_a_folder(files, tmp_path, capsys):
     with without_bars():
         LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    options = ["--teacher", folder, "--samples", 2, "--max-new-tokens", 5, "--batch-size", 4, "--device", "cpu"]
-    assert run(files, *options, "--dtype", "float32") == 0
+    options = ["--teacher", folder, "--samples", 2, "--max-new-tokens", 5, "--batch-size", 4]
+    assert run(files, *options, "--device", "cpu", "--dtype", "float32") == 0
     traces = load_traces(files.out)
     assert len(traces) == 6 and all(1 <= trace.tokens <= 5 for trace in traces)
     assert "6 traces of 3 problems" in capsys.readouterr().out
