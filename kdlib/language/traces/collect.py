@@ -27,20 +27,11 @@ Verifier = Callable[[str, str], bool]
 
 
 def collect_traces(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
-    path: str | os.PathLike | None = None,
-    *,
-    samples: int = 4,
-    temperature: float = 0.6,
-    top_p: float = 0.95,
-    max_new_tokens: int = 1024,
-    batch_size: int = 256,
-    seed: int = 0,
-    verify: Verifier = verify_answer,
-    progress: bool = False,
-) -> list[Trace]:
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem],
+    path: str | os.PathLike | None = None, *,
+    samples: int = 4, temperature: float = 0.6, top_p: float = 0.95, max_new_tokens: int = 1024,
+    batch_size: int = 256, seed: int = 0, verify: Verifier = verify_answer, progress: bool = False,
+) -> list[Trace]:  # fmt: skip
     """Let a model answer each problem several times, and verify what it writes.
 
     The random numbers of a trace follow from seed, problem and sample alone; not from `batch_size`, the other

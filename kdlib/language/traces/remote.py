@@ -57,27 +57,13 @@ class TracesMissing(RuntimeError):
 
 
 def collect_remote_traces(
-    url: str,
-    model: str,
-    problems: Sequence[Problem],
-    path: str | os.PathLike | None = None,
-    *,
-    samples: int = 4,
-    temperature: float = 0.6,
-    top_p: float = 0.95,
-    max_new_tokens: int = 32768,
-    seed: int | None = 0,
-    concurrency: int = 8,
-    token_budget: int | None = None,
-    cost_budget: float | None = None,
-    prices: tuple[float, float] | None = None,
-    retries: int = 8,
-    timeout: float = 1800.0,
-    key_variable: str | None = None,
-    extra_body: Mapping[str, object] | None = None,
-    verify: Verifier = verify_answer,
-    progress: bool = False,
-) -> list[Trace]:
+    url: str, model: str, problems: Sequence[Problem], path: str | os.PathLike | None = None, *,
+    samples: int = 4, temperature: float = 0.6, top_p: float = 0.95, max_new_tokens: int = 32768,
+    seed: int | None = 0, concurrency: int = 8, token_budget: int | None = None,
+    cost_budget: float | None = None, prices: tuple[float, float] | None = None, retries: int = 8,
+    timeout: float = 1800.0, key_variable: str | None = None,
+    extra_body: Mapping[str, object] | None = None, verify: Verifier = verify_answer, progress: bool = False,
+) -> list[Trace]:  # fmt: skip
     """Let a model behind an address answer each problem several times, and verify what it writes.
 
     The statement is the only message: R1 wants no system prompt. With a path each trace goes to a file as it

@@ -14,13 +14,9 @@ __all__ = ["TraceReport", "filter_traces", "majority_vote", "pass_at_k", "trace_
 
 
 def filter_traces(
-    traces: Iterable[Trace],
-    *,
-    correct: bool = True,
-    shortest: bool = False,
-    style: Callable[[str], bool] | None = None,
-    repeats: bool = False,
-) -> list[Trace]:
+    traces: Iterable[Trace], *, correct: bool = True, shortest: bool = False,
+    style: Callable[[str], bool] | None = None, repeats: bool = False,
+) -> list[Trace]:  # fmt: skip
     """The traces that pass, in their order.
 
     Args:
