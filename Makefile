@@ -31,7 +31,7 @@ lab: $(READY)
 	$(BIN)/jupyter lab $(LAB_ARGS) notebooks/00_start_here.ipynb
 
 # Two workers with one thread each: on two cores that is faster than one worker with two threads.
-# Nor do the workers start workers of their own.
+# LOKY_MAX_CPU_COUNT keeps the workers from starting workers of their own.
 test: $(READY)
 	OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 $(BIN)/python -m pytest -q --nbval -n 2 --dist loadscope --durations=10 $(PYTEST_ARGS)
 
