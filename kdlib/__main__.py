@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,7 +21,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Hand the arguments to the command's module and return its exit status."""
+    """The exit status of a command: 1 where it failed, with what to fix on stderr; interrupted, 130."""
     parser = argparse.ArgumentParser(prog="python -m kdlib", description="Knowledge distillation.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (_, _, summary) in COMMANDS.items():
@@ -42,7 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    return command.main(rest)
+    try:
+        return command.main(rest)
+    except KeyboardInterrupt:
+        print("Stopped. Start the same command again to go on.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        if os.environ.get("RANK", "0") == "0":  # of launched processes the first speaks for all
+            print(f"kdlib {chosen.command}: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

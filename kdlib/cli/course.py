@@ -1,16 +1,14 @@
 """`python -m kdlib course`: execute the notebooks without a browser."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdlib.course.build.cleaning import CourseError
 from kdlib.course.build.execute import BUILD, RESULTS, find_root, run_course
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 1, and nothing written, if a cell fails."""
+    """Execute the notebooks; nothing is written if a cell fails."""
     description = "Execute the notebooks; copies and HTML pages land in build/course."
     parser = argparse.ArgumentParser(prog="python -m kdlib course", description=description)
     add = parser.add_argument
@@ -19,11 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="for authors: store outputs in notebooks/ and minutes in data/results/course.json")  # fmt: skip
     add("--root", type=Path, help="the course's folder (default: found from here)")
     options = parser.parse_args(argv)
-    try:
-        root = options.root or find_root()
-        run_course(root, options.names, record=options.record)
-    except CourseError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
+    root = options.root or find_root()
+    run_course(root, options.names, record=options.record)
     print(f"Recorded in {RESULTS.as_posix()}." if options.record else f"Pages: {root / BUILD}")
     return 0

@@ -3,8 +3,6 @@
 import argparse
 import importlib.resources
 import json
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +13,6 @@ from transformers.hf_argparser import string_to_bool
 from kdlib.language.models.r1_distill import R1_DISTILL
 from kdlib.language.pipeline import PipelineOptions, run_pipeline
 from kdlib.language.plan.plan import plan
-
-__all__ = ["main"]
 
 DESCRIPTION = """\
 A teacher answers problems, its right answers are kept, a student learns from
@@ -43,29 +39,21 @@ METAVARS = {int: "N", float: "X", str: "TEXT", json.loads: "JSON", string_to_boo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the pipeline; 1 where that failed, with what to fix on stderr; interrupted, 130."""
+    """Run the pipeline, or print a plan or a configuration."""
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     files.add_argument("--config", metavar="FILE", help="options as YAML: a file, or a name")
     files.add_argument("--print-config", metavar="NAME", help="print a configuration of kdlib's")
     named, rest = files.parse_known_args(argv)
-    try:
-        if named.print_config:
-            print(_read(named.print_config), end="")
-            return 0
-        options, given = _parser(files).parse_args_into_dataclasses(
-            [*(_arguments(named.config) if named.config else ()), *rest], look_for_args_file=False
-        )
-        if given.plan:
-            print(_planned(options, given.plan, given.context, given.texts))
-            return 0
+    if named.print_config:
+        print(_read(named.print_config), end="")
+        return 0
+    options, given = _parser(files).parse_args_into_dataclasses(
+        [*(_arguments(named.config) if named.config else ()), *rest], look_for_args_file=False
+    )
+    if given.plan:
+        print(_planned(options, given.plan, given.context, given.texts))
+    else:
         run_pipeline(options)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"kdlib distill: {error}", file=sys.stderr)
-        return 1
     return 0
 
 
@@ -107,11 +95,10 @@ def _arguments(config: str) -> list[str]:
         raise ValueError(f"{config} holds {options!r}; expected options, one `name: value` a line")
     if "compute_environment" in options:
         raise ValueError(f"{config} holds no options of kdlib: it is for accelerate launch --config_file")
-    texts = {
-        name: json.dumps(value) if isinstance(value, dict) else value
+    return [
+        f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"
         for name, value in options.items() if value is not None
-    }  # fmt: skip
-    return [f"--{name}={text}" for name, text in texts.items()]
+    ]  # fmt: skip
 
 
 def _planned(options: PipelineOptions, hardware: str, context: int, texts: int) -> str:

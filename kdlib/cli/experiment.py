@@ -1,7 +1,6 @@
 """The cat-or-dog study in full: ``python -m kdlib experiment``."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ Every finished run is on disk: if the command was interrupted, start it again.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run, print the report, write the results; 1 where the pictures cannot be had."""
+    """Run, print the report, write the results."""
     parser = argparse.ArgumentParser(
         prog="python -m kdlib experiment", description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -40,16 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     only, out = given.pop("only"), given.pop("out")
     if given["seeds"] < 2:
         parser.error(f"--seeds {given['seeds']}: an interval needs at least 2")
-    try:
-        study = prepare(**given)
-        print(study.data)
-        if only:
-            study.run_situation(only)
-            return 0
-        results = study.results()
-    except (ValueError, OSError) as error:
-        print(f"kdlib experiment: {error}", file=sys.stderr)
-        return 1
+    study = prepare(**given)
+    print(study.data)
+    if only:
+        study.run_situation(only)
+        return 0
+    results = study.results()
     if out:
         write_results(out, results)
     print(report(results))

@@ -1,7 +1,6 @@
 """Traces as data that TRL's SFTTrainer reads: ``python -m kdlib export``."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,11 +10,9 @@ from kdlib.language.distill.export import export_for_trl
 from kdlib.language.traces.file import load_traces
 from kdlib.language.traces.select import filter_traces
 
-__all__ = ["main"]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write JSON lines; 1 where that failed, with the fix on stderr."""
+    """Write JSON lines, and print how they are read."""
     description = "Write traces as data that TRL's SFTTrainer reads."
     parser = argparse.ArgumentParser(prog="python -m kdlib export", description=description)
     add = parser.add_argument
@@ -27,18 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--all", action="store_true", help="export wrong, cut-off and repeated traces too")
     add("--shortest", action="store_true", help="of each problem the shortest trace alone")
     given = parser.parse_args(argv)
-    try:
-        if not (given.tokenizer / "tokenizer.json").is_file():
-            raise ValueError(f"--tokenizer {given.tokenizer} is no folder with a tokenizer.json")
-        # AutoTokenizer would take Qwen2's own in a folder with a Qwen2 model, whatever is saved there.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(given.tokenizer, local_files_only=True)
-        found = load_traces(given.traces)
-        kept = filter_traces(found, correct=not given.all, repeats=given.all, shortest=given.shortest)
-        if not kept:
-            raise ValueError(f"none of the {len(found):,} traces in {given.traces} is correct; see --all")
-        exported = export_for_trl(kept, tokenizer, given.out, form=given.form)
-    except (ValueError, OSError) as error:
-        print(f"kdlib export: {error}", file=sys.stderr)
-        return 1
+    if not (given.tokenizer / "tokenizer.json").is_file():
+        raise ValueError(f"--tokenizer {given.tokenizer} is no folder with a tokenizer.json")
+    # AutoTokenizer would take Qwen2's own in a folder with a Qwen2 model, whatever is saved there.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(given.tokenizer, local_files_only=True)
+    found = load_traces(given.traces)
+    kept = filter_traces(found, correct=not given.all, repeats=given.all, shortest=given.shortest)
+    if not kept:
+        raise ValueError(f"none of the {len(found):,} traces in {given.traces} is correct; see --all")
+    exported = export_for_trl(kept, tokenizer, given.out, form=given.form)
     print(f"{len(kept):,} of {len(found):,} traces\n{exported}")
     return 0

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ command was interrupted, start it again.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run, print the report, write the results; 1 where that cannot be done."""
+    """Run, print the report, write the results."""
     parser = argparse.ArgumentParser(
         prog="python -m kdlib reasoning", description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,11 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = given.work / fingerprint(json.dumps(asdict(recipe)), given.problems)[:12]
     study = ReasoningStudy(folder, recipe, given.problems, progress=not given.quiet)
     print(study.chains)
-    try:
-        results = study.results(range(given.seeds), workers=given.workers)
-    except (ValueError, OSError) as error:
-        print(f"kdlib reasoning: {error}", file=sys.stderr)
-        return 1
+    results = study.results(range(given.seeds), workers=given.workers)
     if given.out:
         write_results(given.out, results)
     print(report(results))

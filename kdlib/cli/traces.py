@@ -15,8 +15,6 @@ from kdlib.language.traces.collect import collect_traces, load_traces
 from kdlib.language.traces.remote import BudgetReached, TracesMissing, collect_remote_traces
 from kdlib.language.traces.select import trace_report
 
-__all__ = ["main"]
-
 DESCRIPTION = """\
 Let a teacher answer each problem several times, verify what it writes, and keep it in a file of
 JSON lines. After an interruption start the same command again: only what is missing is asked for.
@@ -52,7 +50,7 @@ OPTIONS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Collect, and print a report; 1 where traces are missing, with the fix on stderr; interrupted, 130."""
+    """Collect, and print a report; 1 where traces are missing, with the fix on stderr."""
     parser = _parser()
     options = vars(parser.parse_args(argv))
     named = [options.pop(name, None) for name in ("problems", "out", "url", "model", "teacher")]
@@ -73,15 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             loading = {name: options.pop(name) for name in ("dtype", "device", "quantise") if name in options}
             loaded = load_checkpoint(teacher, **loading)
             traces = collect_traces(*loaded, problems, path, progress=True, **options)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
-        return 130
     except (BudgetReached, TracesMissing) as error:
         print(error, file=sys.stderr)
         traces, status = load_traces(path), 1
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
     if traces:
         print(trace_report(traces))
     return status

@@ -10,13 +10,16 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from sharing import WAYS
 from transformers import AutoConfig
 
-from kdlib.__main__ import main as kdlib_command
+from kdlib.__main__ import main as kdlib
 from kdlib.cli import distill as distilling
-from kdlib.cli.distill import main
 from kdlib.language.models.tiny import stand_in
 from kdlib.language.pipeline import PipelineOptions
 
 ESSENTIAL = ["--student", "s", "--teacher", "t", "--problems", "p", "--out", "o"]
+
+
+def main(arguments):
+    return kdlib(["distill", *arguments])
 
 
 @pytest.fixture
@@ -139,17 +142,26 @@ def test_a_file_that_holds_no_options(tmp_path, capsys, ran):
     assert "not used by the HfArgumentParser: ['--learning_rate=1']" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys):
-    def interrupted(options):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    "error, status, told",
+    [(KeyboardInterrupt(), 130, "Stopped. Start the same command again to go on.\n"),
+     (FloatingPointError("the loss of step 3 is nan"), 1, "kdlib distill: the loss of step 3 is nan\n"),
+     (ImportError("no bitsandbytes"), 1, "kdlib distill: no bitsandbytes\n")],
+)  # fmt: skip
+def test_what_ends_a_run_is_told_by_the_first_process(monkeypatch, capsys, error, status, told):
+    def ended(options):
+        raise error
 
-    monkeypatch.setattr(distilling, "run_pipeline", interrupted)
-    assert main(ESSENTIAL) == 130
-    assert capsys.readouterr().err == "Stopped. The same command goes on from here.\n"
+    monkeypatch.setattr(distilling, "run_pipeline", ended)
+    assert main(ESSENTIAL) == status
+    assert capsys.readouterr().err == told
+    if status == 1:
+        monkeypatch.setenv("RANK", "1")
+        assert main(ESSENTIAL) == 1 and capsys.readouterr().err == ""
 
 
 def test_configurations_are_printed_to_be_changed(capsys):
-    assert kdlib_command(["distill", "--print-config", "fsdp2"]) == 0
+    assert main(["--print-config", "fsdp2"]) == 0
     settings = yaml.safe_load(capsys.readouterr().out)
     assert settings["fsdp_config"]["fsdp_version"] == 2
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdlib.cli.export import main
+from kdlib.__main__ import main
 from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
 from kdlib.language.traces.file import Trace, open_traces
 
@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 def command(folder, *more, traces="traces.jsonl", tokenizer="student"):
     paths = [str(folder / name) for name in (traces, tokenizer, "out")]
-    return main([paths[0], "--tokenizer", paths[1], "--out", paths[2], *more])
+    return main(["export", paths[0], "--tokenizer", paths[1], "--out", paths[2], *more])
 
 
 def test_the_command_exports_correct_traces_and_says_how_to_read_them(folder, capsys):

@@ -8,6 +8,7 @@ from characters_tokenizer import characters_tokenizer
 from loopback import Server, as_json, completion
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from kdlib.__main__ import main
 from kdlib.cli import traces as collecting
 from kdlib.language.models.small import without_bars
 from kdlib.language.traces.file import load_traces
@@ -28,7 +29,8 @@ def files(tmp_path):
 
 
 def run(files, *options):
-    return collecting.main(["--problems", str(files.problems), "--out", str(files.out), *map(str, options)])
+    given = ["--problems", files.problems, "--out", files.out, *options]
+    return main(["traces", *map(str, given)])
 
 
 async def right(request):
@@ -97,7 +99,7 @@ def test_an_interrupt_says_how_to_go_on(files, capsys, monkeypatch):
 
     monkeypatch.setattr(collecting, "collect_remote_traces", interrupted)
     assert run(files, "--url", "http://127.0.0.1:9/v1", "--model", "m") == 130
-    assert "The same command goes on" in capsys.readouterr().err
+    assert "Start the same command again" in capsys.readouterr().err
 
 
 def test_traces_of_a_model_in_a_folder(files, tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kdlib.cli.experiment import main
+from kdlib.__main__ import main
 from kdlib.course.studies import cat_or_dog as experiment
 from kdlib.course.studies.cat_or_dog import ALPHAS, TEMPERATURES, CatOrDogStudy, prepare, report
 from kdlib.course.studies.cat_or_dog_arms import PictureRecipe, Training
@@ -132,15 +132,16 @@ def test_the_work_of_another_recipe_or_other_pictures_lies_elsewhere(tmp_path, m
 
 def test_one_seed_and_a_missing_folder_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["sketches", "--seeds", "1"])
+        main(["experiment", "sketches", "--seeds", "1"])
     assert "an interval needs at least 2" in capsys.readouterr().err
-    assert main([str(tmp_path / "nowhere"), "--quiet"]) == 1
+    assert main(["experiment", str(tmp_path / "nowhere"), "--quiet"]) == 1
     assert "nowhere" in capsys.readouterr().err
 
 
 def run_on(folder, tmp_path, capsys):
     out = tmp_path / "out.json"
-    command = [str(folder), "--size", "16", "--epochs", "0.02", "--seeds", "2", "--labels", "6", "--quiet"]
+    command = ["experiment", str(folder), "--size", "16", "--epochs", "0.02", "--seeds", "2", "--labels", "6",
+               "--quiet"]  # fmt: skip
     with pytest.warns(UserWarning, match="broken.jpg"):
         status = main([*command, "--work", str(tmp_path / "work"), "--out", str(out)])
     printed = capsys.readouterr()

@@ -316,7 +316,7 @@ def test_fetch_that_fails_says_what_to_do_and_no_trace(server, pets, tmp_path, c
     assert main(["fetch", "pets", "--root", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"{server.address}/images.tar.gz could not be downloaded")
+    assert err.startswith(f"kdlib fetch: {server.address}/images.tar.gz could not be downloaded")
     assert "Traceback" not in err
 
 
@@ -326,7 +326,7 @@ def test_fetch_stopped_by_the_reader(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(command, "load_photos", stopped)
     assert main(["fetch", "pets", "--root", str(tmp_path)]) == 130
-    assert capsys.readouterr().err == "Stopped. The same command goes on from here.\n"
+    assert capsys.readouterr().err == "Stopped. Start the same command again to go on.\n"
 
 
 def test_help_of_fetch_names_sets_sizes_and_licence(capsys):

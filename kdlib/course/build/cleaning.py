@@ -17,7 +17,7 @@ METADATA = {
 }  # fmt: skip
 
 
-class CourseError(Exception):
+class CourseError(ValueError):
     """The course cannot go on; the message is for the reader."""
 
 
