@@ -29,8 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands.add_parser(name, help=summary, add_help=False)
     chosen, rest = parser.parse_known_args(argv)
     if chosen.command is None:
+        parser.parse_args(argv)  # refuses what is no option
         parser.print_help()
-        return 2 if rest else 0
+        return 0
     module, extra, _ = COMMANDS[chosen.command]
     try:
         command = importlib.import_module(module)
