@@ -105,7 +105,8 @@ def check_kernel(kernel_name: str = "python3", seconds: float = 120) -> str:
     from jupyter_client.manager import run_kernel
 
     # The prefix and not the executable: every virtual environment's python is a link to one file.
-    which = "(os.path.realpath(sys.prefix), *sys.version_info[:2])"
+    # One text, since IPython breaks a long tuple into lines.
+    which = "' '.join([os.path.realpath(sys.prefix), *map(str, sys.version_info[:2])])"
     # Its own log would land between the lines of the report.
     with run_kernel(
         kernel_name=kernel_name, startup_timeout=seconds, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -117,7 +118,7 @@ def check_kernel(kernel_name: str = "python3", seconds: float = 120) -> str:
     if reply["status"] != "ok":
         raise NotReady(f"import kdlib fails in it: {reply['ename']}: {reply['evalue']}")
     there = reply["user_expressions"]["which"]["data"]["text/plain"]
-    if there != repr((os.path.realpath(sys.prefix), *sys.version_info[:2])):
+    if there != repr(" ".join([os.path.realpath(sys.prefix), *map(str, sys.version_info[:2])])):
         raise NotReady(f"{kernel_name} runs another Python, {there}; this is {sys.executable}")
     return f"{kernel_name} starts, is this Python, and imports kdlib"
 

@@ -222,7 +222,7 @@ def test_kernel_of_another_interpreter(kernel, tmp_path):
         "ipykernel_launcher",
         PYTHONPATH=(";" if sys.platform == "win32" else ":").join(places),
     )
-    fails(partial(check.check_kernel, name), found=f"runs another Python, ('{tmp_path / 'other'}'")
+    fails(partial(check.check_kernel, name), found=f"runs another Python, '{tmp_path / 'other'} ")
 
 
 def test_kernel_without_kdlib(kernel, tmp_path):
