@@ -11,8 +11,6 @@ second derivative. KDLIB_KERNELS=0 in the environment keeps all in PyTorch.
 
 import os
 import warnings
-from collections.abc import Callable
-from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -21,19 +19,9 @@ from torch import Tensor
 from kdlib.losses import closed_form
 from kdlib.losses.divergences import LossSettings, Reduction, weighted
 
-__all__ = ["faster_kd_loss", "kd_loss_with_gradient", "kd_terms_and_gradient", "on_kernels"]
-
 _LARGE = 1 << 22  # logits; from here on the temporaries of the formula as written are what takes the time
 _SLICE = 1 << 22  # logits that the closed form works on at once: 16 MB in float32
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def faster_kd_loss(student_logits: Tensor, teacher_logits: Tensor | None) -> Callable[..., Tensor] | None:
-    """What computes `kd_loss` of such logits faster than its formula as written, or None if nothing does."""
-    kernels = on_kernels(student_logits, teacher_logits)
-    if not kernels and (teacher_logits is None or not in_slices(student_logits)):
-        return None
-    return partial(kd_loss_with_gradient, kernels=kernels)
 
 
 def kd_terms_and_gradient(student_logits: Tensor, teacher_logits: Tensor | None, *rest):
@@ -46,7 +34,7 @@ def kd_terms_and_gradient(student_logits: Tensor, teacher_logits: Tensor | None,
 
 
 def in_slices(logits: Tensor) -> bool:
-    """Whether the closed form is better: many logits, and code that is not compiled or of torch.func."""
+    """Whether the closed form is faster: many logits, and code that is not compiled or of torch.func."""
     return (
         logits.numel() >= _LARGE
         and logits.device.type != "meta"
@@ -94,9 +82,9 @@ def kernels_run(device: torch.device) -> bool:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         warnings.warn(
-            f"Triton does not run here ({type(error).__name__}: {reason}), so the distillation loss is "
-            "left to PyTorch: the same result, more slowly and in more memory. Triton needs a C compiler and "
-            "Python's headers; KDLIB_KERNELS=0 in the environment turns this message off",
+            f"Triton does not run here ({type(error).__name__}: {reason}), so the distillation loss is left "
+            "to PyTorch, slower and in more memory. Triton needs a C compiler and Python's headers; "
+            "KDLIB_KERNELS=0 in the environment turns this message off",
             RuntimeWarning, stacklevel=2,
         )  # fmt: skip
         return False
@@ -181,14 +169,6 @@ def _(student, teacher, labels, temperature, alpha, divergence, beta, ignore_ind
     return loss, student.new_empty(len(student) if wanted else 0, student.shape[1])
 
 
-@torch.library.custom_op("kdlib::scale_rows_", mutates_args=("gradient",))
-def _scale_in_place(gradient: Tensor, factors: Tensor) -> None:
-    """Rows of the gradient times factors, (n,) or one for all."""
-    from kdlib.losses.kernels import scale_rows
-
-    scale_rows(gradient, factors)
-
-
 def _remember(ctx, inputs, output) -> None:
     ctx.kernels = inputs[-1]
     ctx.save_for_backward(output[1])
@@ -201,7 +181,9 @@ def _backward(ctx, by, _):
     if by is None:
         gradient = None
     elif ctx.kernels:
-        _scale_in_place(gradient, by)
+        from kdlib.losses.kernels import scale_rows
+
+        scale_rows(gradient, by)
     elif by.dim() or by.device.type != "cpu" or by != 1:  # on the CPU a look at the usual 1 is free
         gradient = gradient * (by.unsqueeze(-1) if by.dim() else by).to(gradient.dtype)
     return gradient, *(None,) * 10

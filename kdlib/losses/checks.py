@@ -62,13 +62,12 @@ def check_models(student_logits: Tensor, teacher_logits: Tensor | None, *, neede
     if teacher_logits is None:
         return
     check_classes("teacher_logits", teacher_logits)
-    if student_logits.shape != teacher_logits.shape:
+    if (student_logits.shape, student_logits.device) != (teacher_logits.shape, teacher_logits.device):
         raise ValueError(
-            f"student_logits has shape {tuple(student_logits.shape)} but teacher_logits has "
-            f"{tuple(teacher_logits.shape)}; expected the same. Where vocabularies differ by padding only, "
-            "slice both to the common classes"
+            f"student_logits has shape {tuple(student_logits.shape)} on {student_logits.device}, but "
+            f"teacher_logits has {tuple(teacher_logits.shape)} on {teacher_logits.device}; expected the same"
+            ". Where vocabularies differ by padding only, slice both to the common classes"
         )
-    _check_device("teacher_logits", teacher_logits, student_logits)
 
 
 _looked_at: set[tuple[str, torch.device, int]] = set()
@@ -92,19 +91,14 @@ def _are_probabilities(logits: Tensor) -> bool:
     return bool(rows.numel() and within and (rows != rows.round()).any())
 
 
-def _check_device(name: str, tensor: Tensor, student: Tensor) -> None:
-    if tensor.device != student.device:
-        raise ValueError(f"{name} is on {tensor.device}; expected {student.device}, as the student's")
-
-
 def _check_positions(name: str, tensor: Tensor, student: Tensor) -> None:
-    if not isinstance(tensor, Tensor) or tensor.shape != student.shape[:-1]:
-        shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a tensor; got {type(tensor).__name__}")
+    if (tensor.shape, tensor.device) != (student.shape[:-1], student.device):
         raise ValueError(
-            f"{name} has shape {shape}; expected {tuple(student.shape[:-1])}, that of the student's "
-            f"{tuple(student.shape)} without the last axis"
+            f"{name} has shape {tuple(tensor.shape)} on {tensor.device}; expected {tuple(student.shape[:-1])}"
+            f" on {student.device}, as the student's {tuple(student.shape)} without the last axis"
         )
-    _check_device(name, tensor, student)
 
 
 def check_mask(mask: Tensor | None, student_logits: Tensor) -> None:
@@ -164,10 +158,8 @@ def check_top_k(student_logits: Tensor, teacher: tuple[Tensor, Tensor, Tensor]) 
             raise ValueError("teacher.indices names a class twice in one position; expected k different ones")
 
 
-def check_linear(student_hidden: Tensor, teacher: object, weight: Tensor | None, alpha: float) -> None:
+def check_linear(student_hidden: Tensor, teacher: object, weight: Tensor | None) -> None:
     """The teacher is a tensor of hidden states beside its layer's weight, or a `TopK` beside None."""
-    if alpha == 1:
-        return
     if teacher is None:
         raise ValueError("teacher_hidden is None: only alpha=1 with labels can do without a teacher")
     stored = hasattr(teacher, "log_tail")
@@ -176,9 +168,5 @@ def check_linear(student_hidden: Tensor, teacher: object, weight: Tensor | None,
             f"teacher_weight is {'given' if stored else None}; expected the weight of the teacher's output "
             "layer beside its hidden states, or None beside a TopK"
         )
-    places = teacher.log_tail.shape if stored else teacher.shape[:-1]
-    if places != student_hidden.shape[:-1]:
-        raise ValueError(
-            f"teacher_hidden has positions {tuple(places)}, student_hidden "
-            f"{tuple(student_hidden.shape[:-1])}; expected the same"
-        )
+    places = teacher.log_tail if stored else teacher[..., 0]
+    _check_positions("teacher_hidden without its last axis", places, student_hidden)

@@ -20,8 +20,6 @@ from torch import Tensor
 
 from kdlib.losses.divergences import RULED_OUT, Divergence, LossSettings
 
-__all__ = ["kd_terms_and_gradient"]
-
 
 def kd_terms_and_gradient(
     student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor | None,

@@ -21,8 +21,7 @@ that, and one α keeps its meaning while T is changed (Hinton et al. 2015, end o
 weights, for either direction of KL, and T²·JSD → β(1 − β) · Var(d) / 2: the student is asked to match logits
 up to a constant (Hinton et al. 2015, §2.1, eq. 4, where logits have zero mean).
 
-**Three implementations.** `plain_kd_loss` below is the formula above, differentiated by autograd;
-`closed_form` and, on GPUs, `kernels` compute the gradient by its formula. `backend` chooses.
+`plain_kd_loss` below is the formula above, differentiated by autograd; `backend` has what is faster.
 """
 
 import torch
@@ -40,8 +39,6 @@ from kdlib.losses.divergences import (
     softened_divergence,
     weighted,
 )
-
-__all__ = ["kd_loss", "plain_kd_loss", "soft_target_loss", "soften"]
 
 
 def soften(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -111,8 +108,11 @@ def kd_loss(
         if alpha > 0:
             checks.check_possible(labels, student_logits, ignore_index)
     teacher_logits = teacher_logits if settings.alpha < 1 else None
-    compute = backend.faster_kd_loss(student_logits, teacher_logits) or plain_kd_loss
-    return compute(student_logits, teacher_logits, labels, settings, ignore_index, reduction)
+    arguments = (student_logits, teacher_logits, labels, settings, ignore_index, reduction)
+    kernels = backend.on_kernels(student_logits, teacher_logits)
+    if kernels or (teacher_logits is not None and backend.in_slices(student_logits)):
+        return backend.kd_loss_with_gradient(*arguments, kernels=kernels)
+    return plain_kd_loss(*arguments)
 
 
 def soft_target_loss(
@@ -129,9 +129,6 @@ def soft_target_loss(
 
     Returns:
         A scalar in nats times T², or (...) for "none". Zero, with zero gradient, if nothing counts.
-
-    Raises:
-        ValueError: naming the argument, its value and what was expected.
     """
     checks.check_mask(mask, student_logits)
     return kd_loss(

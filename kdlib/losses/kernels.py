@@ -45,8 +45,6 @@ from triton.language.extra import libdevice
 
 from kdlib.losses.divergences import DIVERGENCES, RULED_OUT, LossSettings
 
-__all__ = ["kd_terms", "scale_rows"]
-
 _LOG2_E = tl.constexpr(math.log2(math.e))
 _LN_2 = tl.constexpr(math.log(2))
 _RULED_OUT = tl.constexpr(RULED_OUT)
@@ -121,29 +119,21 @@ def _jsd_terms(p, q, r, beta):
 
 @triton.jit
 def _loss_and_gradient(
-    student_ptr,  # logits of the student, (rows, n_cols)
-    student_stride,  # numbers from one row of them to the next
-    teacher_ptr,  # logits of the teacher, (rows, n_compared or more)
-    teacher_stride,
-    labels_ptr,  # int64, (rows)
-    ignore_index,  # label of rows whose terms and gradient are zero
-    terms_ptr,  # float32, (2, rows): the hard terms and the soft terms, written
-    gradient_ptr,  # (rows, n_cols), written if GRADIENT; may be student_ptr
-    gradient_stride,
+    student_ptr, student_stride,  # logits (rows, n_cols); a stride is the numbers from one row to the next
+    teacher_ptr, teacher_stride,  # logits (rows, n_compared or more)
+    labels_ptr, ignore_index,  # int64 (rows); terms and gradient of a row of ignore_index are zero
+    terms_ptr,  # float32 (2, rows): the hard terms and the soft terms, written
+    gradient_ptr, gradient_stride,  # (rows, n_cols), written if GRADIENT; may be student_ptr
     gradient_scale_ptr,  # one float32 that multiplies the gradient
-    n_cols,  # V, the classes of the student
-    n_compared,  # how many of the first classes the soft term compares; 0 where there is none
+    n_cols, n_compared,  # V, and how many of the first classes the soft term compares; 0 without one
     temperature,
     floor,  # what a class that is ruled out has for a logit: below all others, and above −∞
-    alpha,  # weight of the hard term in the gradient
-    beta,  # weight of the teacher in the mixture of JSD
+    alpha, beta,  # weight of the hard term in the gradient, weight of the teacher in the mixture of JSD
     DIVERGENCE: tl.constexpr,  # _FORWARD, _REVERSE or _JSD
-    SOFT: tl.constexpr,  # whether there is a soft term
-    HARD: tl.constexpr,  # whether there is a hard term
-    GRADIENT: tl.constexpr,  # whether the gradient is written
-    LANES: tl.constexpr,  # threads of a program
-    EACH: tl.constexpr,  # neighbouring classes of a thread in a block
-):
+    SOFT: tl.constexpr, HARD: tl.constexpr,  # which of the terms there are
+    GRADIENT: tl.constexpr,
+    LANES: tl.constexpr, EACH: tl.constexpr,  # threads of a program, neighbouring classes of each in a block
+):  # fmt: skip
     """Both terms and the gradient of row program_id(0). Derivation: top of the module.
 
     The gradient may be written over the student's logits: in the last pass, a class by the lane that has read
@@ -252,13 +242,10 @@ def _loss_and_gradient(
 
 @triton.jit
 def _scale_rows(
-    gradient_ptr,  # (rows, n_cols), overwritten
-    gradient_stride,
-    factors_ptr,  # float32, of each row
-    factors_stride,  # 1, or 0 where all rows have the same
-    n_cols,
-    BLOCK: tl.constexpr,
-):
+    gradient_ptr, gradient_stride,  # (rows, n_cols), overwritten
+    factors_ptr, factors_stride,  # float32 of each row; the stride is 0 where all rows have the same
+    n_cols, BLOCK: tl.constexpr,
+):  # fmt: skip
     """gradient row · factor, in place. A factor of 1, the usual one, costs one read of it and no more."""
     row = tl.program_id(0).to(tl.int64)
     factor = tl.load(factors_ptr + row * factors_stride)
@@ -321,6 +308,7 @@ def kd_terms(
     return terms
 
 
+@torch.library.custom_op("kdlib::scale_rows_", mutates_args=("gradient",))
 def scale_rows(gradient: Tensor, factors: Tensor) -> None:
     """Rows of (n, V), in place, times factors of the same device: (n,), or one for all."""
     rows, classes = gradient.shape

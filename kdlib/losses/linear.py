@@ -26,8 +26,6 @@ from kdlib.losses import backend, checks
 from kdlib.losses.divergences import Divergence, LossSettings, Reduction, full_precision, weighted
 from kdlib.losses.top_k import TopK, top_k_loss
 
-__all__ = ["LossTerms", "chunk_tokens", "linear_kd_loss"]
-
 _CHUNK_BYTES = 256 << 20  # that a chunk may hold where PyTorch finds its gradient
 _COPIES = 8  # float32 tensors of the size of a chunk's logits that are there at the fullest moment
 _KERNEL_CHUNK_BYTES = 1 << 30  # that the logits of a chunk may be where kernels write over them
@@ -82,13 +80,19 @@ def linear_kd_loss(
     checks.check_settings(settings, reduction)
     if reduction == "none":
         raise ValueError('reduction must be "mean" or "sum" here: the gradient of each position is not kept')
-    if settings.alpha == 1:
-        teacher_hidden = teacher_weight = None
     if labels is not None:
         checks.check_labels(labels, student_hidden, len(student_weight), ignore_index)
-    checks.check_linear(student_hidden, teacher_hidden, teacher_weight, settings.alpha)
-    common = min(len(weight) for weight in (student_weight, teacher_weight) if weight is not None)
-    if classes is not None and not 2 <= classes <= common:
+    if settings.alpha == 1:
+        teacher_hidden = teacher_weight = None
+    else:
+        checks.check_linear(student_hidden, teacher_hidden, teacher_weight)
+    biases = {"student_bias": (student_weight, student_bias), "teacher_bias": (teacher_weight, teacher_bias)}
+    for name, (weight, bias) in biases.items():
+        if weight is not None and bias is not None and bias.shape != (len(weight),):
+            raise ValueError(f"{name} has shape {tuple(bias.shape)}; expected ({len(weight)},)")
+    common = min(len(weight) for weight, _ in biases.values() if weight is not None)
+    classes = common if classes is None else classes
+    if not 2 <= classes <= common:
         raise ValueError(f"classes must lie in 2 … {common}, the logits that both have; got {classes}")
     if chunk_tokens is not None and (not isinstance(chunk_tokens, int) or chunk_tokens < 1):
         raise ValueError(f"chunk_tokens must be a whole number, at least 1; got {chunk_tokens!r}")
@@ -114,13 +118,19 @@ def linear_kd_loss(
     def terms_of(logits: Tensor, rows: slice, wanted: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Sums of the hard and of the soft term, and the derivative of the loss. Overwrites the logits."""
         part, some = [x[rows] for x in teacher], None if labels is None else labels[rows]
-        if stored:
-            return _stored_terms(logits, TopK(*part), some, settings, classes or common, wanted)
-        teacher_logits = F.linear(part[0].to(weight.dtype), weight, bias) if part else None
-        (hard, soft), slope = backend.kd_terms_and_gradient(
-            logits, teacher_logits, some, settings, classes or common
-        )
-        return hard.sum(), soft.sum(), slope
+        if not stored:
+            other = F.linear(part[0].to(weight.dtype), weight, bias) if part else None
+            (hard, soft), slope = backend.kd_terms_and_gradient(logits, other, some, settings, classes)
+            return hard.sum(), soft.sum(), slope
+        logits.requires_grad_(wanted)
+        with torch.enable_grad():
+            hard = F.cross_entropy(full_precision(logits), some, reduction="sum") if settings.alpha else 0.0
+            soft = top_k_loss(
+                logits[:, :classes], TopK(*part), temperature=temperature, divergence=divergence, beta=beta,
+                reduction="sum",
+            )  # fmt: skip
+            loss = weighted(hard, soft, settings.alpha)
+        return hard, soft, torch.autograd.grad(loss, logits)[0] if wanted else None
 
     scale = 1 / max(len(hidden), 1) if reduction == "mean" else 1.0
     # Whether gradients are recorded is not to be seen inside of a function's forward.
@@ -134,31 +144,13 @@ def linear_kd_loss(
 def chunk_tokens(count: int, classes: int, *, written_over: int | None = None) -> int:
     """Positions of a chunk, of `count`: as many as keep it within 256 MB, or with the kernels within 1 GB.
 
-    Args:
-        classes: V.
-        written_over: bytes of a position's logits, of student and teacher together, where the kernels write
-            over them; None where PyTorch works beside them.
+    These write over the logits: `written_over` is the bytes of a position's, of student and teacher together.
     """
     if written_over is None:
         return max(1, min(count, max(_LEAST, _CHUNK_BYTES // (4 * _COPIES * classes))))
     tiles = -(-count // _TILE)
     chunks = -(-tiles // max(1, _KERNEL_CHUNK_BYTES // (_TILE * written_over)))
     return _TILE * -(-tiles // max(1, chunks))  # chunks of equal size
-
-
-def _stored_terms(
-    logits: Tensor, teacher: TopK, labels: Tensor | None, settings: LossSettings, width: int, wanted: bool
-) -> tuple[Tensor | float, Tensor, Tensor | None]:
-    temperature, alpha, divergence, beta = settings
-    logits.requires_grad_(wanted)
-    with torch.enable_grad():
-        hard = F.cross_entropy(full_precision(logits), labels, reduction="sum") if alpha > 0 else 0.0
-        soft = top_k_loss(
-            logits[:, :width], teacher, temperature=temperature, divergence=divergence, beta=beta,
-            reduction="sum",
-        )  # fmt: skip
-        loss = weighted(hard, soft, alpha)
-    return hard, soft, torch.autograd.grad(loss, logits)[0] if wanted else None
 
 
 class _Linear(torch.autograd.Function):
@@ -216,7 +208,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     elif total.is_cuda and torch.version.cuda is not None and total.dtype == torch.float32:
-        # The product is added before it is rounded. (NVIDIA's library has this, from PyTorch 2.10 on.)
+        # The product is added before it is rounded. (NVIDIA's library has this.)
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:
         for first in range(0, len(total), _ROWS):

@@ -6,14 +6,12 @@ over k + 1 events: the k classes, and "any other" (TRL 1.16 has this as `loss_ad
 probability of each is exact, so nothing is biased; how the student spreads its tail is not judged.
 
 To leave the tail out and let the k probabilities sum to 1 would make the student surer than its teacher
-(Anshumann et al. 2025, "Sparse Logit Sampling", 2503.16870). To spread it evenly over the other classes, as
-the cache of images does, is close with a few hundred classes, not with 151,665.
+(Anshumann et al. 2025, "Sparse Logit Sampling", 2503.16870).
 
 **What it measures.** By the data-processing inequality the divergence between the merged distributions is at
 most the one between all classes, and equal to it where both spread their tails in the same proportions, and
-if k = C. The gradient of T² · KL(p‖q)
-with respect to a kept logit is T · (q_j − p_j), as for all classes; for a class j of the tail it is
-T · (Q − P) · q_j / Q, P and Q being the tail's mass for teacher and student.
+if k = C. The gradient of T² · KL(p‖q) by a kept logit is T · (q_j − p_j), as for all classes; by one of the
+tail it is T · (Q − P) · q_j / Q, P and Q being the tail's mass for teacher and student.
 
 **Rounding.** The tail's mass as 1 − Σ (kept mass) is nothing but rounding below 1e-7 in float32, and a
 reverse KL then far off: for the 10 % that a student puts on the tail it is to pay 0.1 · log(0.1 / P), and P
@@ -38,21 +36,13 @@ from kdlib.losses.divergences import (
     softened_divergence,
 )
 
-__all__ = ["TopK", "top_k_loss", "top_k_of"]
-
 
 class TopK(NamedTuple):
-    """The k largest logits of each position, and the mass of all other classes.
+    """The k largest logits of each position, and the mass of all other classes."""
 
-    Attributes:
-        values: (..., k) float32 logits, largest first.
-        indices: (..., k) int64 classes.
-        log_tail: (...) float32 log-sum-exp over the classes that are not kept; −inf where there are none.
-    """
-
-    values: Tensor
-    indices: Tensor
-    log_tail: Tensor
+    values: Tensor  # (..., k) float32 logits, largest first
+    indices: Tensor  # (..., k) int64 classes
+    log_tail: Tensor  # (...) float32 log-sum-exp over the classes not kept; −inf where there are none
 
     @property
     def log_total(self) -> Tensor:

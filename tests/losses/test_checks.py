@@ -138,13 +138,20 @@ def test_the_way_out_offered_for_a_sigmoid_gives_binary_cross_entropy():
 def test_logits_of_different_shapes_are_refused():
     with pytest.raises(ValueError, match=r"student_logits has shape \(5, 4\).*\(6, 4\)"):
         soft_target_loss(STUDENT, torch.randn(6, 4))
-    with pytest.raises(ValueError, match=r"\(5, 4\) but teacher_logits has \(5, 9\)"):
+    with pytest.raises(ValueError, match=r"\(5, 4\) on cpu, but teacher_logits has \(5, 9\) on cpu"):
         kd_loss(STUDENT, torch.randn(5, 9), LABELS)
 
 
 def test_vocabularies_of_different_size_are_told_how_to_meet():
     with pytest.raises(ValueError, match="slice both to the common classes"):
         soft_target_loss(STUDENT, torch.randn(5, 9))
+
+
+def test_another_device_is_refused():
+    with pytest.raises(ValueError, match=r"teacher_logits has \(5, 4\) on meta; expected the same"):
+        soft_target_loss(STUDENT, TEACHER.to("meta"))
+    with pytest.raises(ValueError, match=r"labels has shape \(5,\) on meta; expected \(5,\) on cpu"):
+        kd_loss(STUDENT, TEACHER, LABELS.to("meta"))
 
 
 def test_logits_that_would_broadcast_are_refused():
@@ -221,7 +228,7 @@ def test_labels_of_the_wrong_shape_are_refused(shape):
 
 
 def test_labels_that_are_not_a_tensor_are_refused():
-    with pytest.raises(ValueError, match=r"labels has shape list; expected \(5,\)"):
+    with pytest.raises(ValueError, match="labels must be a tensor; got list"):
         kd_loss(STUDENT, TEACHER, [0, 1, 2, 3, 0])
 
 

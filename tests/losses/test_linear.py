@@ -257,13 +257,17 @@ def test_options_out_of_range(changed, message):
 
 def test_tensors_that_do_not_fit():
     student, teacher, labels = example()
-    with pytest.raises(ValueError, match=r"teacher_hidden has positions \(2, 7\)"):
+    with pytest.raises(ValueError, match=r"teacher_hidden .* has shape \(2, 7\) on cpu; expected \(3, 7\)"):
         linear_kd_loss(*student[:2], teacher[0][:2], teacher[1], labels)
-    with pytest.raises(ValueError, match=r"labels has shape \(21,\); expected \(3, 7\)"):
+    with pytest.raises(ValueError, match=r"labels has shape \(21,\) on cpu; expected \(3, 7\)"):
         linear_kd_loss(*student[:2], *teacher[:2], labels.flatten())
     with pytest.raises(ValueError, match="labels holds 23; expected 0 to 22"):
         linear_kd_loss(*student[:2], *teacher[:2], labels.clamp(min=23))
     with pytest.raises(ValueError, match="only alpha=1 with labels"):
         linear_kd_loss(*student[:2], None, None, labels)
+    with pytest.raises(ValueError, match=r"student_bias has shape \(1,\); expected \(23,\)"):
+        fused([*student[:2], torch.ones(1)], teacher, labels)
+    with pytest.raises(ValueError, match=r"teacher_bias has shape \(1,\); expected \(23,\)"):
+        fused(student, [*teacher[:2], torch.ones(1)], labels)
     with pytest.raises(ValueError, match="teacher_weight is None"):
         linear_kd_loss(*student[:2], teacher[0], None, labels)
