@@ -11,9 +11,8 @@ from kdlib.data import Examples, Splits
 def load_digits() -> Splits:
     """1,797 images of handwritten digits, 8×8, split 800 / 297 / 700, always the same way.
 
-    Images are (N, 1, 8, 8) float32 in [0, 1]: the share of ink in each 4×4 block of a 32×32 scan. The split
-    is stratified, and its test part large enough to tell differences of about a point from chance. One
-    writer's digits can be in several parts: scikit-learn does not say which of the 13 wrote which.
+    Images are (N, 1, 8, 8) float32 in [0, 1]: the share of ink in each 4×4 block of a 32×32 scan. Digits of
+    one writer can be in several parts: scikit-learn does not say which of the 13 wrote which.
 
     Source: Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning
     Repository, doi 10.24432/C50P49, CC BY 4.0; its test part, as `sklearn.datasets.load_digits`.

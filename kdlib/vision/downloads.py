@@ -20,12 +20,8 @@ def fetch(url: str, md5: str, folder: Path, unpacked: str, *, progress: bool = T
     """Download an archive into a folder and unpack it there, unless that has been done before.
 
     An interrupted download is kept as ``NAME.part`` and continued by the next call. An archive that was put
-    into the folder by hand is used if its checksum is right. Of several processes, one downloads.
-
-    Args:
-        url, md5: where the archive lies, and its checksum.
-        folder, unpacked: where it goes, and the name of the one folder that it holds.
-        progress: show a bar on stderr.
+    into the folder by hand is used if its checksum is right. Of several processes, one downloads. `unpacked`
+    is the name of the one folder that the archive holds.
 
     Raises:
         OSError: the address did not give this archive; the message says why, and how to fetch it by hand.

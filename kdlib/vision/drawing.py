@@ -53,10 +53,7 @@ def tapered_capsule(u: Tensor, v: Tensor, du: Tensor, dv: Tensor, start: Number,
 
 
 def paint_faces(attribute: Columns, nuisance: Columns, size: int) -> Tensor:
-    """Paint one face for each row: (B, 3, size, size) float32 in [0, 1].
-
-    The columns, (B) each, are those of `kdlib.vision.sketches`: attributes in [−1, 1], nuisances in [0, 1].
-    """
+    """One face, (B, 3, size, size) float32 in [0, 1], for each row of columns as `sketches` has them."""
     # Parameters become columns (B, 1), against pixels (1, size²).
     look = {name: (value[:, None] + 1) / 2 for name, value in attribute.items()}
     free = {name: value[:, None] for name, value in nuisance.items()}
@@ -93,9 +90,7 @@ class _Face:
     def between(self, name: str, cat: float, dog: float) -> Tensor:
         return cat + (dog - cat) * self.look[name]
 
-    def layer(
-        self, distance: Tensor, colour: Colour, opacity: Number = 1.0, rim: Number | None = None
-    ) -> None:
+    def layer(self, distance: Tensor, colour: Colour, opacity: Number = 1, rim: Number | None = None) -> None:
         """A shape, over a darker rim of this width if there is one."""
         if rim is not None:
             self.layer(distance - rim, self.line, opacity)

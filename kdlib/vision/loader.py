@@ -14,22 +14,15 @@ from kdlib.data import Batch, Examples, as_float
 from kdlib.runtime import substream
 from kdlib.storage import fingerprint
 
-__all__ = ["Augmentation", "Loader"]
-
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a training image, drawn anew in each epoch.
+    """What is done to a training image, drawn anew in each epoch."""
 
-    Attributes:
-        flip: mirror left and right, with probability one half.
-        crop: shift by up to this many pixels in each direction; what comes in is a reflection.
-        cutout: side in pixels of a grey square at a random place, in part perhaps outside; 0 for none
-            (DeVries and Taylor 2017, arXiv 1708.04552).
-    """
-
-    flip: bool = True
-    crop: int = 4
+    flip: bool = True  # mirror left and right, with probability one half
+    crop: int = 4  # shift by up to this many pixels in each direction; what comes in is a reflection
+    # Side in pixels of a grey square at a random place, perhaps in part outside; 0 for none (DeVries and
+    # Taylor 2017, arXiv 1708.04552).
     cutout: int = 0
 
     def draw(self, count: int, height: int, width: int, *, epoch: int, seed: int) -> Tensor:
@@ -100,7 +93,7 @@ class Loader:
         return fingerprint(self.examples.fingerprint(), asdict(self.augmentation))
 
     def inputs_fingerprint(self) -> str:
-        """Stands for images, order and augmentation; without augmentation that of the examples."""
+        """Without augmentation that of the examples."""
         clean = self.examples.inputs_fingerprint()
         return clean if self.augmentation == _NONE else fingerprint(clean, asdict(self.augmentation))
 

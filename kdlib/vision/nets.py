@@ -18,10 +18,7 @@ def mlp(hidden: Sequence[int], *, inputs: int = 64, classes: int = 10) -> nn.Seq
 
 
 def digit_cnn(width: int = 16, *, classes: int = 10, dropout: float = 0.3) -> nn.Sequential:
-    """Two convolutions and two linear layers for 8×8 images: (N, 1, 8, 8) -> logits (N, classes).
-
-    Dropout makes it behave differently in train and eval mode, as larger teachers do.
-    """
+    """Two convolutions and two linear layers for 8×8 images: (N, 1, 8, 8) -> logits (N, classes)."""
     return nn.Sequential(
         nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(width, 2 * width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
@@ -38,14 +35,11 @@ def convnet(
     """Plain convolutional network: (N, channels, H, W) in [0, 1] -> logits (N, classes), any H and W.
 
     Each stage is `depth` times convolution, batch normalisation and ReLU; height and width are halved
-    between stages, and the mean over what is left goes to one linear layer. A normalisation without weights
-    comes first, so that the network learns mean and spread of the pixels by itself.
+    between stages, and the mean over what is left, after dropout, goes to one linear layer. A normalisation
+    without weights comes first, so that the network learns mean and spread of the pixels by itself.
 
-    Args:
-        widths: channels of each stage.
-        depth: convolutions in a stage.
-        stride: of the first convolution; 2 for larger pictures makes everything four times cheaper.
-        dropout: share of features dropped before the linear layer.
+    `widths` are the channels of each stage. A `stride` of 2 in the first convolution makes everything four
+    times cheaper, for larger pictures.
     """
     layers: list[nn.Module] = [nn.BatchNorm2d(channels, affine=False)]
     before = channels

@@ -23,8 +23,6 @@ from kdlib.data import Examples, Splits
 from kdlib.storage import DamagedFile, fingerprint, load_tensors, save_tensors
 from kdlib.vision.downloads import fetch
 
-__all__ = ["UnreadablePhoto", "load_photos", "read_photo"]
-
 # Raise the number when the pixels of `read_photo` change: caches are then made again.
 DECODER = f"2, Pillow {Image.__version__}"
 
@@ -65,12 +63,9 @@ def load_photos(
     the extension of a picture, are ignored. A folder without ``test`` is refused: a test part cut here would
     change with the seed, and so end up in training.
 
-    `read_photo` decodes each photograph once; later calls read one file. What cannot be read is left out with
-    a warning. So is a picture that lies in another part too, since a student would be tested on what it was
-    trained on: the one in test stays, or else the one in validation.
-
-    For a set larger than memory, give `fit` a torch ``DataLoader`` of
-    ``ImageFolder("photos/train", loader=partial(read_photo, size=64))`` from torchvision.
+    What cannot be read is left out with a warning. So is a picture that lies in another part too: the one in
+    test stays, or else the one in validation. For a set larger than memory, give `fit` a torch ``DataLoader``
+    of torchvision's ``ImageFolder("photos/train", loader=partial(read_photo, size=64))``.
 
     Args:
         folder_or_name: a folder, or ``"pets"``: Oxford-IIIT Pet (Parkhi et al. 2012, "Cats and dogs", CVPR),
@@ -78,11 +73,9 @@ def load_photos(
             ``"cifar10"``: cats and dogs of CIFAR-10 (Krizhevsky 2009, "Learning multiple layers of features
             from tiny images"), 10,000 and 2,000 images of 32×32, download 0.17 GB.
         size: side of the square in pixels; 64 by default, and 32 for CIFAR-10.
-        root: where downloads land.
-        cache: folder for decoded photographs; None to decode every time.
+        root, cache: folders for downloads and for decoded photographs; without a cache all are decoded anew.
         validation, seed: the share of each class to take from train where no folder is for validation. Which
             files these are depends on their names and the seed alone: a file added later moves no other.
-        progress: show progress on stderr.
 
     Returns:
         `Splits` with images uint8 (N, 3, size, size). ``index`` counts the files of all parts in the order
@@ -226,14 +219,11 @@ def _decoded(
 
 
 def _cut_validation(photos: Sequence[Photo], validation: float, seed: int) -> list[Photo]:
-    """Moves a share of each class from train to validation, unless there is a validation part already.
-
-    These are the first in the order of a hash of seed and name, which no library and no other file changes.
-    """
+    """Moves a share of each class from train to validation, unless there is a validation part already."""
     if any(photo.part == "validation" for photo in photos):
         return list(photos)
 
-    def draw(photo: Photo) -> bytes:
+    def draw(photo: Photo) -> bytes:  # in this order, which no library and no other file changes
         return hashlib.sha256(f"{seed}/{photo.name}".encode("utf-8", "surrogateescape")).digest()
 
     cut = set()
