@@ -33,8 +33,6 @@ from kdlib.language.models.vocabulary import align_special_tokens
 from kdlib.runtime import best_device
 from kdlib.storage import DamagedFile
 
-__all__ = ["load_checkpoint"]
-
 _DTYPES = ("auto", "bfloat16", "float16", "float32")
 _QUANTISATIONS = {
     None: None,

@@ -17,8 +17,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from kdlib.language.models.small import Family
 
-__all__ = ["BENCHMARKS", "R1_DISTILL", "TRAPS", "R1Checkpoint", "Trap", "find"]
-
 BENCHMARKS = (
     "AIME 2024 pass@1", "AIME 2024 cons@64", "MATH-500 pass@1", "GPQA Diamond pass@1", "LiveCodeBench pass@1",
     "CodeForces",

@@ -11,8 +11,6 @@ from transformers.utils import logging
 
 from kdlib.runtime import seeded
 
-__all__ = ["Family", "load_model", "tiny_model", "without_bars"]
-
 Family = Literal["qwen2", "llama"]  # the bases of the six R1-Distill checkpoints
 
 
@@ -27,9 +25,7 @@ def tiny_model(
 
     Args:
         width: size of the hidden states, a multiple of 2 · heads; the feed-forward layer is four times wider.
-        layers, heads: transformer blocks, and attention heads of each.
         positions: longest text, in tokens.
-        seed: of the weights.
     """
     if family not in get_args(Family):
         raise ValueError(f'family must be "qwen2" or "llama"; got {family!r}')

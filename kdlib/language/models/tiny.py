@@ -30,8 +30,6 @@ from kdlib.language.puzzles.text import problem, written_solution
 from kdlib.language.puzzles.tokenizer import CHAT_TEMPLATE, puzzle_tokenizer
 from kdlib.runtime import seeded
 
-__all__ = ["TAUGHT", "stand_in"]
-
 _PUZZLE = Puzzle((Cage(("chickens", "rabbits"), heads=10, feet=28),))
 
 TAUGHT = problem(_PUZZLE)
@@ -41,15 +39,13 @@ TAUGHT = problem(_PUZZLE)
 def stand_in(name: str, folder: str | os.PathLike, *, teach: bool = False, seed: int = 0) -> Path:
     """Write a small model of a checkpoint's architecture, with tokenizer, as its repository holds them.
 
-    Its weights are random: 0.15M to 0.5M parameters in two layers. config.json names the original as
-    `stand_in_for`. Returns the folder.
+    Its weights are random, 0.15M to 0.5M in two layers. Returns the folder.
 
     Args:
         name: of one of `R1_DISTILL`.
         folder: made where there is none; a stand-in that is there is replaced, all else is a ValueError.
         teach: whether it learns ONE answer by heart, in about a second: asked for `TAUGHT` it writes the
             steps and "6 chickens and 4 rabbits", asked for anything else nonsense.
-        seed: of the weights.
     """
     checkpoint, folder = find(name), Path(folder)
     _make_room(folder)

@@ -2,8 +2,6 @@
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["align_special_tokens", "check_same_tokens", "logit_width"]
-
 
 def logit_width(model: PreTrainedModel) -> int:
     """The size of a model's vocabulary axis, padding included."""
@@ -16,15 +14,14 @@ def check_same_tokens(
 ) -> int:  # fmt: skip
     """Check that the teacher's tokens are the student's, and that every model has a logit for each.
 
+    Returns the number of logits to compare, the highest token id plus one. What differs is a ValueError.
+
     Args:
         tokenizer: the student's.
         teacher_tokenizer: the teacher's; None where it is the student's.
         but_special: leave out special tokens. Where all others are the same, a student can take over its
             teacher's tokenizer, as R1-Distill's did: R1's special tokens replace some of their bases'.
         models: by the name they have in an error message.
-
-    Returns:
-        The number of logits to compare, the highest token id plus one. What differs is a ValueError.
     """
     if teacher_tokenizer is not None:
         both = (tokenizer, teacher_tokenizer)

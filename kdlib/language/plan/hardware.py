@@ -3,8 +3,6 @@
 import re
 from dataclasses import dataclass, replace
 
-__all__ = ["HARDWARE", "Hardware", "find_hardware"]
-
 
 @dataclass(frozen=True)
 class Hardware:

@@ -23,11 +23,6 @@ from kdlib.language.plan.workload import Architecture, Method, Workload
 from kdlib.losses.divergences import Divergence
 from kdlib.losses.linear import chunk_tokens
 
-__all__ = [
-    "Moments", "Sharding", "caching_memory", "loss_bytes", "sampling_memory", "teacher_working",
-    "training_memory",
-]  # fmt: skip
-
 Sharding = Literal["one device", "DDP", "FSDP2"]
 Moments = dict[str, dict[str, float]]  # bytes on one device by component, when it may be at its fullest
 
@@ -44,12 +39,9 @@ def loss_bytes(
 ) -> float:  # fmt: skip
     """Bytes of logits and loss at their fullest moment, for losses of kdlib as their formulas are written.
 
-    The student's logits are float32. From four million logits on `kd_loss` works in slices and needs less;
-    `linear_kd_loss`, which `plan` counts with, never holds all.
-
-    Args:
-        counted: tokens in the loss. student, teacher: sizes of the vocabularies.
-        itemsize: bytes of one of the teacher's logits.
+    Of `counted` tokens and vocabularies of the sizes `student` and `teacher`, whose logits take `itemsize`
+    bytes each; the student's are float32. From four million logits on `kd_loss` works in slices and needs
+    less; `linear_kd_loss`, which `plan` counts with, never holds all.
     """
     copies = _COPIES["texts" if method == "texts" else divergence if top_k is None else "top-k"]
     if method == "texts":

@@ -25,8 +25,6 @@ from kdlib.language.plan.hardware import Hardware, find_hardware
 from kdlib.language.plan.memory import Moments, Sharding
 from kdlib.language.plan.workload import Architecture, Workload
 
-__all__ = ["Phase", "Plan", "plan"]
-
 Model = R1Checkpoint | str | PreTrainedConfig
 
 _SUGGESTIONS = """\

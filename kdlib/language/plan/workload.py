@@ -10,8 +10,6 @@ from kdlib.language.plan.hardware import Hardware
 from kdlib.losses.divergences import Divergence
 from kdlib.runtime import Precision
 
-__all__ = ["Architecture", "Method", "WeightType", "Workload"]
-
 Method = Literal["texts", "logits", "cached"]
 WeightType = Literal["float32", "bfloat16", "int8", "nf4"]
 
