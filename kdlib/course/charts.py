@@ -17,18 +17,16 @@ _COMPONENTS = (
     "student weights", "gradients", "optimizer state", "teacher weights", "activations", "logits and loss",
     "bf16 copies of weights", "gathered weights", "gradient buckets", "KV cache",
 )
+_BESIDE = {"textcoords": "offset points", "ha": "center", "size": 11}  # words at a point
 
 
 def named_points(
     x: Mapping[str, float], panels: Mapping[str, Mapping[str, float]], *, groups: Mapping[str, str],
     xlabel: str, ylabel: str, log_x: bool = False,
 ) -> Figure:
-    """Points with their names beside them, panel beside panel over one kind of x.
+    """Points at (x, y) with their names beside them; for each panel, by its title, the y of each name.
 
-    Args:
-        x: of each point, by name.
-        panels: under each panel's title, y by name.
-        groups: of each point, by name; names of the second group stand below their points, others above.
+    The names of the second of the `groups` stand below their points, others above.
     """
     parts, kinds = [], list(dict.fromkeys(groups.values()))
     shape = {"ncols": len(panels), "squeeze": False}
@@ -40,9 +38,7 @@ def named_points(
                 axes.plot(*places, linestyle="", markersize=9, label=kind, **point_style(k))
                 place = {"xytext": (0, -9), "va": "top"} if k == 1 else {"xytext": (0, 9), "va": "bottom"}
                 for name in names:
-                    axes.annotate(
-                        name, (x[name], y[name]), textcoords="offset points", ha="center", size=11, **place
-                    )
+                    axes.annotate(name, (x[name], y[name]), **_BESIDE, **place)
             axes.set(xlabel=xlabel, title=heading)
             axes.margins(0.2)
             if log_x:
@@ -70,13 +66,9 @@ def _stack(
 
 
 def memory_bars(rows: Mapping[str, Mapping[str, float]], *, limit: float, title: str = "") -> Figure:
-    """Where memory goes: for each case one bar, its components end to end.
+    """Where memory goes: for each case a bar of its bytes by component, such as `Plan.memory`, end to end.
 
-    Components of a `Plan` stand in an order of their own, others after them as they are given.
-
-    Args:
-        rows: bytes by component, under the name of each case; `Plan.memory` is such a mapping.
-        limit: bytes that there are, drawn as a line.
+    Components of a `Plan` stand in an order of their own, others behind them. `limit`, in bytes, is a line.
     """
     cases = {name: {kind: size / 1e9 for kind, size in row.items()} for name, row in rows.items()}
     kinds = dict.fromkeys((*_COMPONENTS, *(kind for row in rows.values() for kind in row)))
@@ -101,22 +93,16 @@ def memory_bars(rows: Mapping[str, Mapping[str, float]], *, limit: float, title:
 def stacked_groups(
     groups: Mapping[str, Mapping[str, Mapping[str, float]]], *, xlabel: str, ylabel: str, title: str = ""
 ) -> Figure:
-    """Bars side by side for each group, what each is made of one above the other, their sums above them.
-
-    Args:
-        groups: for each group, for each of its bars, as many in all, the size of each component, by name.
-    """
+    """For each group as many bars side by side, each with its components, by name, one above the other."""
     count = max(map(len, groups.values()))
     bars = [bar for group in groups.values() for bar in group.values()]
     kinds = dict.fromkeys(kind for bar in bars for kind in bar)
-    places = [
-        group + (k - (count - 1) / 2) * 0.84 / count for group in range(len(groups)) for k in range(count)
-    ]
+    around = (np.arange(count) - (count - 1) / 2) * 0.84 / count
+    places = [group + offset for group in range(len(groups)) for offset in around]
     with canvas(9.6, 4.6) as (figure, axes):
         ends = _stack(axes.bar, places, bars, 0.76 / count, kinds)
         for place, end in zip(places, ends, strict=True):
-            axes.annotate(f"{end:.3g}", (place, end), (0, 3), textcoords="offset points", ha="center",
-                          va="bottom", size=11)
+            axes.annotate(f"{end:.3g}", (place, end), (0, 3), va="bottom", **_BESIDE)
         name_ticks(axes, list(groups), 9.6 / (1.2 * len(groups)))
         axes.grid(axis="x", visible=False)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title, ylim=(0, 1.12 * max(ends)))
@@ -160,13 +146,9 @@ def token_grid(batches: Mapping[str, Tensor]) -> Figure:
 def pictures(
     images: Tensor, captions: Sequence[str], *, columns: int, title: str = "", inches: float = 1.8
 ) -> Figure:
-    """Pictures in rows, each with a caption below.
+    """Pictures in rows, (N, 3, height, width) uint8 or float in [0, 1], each `inches` wide above a caption.
 
-    Args:
-        images: (N, 3, height, width) uint8, or float in [0, 1].
-        captions: N texts; "\\n" begins a new line, and long lines are wrapped.
-        columns: pictures in a row.
-        inches: width of one picture.
+    In a caption "\\n" begins a new line; long lines are wrapped.
     """
     columns = min(columns, len(captions))
     rows = -(-len(captions) // columns)
@@ -192,10 +174,7 @@ def pictures(
 
 
 def truth_scatter(truth: Tensor, models: Mapping[str, Tensor], *, event: str, title: str = "") -> Figure:
-    """What models say, (N) by name, against true probabilities (N) of an event such as "dog".
-
-    One panel a model; the line is perfect agreement.
-    """
+    """What models say, (N) by name, against true probabilities (N) of an event; the line is agreement."""
     exact, parts = torch.as_tensor(truth).double().cpu(), []
     size = {"ncols": len(models), "squeeze": False, "sharey": True}
     with canvas(max(5.5, 4.2 * len(models)), 4.6, heading=title, **size) as (figure, grid):

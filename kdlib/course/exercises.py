@@ -11,8 +11,7 @@ def self_check(exercise: str) -> Iterator[None]:
         with self_check("Exercise 1"):
             assert close(my_answer, 0.5), "at T = 1 nothing should change"
 
-    prints "Exercise 1: correct." or "Exercise 1: not yet. " with the assert's message, or with the name of
-    any other error: an unfinished answer is no accident.
+    prints "Exercise 1: correct." or "Exercise 1: not yet. " with the message of the assert or another error.
     """
     try:
         yield

@@ -37,24 +37,20 @@ def show(figure: Figure) -> None:
     from IPython.display import display
 
     width, height = (int(inches * STYLE["savefig.dpi"]) for inches in figure.get_size_inches())
-    picture = {"image/png": base64.b64encode(png(figure)).decode(), "text/plain": alt_text(figure)}
-    details = {"image/png": {"alt": alt_text(figure), "width": width, "height": height}}
+    alt = figure.get_label()
+    picture = {"image/png": base64.b64encode(png(figure)).decode(), "text/plain": alt}
+    details = {"image/png": {"alt": alt, "width": width, "height": height}}
     display(picture, raw=True, metadata=details)
 
 
 def image_tag(figure: Figure) -> str:
     """The figure as an HTML image with alt text."""
     source = f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}"
-    return f'<img alt="{html.escape(alt_text(figure))}" style="max-width: 100%" src="{source}">'
-
-
-def alt_text(figure: Figure) -> str:
-    """What the figure shows, in words."""
-    return figure.get_label()
+    return f'<img alt="{html.escape(figure.get_label())}" style="max-width: 100%" src="{source}">'
 
 
 def describe(figure: Figure, title: str, kind: str, parts: Sequence[str]) -> Figure:
-    """The figure, with its alt text: title, kind of figure, then what the data say."""
+    """The figure, its alt text as its label: title, kind of figure, then what the data say."""
     opening = f"{title}. {kind}" if title else kind
     figure.set_label(f"{opening}. {'; '.join(parts)}.")
     return figure

@@ -1,7 +1,7 @@
 """Every figure of the course: takes data, returns a matplotlib Figure with an alt text.
 
-Figures are made without pyplot, so they leave no global state behind and can be drawn from a widget's
-callback. The alt text is written from the data, so that it cannot disagree with the picture.
+They are made without pyplot: no global state stays behind, and a widget's callback can draw them. The alt
+text is written from the data, so that it cannot disagree with the picture.
 """
 
 import itertools
@@ -46,12 +46,7 @@ def label_bars(
 def digit_gallery(
     images: Tensor, rows: Sequence[Mapping[str, Tensor]], classes: Sequence[str], captions: Sequence[str]
 ) -> Figure:
-    """Pictures, each above the bars of its soft labels.
-
-    Args:
-        images: (N, 1, height, width) in [0, 1].
-        rows: for each picture, (C,) probabilities by name; the same names for all.
-    """
+    """Pictures (N, 1, height, width) in [0, 1], each above its probabilities, (C,) by name, as bars."""
     count, parts = len(images), []
     shape = {"nrows": 2, "ncols": count, "squeeze": False, "sharey": "row"}
     with canvas(max(4.5, 2.6 * count), 5.6, **shape) as (figure, grid):
@@ -95,10 +90,8 @@ def heat_map(
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
         _label_cells(shown, np.where(np.isnan(table), "", np.char.mod("%.1f", table)), rows, columns, room=1)
         axes.add_patch(mpl.patches.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, color="red", linewidth=3))
-    parts = [
-        f"highest {table[i, j]:.1f} at {ylabel} {rows[i]} and {xlabel} {columns[j]}",
-        f"lowest {np.nanmin(table):.1f}",
-    ]
+    highest = f"highest {table[i, j]:.1f} at {ylabel} {rows[i]} and {xlabel} {columns[j]}"
+    parts = [highest, f"lowest {np.nanmin(table):.1f}"]
     return describe(figure, title, f"Heat map of {colour_label} by {ylabel} and {xlabel}", parts)
 
 
@@ -189,10 +182,7 @@ def panels(
 def densities(
     x: Numbers, groups: Mapping[str, Mapping[str, Numbers]], *, xlabel: str = "x", title: str = ""
 ) -> Figure:
-    """Distributions over points x (K,), group beside group: (K,) probabilities by name, which sum to 1.
-
-    Like `panels`, but the alt text gives mean and width.
-    """
+    """Distributions, (K,) by name, over points x (K,): `panels` whose alt text gives mean and width."""
     points = torch.as_tensor(x).double()
 
     def say(values: Numbers) -> str:
@@ -221,10 +211,7 @@ def _describe_groups(
 def arms(
     scores: Mapping[str, Sequence[Scores | float]], *, title: str = "", ylabel: str = "test accuracy (%)"
 ) -> Figure:
-    """Every seed of every arm as a dot, with the arm's mean and 95% interval.
-
-    One entry a seed: `Scores`, of which the accuracy in per cent is drawn, or a number.
-    """
+    """Every seed of every arm as a dot, a number or the accuracy of `Scores`, with mean and 95% interval."""
     parts = []
     with canvas(max(6.5, 1.7 * len(scores)), 4.4) as (figure, axes):
         for k, (name, entries) in enumerate(scores.items()):
@@ -251,8 +238,8 @@ def reliability(curves: Mapping[str, ReliabilityCurve], *, title: str = "") -> F
         axes.plot([0, 1], [0, 1], color="black", linestyle=":", label="perfect")
         for k, (name, curve) in enumerate(curves.items()):
             full = curve.count > 0
-            axes.plot(curve.confidence[full], curve.accuracy[full], linestyle=LINES[k % 7], label=name,
-                      **point_style(k))
+            style = {"linestyle": LINES[k % 7], **point_style(k)}
+            axes.plot(curve.confidence[full], curve.accuracy[full], label=name, **style)
             parts.append(f"{name}: mean gap {curve.mean_gap:.3f}")
         axes.set(xlabel="confidence", ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1.02))
         axes.legend()
@@ -312,20 +299,16 @@ def _label_cells(
     room: float, size: float | None = None,
 ) -> float:
     """Words in the cells of a table, names beside and below it; returns what `name_ticks` returns."""
-    axes, colours = shown.axes, shown.to_rgba(shown.get_array())
+    axes, colours = shown.axes, shown.to_rgba(shown.get_array())[..., :3]
     axes.grid(False)
     axes.set_yticks(range(len(rows)), rows)
+    # Relative luminance of WCAG 2.2: from 0.179 on, black contrasts more than white.
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    ink = np.where(linear @ (0.2126, 0.7152, 0.0722) > 0.179, "black", "white")
     for (i, j), text in np.ndenumerate(words):
         if text:
-            axes.text(j, i, text, ha="center", va="center", color=_ink_on(colours[i, j]), size=size)
+            axes.text(j, i, text, ha="center", va="center", color=ink[i, j], size=size)
     return name_ticks(axes, columns, room)
-
-
-def _ink_on(colour: tuple[float, ...]) -> str:
-    """Black or white, whichever is easier to read on a colour (R, G, B, …), each in [0, 1]."""
-    # Relative luminance and contrast of WCAG 2.2; the two contrasts are equal at 0.179.
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
-    return "black" if np.dot(linear, (0.2126, 0.7152, 0.0722)) > 0.179 else "white"
 
 
 def _entropy(probabilities: Tensor) -> float:

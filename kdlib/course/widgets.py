@@ -17,16 +17,11 @@ _LOOK = {"style": {"description_width": "120px"}, "layout": ipw.Layout(width="48
 
 
 def explorer(draw: Callable[..., Figure], **controls: ipw.ValueWidget) -> ipw.VBox:
-    """Controls above a figure that follows them, an image with alt text.
-
-    Args:
-        draw: called with the value of each control, under the control's name.
-    """
+    """Controls above the figure that `draw` makes of their values by name, an image with alt text."""
     picture = ipw.HTML()
 
     def redraw(change: object = None) -> None:
-        values = {name: control.value for name, control in controls.items()}
-        picture.value = image_tag(draw(**values))
+        picture.value = image_tag(draw(**{name: control.value for name, control in controls.items()}))
 
     for control in controls.values():
         control.observe(redraw, "value")
@@ -57,12 +52,7 @@ def temperature_explorer(logits: Sequence[float] | Tensor, classes: Sequence[str
 def soft_label_explorer(
     images: Tensor, logits: Tensor, classes: Sequence[str], labels: Tensor | None = None
 ) -> ipw.VBox:
-    """Leaf through pictures and move T.
-
-    Args:
-        images: (N, 1, height, width) in [0, 1]. logits: (N, C).
-        labels: (N) right classes, to stand above the pictures.
-    """
+    """Leaf through pictures (N, 1, height, width) in [0, 1] and move T. logits (N, C), labels (N)."""
 
     def draw(picture: int, temperature: float) -> Figure:
         z = logits[picture]
@@ -89,11 +79,7 @@ def loss_explorer(
 
 
 def divergence_explorer(x: Tensor, p: Tensor) -> ipw.VBox:
-    """Fit a normal distribution to p by hand; see forward KL, reverse KL and JSD.
-
-    Args:
-        x: (K,) evenly spaced. p: (K,) probabilities of the grid points, sum 1.
-    """
+    """Fit a normal distribution by hand to probabilities p (K,) of evenly spaced x (K,); see KL and JSD."""
     log_p = p.log().clamp(min=-1e30)  # finite where p is 0
 
     def draw(centre: float, width: float) -> Figure:

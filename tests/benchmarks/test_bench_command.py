@@ -14,7 +14,6 @@ from benchmarks.__main__ import main
 from benchmarks.problems import Setting, Sizes
 from benchmarks.race import Rates, Row
 from benchmarks.report import as_csv, figure, text_table
-from kdlib.course.figures import alt_text
 
 TINY = ["--tokens", "64", "--vocabulary", "512", "--student-hidden", "16", "--teacher-hidden", "32",
         "--device", "cpu", "--rounds", "1"]  # fmt: skip
@@ -144,7 +143,7 @@ def test_csv_holds_every_column_of_every_row():
 
 
 def test_the_figure_holds_those_with_time_and_memory():
-    text = alt_text(figure(ROWS, "Title"))
+    text = figure(ROWS, "Title").get_label()
     assert "from hidden states, forward: eager PyTorch 12.5 ms, 4.2e+03 MB, kdlib 6.25 ms, 42 MB" in text
     assert "TRL" not in text and "Loader" not in text
     assert figure(ROWS[-1:], "Title") is None

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
 
 from kdlib.course import plots
-from kdlib.course.figures import COLOURS, MARKERS, alt_text, png
+from kdlib.course.figures import COLOURS, MARKERS, png
 from kdlib.losses.kd import kd_loss, soft_target_loss
 from kdlib.metrics import ReliabilityCurve, Scores, reliability_curve
 
+alt_text = Figure.get_label
 DIGITS = [str(k) for k in range(10)]
 RANDOM = np.random.default_rng(0)
 TEACHER, STUDENT = (torch.tensor(2 * RANDOM.normal(size=10), dtype=torch.float32) for _ in range(2))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kdlib.course import plots, widgets
-from kdlib.course.figures import alt_text, png
+from kdlib.course.figures import png
 from kdlib.language.plan.plan import plan
 from kdlib.losses.divergences import jensen_shannon_divergence, kl_divergence
 from kdlib.losses.kd import kd_loss, soft_target_loss, soften
@@ -148,12 +148,12 @@ def test_explorer_draws_with_the_value_of_every_control_by_its_name():
     height, second = ipw.FloatSlider(0.25, min=0, max=1), ipw.IntSlider(3)
     box = widgets.explorer(draw, height=height, second=second)
     assert box.children[:-1] == (height, second)
-    assert alt(box) == alt_text(bars(0.25, 3))
+    assert alt(box) == bars(0.25, 3).get_label()
     assert picture(box) == png(bars(0.25, 3))
     height.value = 0.75
-    assert alt(box) == alt_text(bars(0.75, 3))
+    assert alt(box) == bars(0.75, 3).get_label()
     second.value = 4
-    assert alt(box) == alt_text(bars(0.75, 4))
+    assert alt(box) == bars(0.75, 4).get_label()
     assert seen == [
         {"height": 0.25, "second": 3}, {"height": 0.75, "second": 3}, {"height": 0.75, "second": 4},
     ]
