@@ -1,12 +1,12 @@
 """Cat or dog, in full: what is a teacher worth, with error bars, on sketches or on photographs?
 
 Three situations. `all`: teacher and student have the same labels. `few`: the student has a few labels, and
-the teacher scores all the other images, unlabelled for the student, as a transfer set. `teachers`: the
-student of the first situation with teachers trained for a quarter, once and twice as long (half the seeds).
+the teacher scores all images as a transfer set. `teachers`: the first situation with teachers trained for a
+quarter, once and twice as long.
 
-T and α are chosen on the validation part, in each situation anew; the test part is scored once, with the
-chosen pair. Arms with the same seed share initialisation, order, crops and number of steps. Every finished
-run is on disk: an interrupted study goes on when it is started again.
+T and α are chosen on validation, in each situation anew; the test part is scored once, with the chosen pair.
+Arms with the same seed share initialisation, order, crops and number of steps. Every finished run is on disk:
+an interrupted study goes on when it is started again.
 """
 
 import math

@@ -1,8 +1,7 @@
 """The ways to train a student that a distillation experiment compares, all with the same budget.
 
-Each arm is a loss, (student logits, teacher logits or None, labels) -> scalar, as `fit` takes it. An
-unlabelled example carries the label −100. Every arm starts from the same weights, sees the same examples in
-the same order and takes the same number of steps: what differs is what the student is told about them.
+Each arm is a loss as `fit` takes it. Every arm starts from the same weights, sees the same examples in the
+same order and takes as many steps: what differs is what the student is told about them.
 """
 
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from kdlib.training import History, LossFunction, fit
 from kdlib.vision.loader import Augmentation, Loader
 from kdlib.vision.nets import convnet
 
-UNLABELLED = -100
+UNLABELLED = -100  # the label of an example that has none
 
 
 def hard_labels(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
@@ -28,18 +27,12 @@ def hard_labels(student_logits: Tensor, teacher_logits: Tensor | None, labels: T
 
 
 def smoothed_labels(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
-    """Cross-entropy with labels of which a tenth is spread over all classes: soft, but not a teacher's.
-
-    Source: Szegedy et al. 2016 (arXiv 1512.00567), §7.
-    """
+    """Cross-entropy with labels smoothed by a tenth (Szegedy et al. 2016, arXiv 1512.00567, §7)."""
     return _mean_over_labelled(student_logits, labels, label_smoothing=0.1)
 
 
 def pseudo_labels(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy with the class the teacher finds likeliest: its answer, made hard.
-
-    Source: Lee 2013, "Pseudo-Label" (ICML workshop), where a model labels data for itself.
-    """
+    """Cross-entropy with the class the teacher finds likeliest (Lee 2013, "Pseudo-Label", ICML workshop)."""
     return F.cross_entropy(student_logits.float(), teacher_logits.argmax(-1))
 
 
@@ -70,10 +63,7 @@ def arms(temperature: float, alpha: float) -> dict[str, LossFunction]:
 def hide_labels(data: Examples, keep: int, *, seed: int = 0) -> tuple[Examples, Examples]:
     """The labelled few, `keep` of them chosen by `seed`, and all with the other labels hidden (−100).
 
-    Each class keeps the same number of labels, to within one.
-
-    Raises:
-        ValueError: keep is not from the number of classes to the number of examples, or a class has too few.
+    Each class keeps the same number of labels, to within one; one that has too few is a ValueError.
     """
     classes = data.labels.unique().tolist()
     if not len(classes) <= keep <= len(data):

@@ -1,7 +1,7 @@
 """What a base model has read before anybody distils into it: sums, and single cages solved.
 
-The students of DeepSeek-R1 were no empty models either: Qwen2.5-Math and Llama had seen mathematics, step by
-step. Here a base model knows the numbers and how one cage is solved. What it has never seen is a chain.
+DeepSeek-R1's students, Qwen2.5-Math and Llama, had seen mathematics before, too. What a base model has never
+seen here is a chain of cages.
 """
 
 import random

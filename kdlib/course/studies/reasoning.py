@@ -1,23 +1,20 @@
 """Reasoning distillation in full: what are a teacher's texts worth, with error bars?
 
-Chains of two cages, which need steps. A teacher, a base model of the student's size for each seed, and the
-arms of `kdlib.course.studies.reasoning_arms`; then the number of problems, a teacher made worse on purpose,
-samples of the student that learnt answers only, and the easy puzzle, where steps are not needed. Two budgets:
-"steps", as many steps for all, and "compute", as many tokens read in training (prompts and completions), so
-that an arm with short texts takes more steps.
+The arms of `kdlib.course.studies.reasoning_arms` on chains of two cages; then the number of problems, a
+teacher made worse on purpose, samples of the student that learnt answers only, and the easy puzzle, where
+steps are not needed. Two budgets: "steps", as many for all, and "compute", as many tokens read in training.
 
 Learning rates and (T, α) are chosen on validation. The test part is scored once for each finished student.
 Every finished piece is on disk: an interrupted study goes on when it is started again.
 """
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import torch
 from filelock import FileLock
 from joblib import Parallel, cpu_count, delayed, parallel_config
 from tqdm.auto import tqdm
@@ -46,7 +43,6 @@ CHOICE_SEEDS = 2
 COUNTS = (50, 800)  # of problems, besides the usual one
 WEAK = 0.5  # share of its training that the worse teacher has had
 VOTES = (1, 2, 4, 8, 16, 32)
-VOTE_TEMPERATURE = 1.0
 EASY = ways.Stage(600, 5e-3)
 
 # What asks one question each: an arm, and what it is measured against.
@@ -79,11 +75,9 @@ class ReasoningStudy:
         return self.recipe.chains()
 
     def teacher(self, share: float = 1.0) -> PreTrainedModel:
-        """The reasoner: a larger base model that has read solved chains, in both styles.
+        """The reasoner: a larger base model that has read chains, solved by a program in both styles.
 
-        A program wrote these. DeepSeek-R1's came from reinforcement learning, which takes more than two cores
-        and a few minutes; what follows, from traces to student, is the same. With a share of its steps on
-        chains below 1 it is a teacher made worse on purpose.
+        With a share of its steps on chains below 1 it is a teacher made worse on purpose.
         """
         recipe, seed = self.recipe, 1000
 
@@ -112,12 +106,12 @@ class ReasoningStudy:
     def _untrained(self, width: int, family: str, seed: int) -> PreTrainedModel:
         return tiny_model(self.tokenizer, width=width, layers=self.recipe.layers, family=family, seed=seed)
 
-    def _trained(
-        self, name: str, start: Callable[[], tuple[PreTrainedModel, list[Text]]], stage: ways.Stage, seed: int
-    ) -> PreTrainedModel:
-        """The model in the folder of this name, trained if it is not there yet; a killed training goes on."""
+    def _trained(self, name: str, start: Callable, stage: ways.Stage, seed: int) -> PreTrainedModel:
+        """The model in the folder of this name; at first, the one that `start` returns, trained on the texts
+        that it returns. A killed training goes on.
+        """
         folder = self.folder / name
-        with self._alone(name), without_bars():
+        with FileLock(self.folder / f".{name}.made"), without_bars():  # other processes wait for it
             if not (folder / "finished").exists():
                 model, texts = start()
                 distill_language_model(
@@ -137,27 +131,22 @@ class ReasoningStudy:
     def traces(self, seed: int, count: int | None = None, share: float = 1.0) -> list[Trace]:
         """What the teacher writes on the problems of a seed."""
         name = f"traces-{seed}-{share:g}.jsonl"
-        with self._alone(name):
+        with FileLock(self.folder / f".{name}.made"):
             return collect_traces(
                 self.teacher(share), self.tokenizer, [problem(p) for p in self.drawn(seed, count)],
                 self.folder / name, samples=self.recipe.samples, seed=seed, progress=self.progress,
                 max_new_tokens=self.recipe.max_new_tokens,
             )
 
-    def _alone(self, name: str) -> FileLock:
-        """While one process makes a piece, others wait for it."""
-        return FileLock(self.folder / f".{name}.made")
-
     def student(self, arm: str, seed: int, **options) -> PreTrainedModel:
         """The student of a finished run."""
         return load_model(self.folder / "students" / _name(arm, seed, options)).to(best_device())
 
     def run(self, arm: str, seed: int, *, test: bool = True, **options) -> dict:
-        """Teach one student and examine it, once: on test and beyond, or on validation; its figures are kept.
+        """Teach one student and examine it, once, on test and beyond or on validation.
 
-        Args:
-            options: budget, "compute" (default) or "steps"; count of problems; share, of the teacher's
-                training; lr; temperature and alpha of "logits".
+        Options are budget, "compute" or "steps"; count of problems; share of the teacher's training; lr;
+        temperature and alpha of "logits".
         """
         name = _name(arm, seed, options)
 
@@ -193,8 +182,7 @@ class ReasoningStudy:
     ) -> dict[str, list[dict]]:
         """`run` for every arm and seed with the same options, by arm in the order of the seeds.
 
-        Workers are processes of one thread each, which such small models use better than one process uses
-        several: one for each core, one on a GPU, unless it is said how many.
+        Workers are processes of one thread each, which suits small models: one a core, or one on a GPU.
         """
         self.prepare(seeds, workers=workers)
         jobs = [delayed(self.run)(arm, seed, **options) for seed in seeds for arm in arms]
@@ -238,10 +226,7 @@ class ReasoningStudy:
         )
 
     def easy(self, arm: str, seed: int) -> dict:
-        """The article's puzzle, chickens and rabbits in one cage: students from nothing, equal compute.
-
-        They read solutions that a program wrote ("suppose"), or the answers alone ("answers").
-        """
+        """The article's puzzle, one cage: a student from nothing reads solutions ("suppose") or "answers"."""
 
         def run() -> dict:
             puzzles = puzzle_splits("pair", train=300, validation=0, test=100, heads=(2, 30), seed=0,
@@ -281,7 +266,7 @@ class ReasoningStudy:
             **{f"{n} problems": [run(arm, s, count=n) for s in seeds for arm in TUNED] for n in COUNTS},
             "weak": [run(arm, s, share=WEAK) for s in seeds for arm in ("unverified", "verified")],
             "easy": [delayed(self.easy)(arm, s) for s in seeds for arm in ("suppose", "answers")],
-            "votes": [delayed(self.votes)("answers", s, VOTE_TEMPERATURE) for s in seeds],
+            "votes": [delayed(self.votes)("answers", s, 1.0) for s in seeds],
         }
 
     def results(self, seeds: Sequence[int], *, workers: int | None = None) -> dict[str, object]:
@@ -363,11 +348,9 @@ def _name(arm: str, seed: int, options: dict) -> str:
     return "-".join([arm, str(seed), *(f"{option}={value}" for option, value in sorted(options.items()))])
 
 
-def _by_arm(runs: Iterable[dict]) -> dict[str, list[dict]]:
-    by: dict[str, list[dict]] = {}
-    for run in runs:
-        by.setdefault(run["arm"], []).append(run)
-    return by
+def _by_arm(runs: Sequence[dict]) -> dict[str, list[dict]]:
+    names = dict.fromkeys(run["arm"] for run in runs)
+    return {arm: [run for run in runs if run["arm"] == arm] for arm in names}
 
 
 def _accuracy(traces: Sequence[Trace]) -> float:
@@ -375,5 +358,4 @@ def _accuracy(traces: Sequence[Trace]) -> float:
 
 
 def _scored(answers: Sequence[Trace]) -> dict:
-    correct = torch.tensor([trace.correct for trace in answers])
-    return {"accuracy": _accuracy(answers), "correct": pack_bits(correct)}
+    return {"accuracy": _accuracy(answers), "correct": pack_bits(trace.correct for trace in answers)}

@@ -1,9 +1,7 @@
 """The ways to teach a small model to solve chains of cages that the reasoning study compares.
 
-Every arm of one seed starts from the same base model and learns from the same problems. What differs is what
-the student reads about them: the answers, or the texts that a teacher wrote. A token costs the student
-6 · parameters operations to learn from and 2 to write; the teacher's own work, done once and kept, is not in
-the budget.
+Every arm of one seed starts from the same base model and learns from the same problems: from the answers, or
+from texts that a teacher wrote. The teacher's own work, done once and kept, is not in the budget.
 """
 
 import math
@@ -113,13 +111,10 @@ def teach_student(
     texts: Sequence[Text], *, tokens: float | None = None, teacher: PreTrainedModel | None = None,
     lr: float | None = None, **how,
 ) -> dict[str, float]:
-    """Teach a base model in place, in one of the ways of `ARMS`.
+    """Teach a base model in place, in one of the ways of `ARMS`, with the texts that `reading` gave.
 
-    Args:
-        texts: what `reading` gave.
-        tokens: to read, of prompts and completions; without, as many steps as the recipe says.
-        teacher: needed by "logits" and "on-policy".
-        how: seed and progress, for `distill_language_model`.
+    It reads so many tokens of prompts and completions; without, it takes as many steps as the recipe says.
+    `how` goes to `distill_language_model`.
     """
     if teacher is None and arm in ("logits", "on-policy"):
         raise ValueError(f"arm {arm!r} needs a teacher; got None")

@@ -14,10 +14,7 @@ from kdlib.storage import JsonLines, replaced
 
 
 def once(path: str | os.PathLike, key: list, run: Callable[[], Mapping]) -> dict:
-    """What `run` returns, with its key of JSON values, from a file of finished runs; run if it is not there.
-
-    Processes can share the file.
-    """
+    """What `run` returns, with its key of JSON values; from a file, which processes can share, if there."""
     finished = JsonLines(path)
     for done in finished:
         if done["key"] == key:
@@ -50,9 +47,7 @@ def verdicts(
 ) -> dict[str, dict]:
     """Each pair (arm, what it is measured against) of arms that are there compared, by "a against b".
 
-    Args:
-        arms: columns of figures, by the name of the arm.
-        teacher_accuracy: given, the verdicts against "alone" also say how much of the gap was closed.
+    With the teacher's accuracy, verdicts against "alone" also say how much of the gap was closed.
     """
     found = {}
     for ours, theirs in pairs:
@@ -66,9 +61,9 @@ def verdicts(
     return found
 
 
-def pack_bits(correct: Tensor) -> list:
-    """(N,) bool as hexadecimal digits, and N: small, and yet pairs two models example by example."""
-    bits = "".join("1" if right else "0" for right in correct.tolist())
+def pack_bits(correct: Iterable[bool] | Tensor) -> list:
+    """N answers as hexadecimal digits, and N: small, and yet pairs two models example by example."""
+    bits = "".join("1" if right else "0" for right in correct)
     return [f"{int(bits, 2):x}", len(bits)]
 
 
