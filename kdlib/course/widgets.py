@@ -49,15 +49,13 @@ def temperature_explorer(logits: Sequence[float] | Tensor, classes: Sequence[str
     return explorer(draw, temperature=_temperature_slider(), **sliders)
 
 
-def soft_label_explorer(
-    images: Tensor, logits: Tensor, classes: Sequence[str], labels: Tensor | None = None
-) -> ipw.VBox:
+def soft_label_explorer(images: Tensor, logits: Tensor, classes: Sequence[str], labels: Tensor) -> ipw.VBox:
     """Leaf through pictures (N, 1, height, width) in [0, 1] and move T. logits (N, C), labels (N)."""
 
     def draw(picture: int, temperature: float) -> Figure:
         z = logits[picture]
         row = {"T = 1": soften(z), f"T = {temperature:.3g}": soften(z, temperature)}
-        caption = f"picture {picture}" + ("" if labels is None else f", label {classes[labels[picture]]}")
+        caption = f"picture {picture}, label {classes[labels[picture]]}"
         figure = plots.digit_gallery(images[picture : picture + 1], [row], classes, [caption])
         figure.set_figwidth(6)
         return figure

@@ -35,7 +35,6 @@ from kdlib.storage import DamagedFile
 
 _DTYPES = ("auto", "bfloat16", "float16", "float32")
 _QUANTISATIONS = {
-    None: None,
     "int8": {"load_in_8bit": True},
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
 }
@@ -69,7 +68,7 @@ def load_checkpoint(
     """
     if str(dtype).removeprefix("torch.") not in _DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}")
-    if quantise not in _QUANTISATIONS:
+    if quantise not in (None, *_QUANTISATIONS):
         raise ValueError(f'quantise is {quantise!r}; expected "int8", "nf4" or None')
     folder = _folder(name_or_folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -146,8 +145,6 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     # AutoTokenizer would build a LlamaTokenizer, which loses the blanks of R1-Distill's texts:
     # https://github.com/huggingface/transformers/issues/45488
     try:
-        return PreTrainedTokenizerFast.from_pretrained(
-            folder, local_files_only=True, padding_side="left", trust_remote_code=False
-        )
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, padding_side="left")
     except Exception as error:  # tokenizers raises nothing more special
         raise DamagedFile(f"the tokenizer in {folder} cannot be read ({error}); copy it anew") from error

@@ -48,7 +48,11 @@ def stand_in(name: str, folder: str | os.PathLike, *, teach: bool = False, seed:
             steps and "6 chickens and 4 rabbits", asked for anything else nonsense.
     """
     checkpoint, folder = find(name), Path(folder)
-    _make_room(folder)
+    config = folder / "config.json"
+    if config.is_file() and "stand_in_for" in json.loads(config.read_bytes()):
+        shutil.rmtree(folder)
+    elif folder.is_file() or folder.is_dir() and any(folder.iterdir()):  # perhaps somebody's download
+        raise ValueError(f"folder {folder} holds something that is no stand-in; choose another")
     tokenizer = _tokenizer()
     with seeded(seed, torch.device("cpu")):
         model = AutoModelForCausalLM.from_config(_config(checkpoint, tokenizer), dtype=torch.float32)
@@ -69,15 +73,6 @@ def stand_in(name: str, folder: str | os.PathLike, *, teach: bool = False, seed:
     wrong = {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "add_eos_token": False}
     path.write_text(json.dumps(json.loads(path.read_bytes()) | wrong, indent=2), encoding="utf-8")
     return folder
-
-
-def _make_room(folder: Path) -> None:
-    """Remove an older stand-in, and nothing else: it might be gigabytes of somebody's download."""
-    config = folder / "config.json"
-    if config.is_file() and "stand_in_for" in json.loads(config.read_bytes()):
-        shutil.rmtree(folder)
-    elif folder.is_file() or folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"folder {folder} holds something that is no stand-in; choose another")
 
 
 def _config(checkpoint: R1Checkpoint, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:

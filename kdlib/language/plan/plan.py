@@ -135,9 +135,8 @@ def _phases(w: Workload, sharding: Sharding) -> Iterator[Phase]:
     bandwidth = w.hardware.bandwidth * w.bandwidth_share
     if w.samples:
         written, moments = w.context - w.prompt_tokens, memory.sampling_memory(w)
-        flops = w.samples * (
-            w.teacher.forward_flops(w.context, w.context / 2, 0) + 2 * written * w.teacher.head
-        )
+        each = w.teacher.forward_flops(w.context, w.context / 2, 0) + 2 * written * w.teacher.head
+        flops = w.samples * each
         # On average half of the completion is there.
         cache = w.sampling_batch * 2 * w.teacher.kv_numbers * (w.prompt_tokens + written / 2)
         read = written * (moments["last token"]["teacher weights"] + cache)
