@@ -14,13 +14,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import NamedTuple
 
 GB = 1e9
-MEMORY_NEEDED = 2 * GB
-DISK_NEEDED = 2 * GB
+MEMORY_NEEDED = DISK_NEEDED = 2 * GB
 # This interpreter, as the shell wants it written.
 PYTHON = f'"{sys.executable}"' if os.name == "nt" else shlex.quote(sys.executable)
 # Where downloads and caches go: in the checkout that kdlib is installed from, else in the current folder.
@@ -98,10 +97,7 @@ def check_disk() -> str:
 
 
 def check_kernel(kernel_name: str = "python3", seconds: float = 120) -> str:
-    """The kernel that JupyterLab would start runs, imports kdlib, and is this very Python.
-
-    A specification under the same name, installed by another Python, may come before ours.
-    """
+    """The kernel that JupyterLab would start runs, imports kdlib, and is this Python, not another's."""
     from jupyter_client.manager import run_kernel
 
     # The prefix and not the executable: every virtual environment's python is a link to one file.
@@ -183,8 +179,7 @@ CHECKS: dict[str, tuple[Callable[[], str], str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """What one check found. `fix` is empty where `ok` holds."""
 
     name: str
@@ -202,11 +197,9 @@ def run_checks(checks: Mapping[str, tuple[Callable[[], str], str]] = CHECKS) -> 
     for name, (check, fix) in checks.items():
         try:
             yield Finding(name, True, check())
-        except NotReady as error:
-            yield Finding(name, False, str(error), fix)
         except Exception as error:
-            found = f"{type(error).__name__}: {error}".splitlines()[0]  # torch adds pages of stack to some
-            yield Finding(name, False, found, fix)
+            found = str(error) if isinstance(error, NotReady) else f"{type(error).__name__}: {error}"
+            yield Finding(name, False, found.splitlines()[0], fix)  # torch adds pages of stack to some
 
 
 def report(findings: Iterable[Finding]) -> bool:

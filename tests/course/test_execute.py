@@ -11,10 +11,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from kdlib.__main__ import main
-from kdlib.course.build import cleaning
 from kdlib.course.build import execute as course
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,6 +164,14 @@ def test_page_keeps_the_state_of_sliders(built):
     ] == [7]
 
 
+def test_cut_streams_are_joined_and_the_order_of_prints_and_figures_stays():
+    picture = new_output("display_data", {"image/png": PNG})
+    texts = [new_output("stream", name="stdout", text=text) for text in ("a", "\nb\n", "c\n")]
+    cell = new_code_cell("x", outputs=[*texts[:2], picture, texts[2]])
+    course.clean(new_notebook(cells=[cell]), keep_widgets=False)
+    assert [output.get("text") for output in cell.outputs] == ["a\nb\n", None, "c\n"]
+
+
 def test_record_cleans_and_is_repeatable(tmp_path):
     prints = new_code_cell(
         "import time\nfor word in ('one', 'two'):\n    print(word, flush=True)\n    time.sleep(0.3)",
@@ -177,9 +184,9 @@ def test_record_cleans_and_is_repeatable(tmp_path):
     code = notebook.cells[1]
     assert [(output.name, output.text) for output in code.outputs] == [("stdout", "one\ntwo\n")]
     assert code.metadata == {"tags": ["nbval-ignore-output"]}
-    assert [output.data for output in notebook.cells[2].outputs] == [{"text/plain": cleaning.WIDGET_TEXT}]
+    assert [output.data for output in notebook.cells[2].outputs] == [{"text/plain": course.WIDGET_TEXT}]
     assert notebook.cells[3].outputs[0].data == {"text/plain": "7"}
-    assert notebook.metadata == cleaning.METADATA
+    assert notebook.metadata == course.METADATA
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     text = (root / "notebooks/00_a.ipynb").read_text()
     assert text.endswith("}\n") and not text.endswith("\n\n")
@@ -216,7 +223,7 @@ def test_record_of_one_notebook_updates_its_minutes_only(tmp_path):
     content["environment"]["torch"] = "0.0.1"
     results.write_text(json.dumps(content))
     before = snapshot(root)
-    with pytest.raises(course.CourseError, match=r"'torch': '0\.0\.1'"):
+    with pytest.raises(ValueError, match=r"'torch': '0\.0\.1'"):
         course.run_course(root, ["00_a"], record=True)
     assert snapshot(root) == before
 
@@ -269,7 +276,7 @@ def test_formula_that_cannot_be_drawn_stops_before_anything_runs(tmp_path, capsy
 
 def test_kernel_that_dies_names_the_cell(tmp_path):
     root = make_course(tmp_path, _00_a=[new_code_cell("import os\nos._exit(3)")])
-    with pytest.raises(course.CourseError, match=r"00_a\.ipynb failed in cell 1 \(id .*died"):
+    with pytest.raises(ValueError, match=r"00_a\.ipynb failed in cell 1 \(id .*died"):
         course.run_course(root)
 
 
@@ -284,7 +291,7 @@ def test_some_notebooks_from_the_command_line(tmp_path, monkeypatch, capsys):
 
 def test_unknown_notebook_is_named(tmp_path):
     root = make_course(tmp_path, _00_a=[new_code_cell("1")])
-    with pytest.raises(course.CourseError, match=r"No notebook 09_x\. There are: 00_a\."):
+    with pytest.raises(ValueError, match=r"No notebook 09_x\. There are: 00_a\."):
         course.run_course(root, ["09_x"])
 
 

@@ -9,7 +9,6 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from kdlib.course.build import pages
-from kdlib.course.build.cleaning import CourseError
 
 ROOT = Path(__file__).resolve().parents[2]
 COURSE = ROOT / "notebooks"
@@ -89,7 +88,7 @@ def test_formulas_of_markdown_outputs_are_drawn_and_printed_dollars_stay():
 
 def test_cell_of_a_formula_that_cannot_be_drawn_is_named():
     cells = [new_markdown_cell("$a$"), new_code_cell("'$'"), new_markdown_cell(r"so $\foo$", id="here")]
-    with pytest.raises(CourseError, match=r"cell 3 \(id here\): the formula \\foo cannot be drawn"):
+    with pytest.raises(ValueError, match=r"cell 3 \(id here\): the formula \\foo cannot be drawn"):
         pages.check_formulas(new_notebook(cells=cells), "00_a")
 
 
@@ -106,5 +105,5 @@ def test_every_formula_of_the_course_is_drawn(name):
 
 
 def test_index_shows_titles_and_minutes():
-    text = pages.index_page({"01_a": ("Hard & soft", 0.4249)})
+    text = pages.index_page({"01_a": "Hard & soft"}, {"01_a": 0.4249})
     assert '<a href="01_a.html">Hard &amp; soft</a> (0.42 min)' in text

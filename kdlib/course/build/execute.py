@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -21,10 +21,10 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from nbformat import NotebookNode
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+from nbformat import NotebookNode, from_dict
 from tqdm import tqdm
 
-from kdlib.course.build.cleaning import CourseError, clean
 from kdlib.course.build.pages import check_formulas, index_page, render
 from kdlib.course.build.sources import notebook_fingerprint
 from kdlib.runtime import describe_environment
@@ -34,6 +34,17 @@ RESULTS = Path("data/results/course.json")
 PICTURE = Path("data/results/readme.png")
 PICTURE_TAG = "result:readme"
 BUILD = Path("build/course")
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+WIDGET_TEXT = "An interactive explorer appears here when this cell is run."
+# The same in every notebook, so that another patch release of Python makes no difference.
+METADATA = {
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {
+        "codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py",
+        "mimetype": "text/x-python", "name": "python", "nbconvert_exporter": "python",
+        "pygments_lexer": "ipython3",
+    },
+}  # fmt: skip
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -42,14 +53,13 @@ def find_root(start: Path | None = None) -> Path:
     for folder in (start, *start.parents, Path(__file__).resolve().parents[3]):
         if (folder / "notebooks").is_dir() and (folder / "pyproject.toml").is_file():
             return folder
-    raise CourseError(f"No folder with notebooks/ and pyproject.toml at or above {start}.")
+    raise ValueError(f"No folder with notebooks/ and pyproject.toml at or above {start}.")
 
 
 def find_notebooks(root: Path, wanted: Sequence[str] = ()) -> list[str]:
-    """The names of the notebooks in reading order, all or those wanted.
+    """The names of the notebooks, such as `solutions/02_temperature`, in reading order, all or those wanted.
 
-    A name is the path below `notebooks/` without its ending, such as `solutions/02_temperature`. The path
-    itself, as a shell completes it, is also accepted.
+    The path, as a shell completes it, is also accepted.
     """
     folder = root / "notebooks"
     paths = [
@@ -60,45 +70,32 @@ def find_notebooks(root: Path, wanted: Sequence[str] = ()) -> list[str]:
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
     chosen = [name.replace("\\", "/").removeprefix("notebooks/").removesuffix(".ipynb") for name in wanted]
     if unknown := [name for name in chosen if name not in names]:
-        raise CourseError(f"No notebook {', '.join(unknown)}. There are: {', '.join(names)}.")
+        raise ValueError(f"No notebook {', '.join(unknown)}. There are: {', '.join(names)}.")
     return [name for name in names if not chosen or name in chosen]
 
 
 class ThisInterpreter(AsyncKernelManager):
-    """Starts the kernel from this interpreter, whatever kernels are installed on the machine.
-
-    By name, `python3` may be a specification in the user's folder that runs another Python.
-    """
+    """Starts the kernel from this interpreter: by name, `python3` may be a specification of another one."""
 
     @property
     def kernel_spec(self) -> KernelSpec:
         return KernelSpec(**get_kernel_dict())
 
 
-def execute(
-    notebook: NotebookNode, folder: Path, name: str, on_cell: Callable[[], object] = lambda: None
-) -> float:
-    """Run every cell in place, with `folder` as working folder; return the minutes it took.
+def execute(notebook: NotebookNode, folder: Path, name: str, on_cell=lambda: None) -> float:
+    """Run every cell in place, in the folder; return the minutes, with the start of the kernel.
 
-    The minutes include the start of the kernel, as a reader waits for it too. `on_cell` is called after each
-    code cell.
-
-    Raises:
-        CourseError: a cell failed, or the kernel died.
+    Calls `on_cell` after each code cell. Raises `ValueError` if a cell fails or the kernel dies.
     """
     running = ["before the first cell"]
     client = NotebookClient(
-        notebook,
-        timeout=None,
-        kernel_manager_class=ThisInterpreter,
-        resources={"metadata": {"path": str(folder)}},
-        record_timing=False,
-        store_widget_state=True,
+        notebook, kernel_manager_class=ThisInterpreter, resources={"metadata": {"path": str(folder)}},
+        timeout=None, record_timing=False, store_widget_state=True,
         # ipykernel warns at every start that this machine talks to itself unencrypted.
         extra_arguments=["--log-level=ERROR"],
         on_cell_execute=lambda cell, cell_index: running.append(f"in cell {cell_index + 1} (id {cell.id})"),
         on_cell_executed=lambda **_: on_cell(),
-    )
+    )  # fmt: skip
     for cell in notebook.cells:  # a cell of an earlier run must not pass for one of this run
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
@@ -110,8 +107,28 @@ def execute(
             client.execute(env={**os.environ, "IPYTHONDIR": profile})
         except (CellExecutionError, RuntimeError) as error:  # a dead kernel is a RuntimeError
             message = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-            raise CourseError(f"notebooks/{name}.ipynb failed {running[-1]}: {message}") from error
+            raise ValueError(f"notebooks/{name}.ipynb failed {running[-1]}: {message}") from error
     return (time.perf_counter() - begin) / 60
+
+
+def clean(notebook: NotebookNode, *, keep_widgets: bool) -> None:
+    """Remove in place what differs from run to run and is no result.
+
+    A stored widget would name a model that no longer lives; HTML pages keep its state.
+    """
+    notebook.metadata.update(from_dict(METADATA))
+    # How a stream is cut into messages depends on timing.
+    CoalesceStreamsPreprocessor().preprocess(notebook, {})
+    for cell in notebook.cells:
+        for key in ("execution", "lines_to_next_cell"):  # left by JupyterLab and jupytext
+            cell.metadata.pop(key, None)
+    if keep_widgets:
+        return
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if WIDGET_VIEW in output.get("data", {}):
+                output.update(from_dict({"data": {"text/plain": WIDGET_TEXT}, "metadata": {}}))
 
 
 def readme_picture(notebook: NotebookNode) -> bytes | None:
@@ -124,11 +141,7 @@ def readme_picture(notebook: NotebookNode) -> bytes | None:
 
 
 def run_course(root: Path, wanted: Sequence[str] = (), *, record: bool = False) -> dict[str, float]:
-    """Execute the notebooks, then write what came of it: copies and pages, or the record.
-
-    Returns:
-        Name of each notebook to its minutes.
-    """
+    """Execute the notebooks, then write copies and pages, or the record; return the minutes of each."""
     root = root.resolve()
     notebooks = {
         name: nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -164,12 +177,10 @@ def _record(root: Path, notebooks: dict, minutes: dict, whole: bool) -> dict[Pat
         contents[root / "notebooks" / f"{name}.ipynb"] = _text(notebook)
         if picture := readme_picture(notebook):
             contents[root / PICTURE] = picture
-    results = {
-        "environment": describe_environment(),
-        # Read anew: another notebook may have been recorded meanwhile.
-        "minutes": ({} if whole else _recorded_minutes(root))
-        | {name: round(value, 2) for name, value in minutes.items()},
-    }
+    # Read anew: another notebook may have been recorded meanwhile.
+    earlier = {} if whole else _recorded_minutes(root)
+    minutes = earlier | {name: round(value, 2) for name, value in minutes.items()}
+    results = {"environment": describe_environment(), "minutes": minutes}
     contents[root / RESULTS] = json.dumps(results, indent=2, sort_keys=True) + "\n"
     return contents
 
@@ -183,9 +194,7 @@ def _build(root: Path, notebooks: dict, minutes: dict, whole: bool) -> dict[Path
         contents[root / BUILD / f"{name}.ipynb"] = _text(notebook)
         contents[root / BUILD / f"{name}.html"] = render(notebook, titles[name])
     if whole:
-        contents[root / BUILD / "index.html"] = index_page(
-            {name: (titles[name], minutes[name]) for name in notebooks}
-        )
+        contents[root / BUILD / "index.html"] = index_page(titles, minutes)
     return contents
 
 
@@ -194,12 +203,12 @@ def _text(notebook: NotebookNode) -> str:
 
 
 def _recorded_minutes(root: Path) -> dict[str, float]:
-    """The minutes recorded so far; `CourseError` if they were measured on another machine."""
+    """The minutes recorded so far; `ValueError` if they were measured on another machine."""
     if not (root / RESULTS).is_file():
         return {}
     earlier, here = json.loads((root / RESULTS).read_text(encoding="utf-8")), describe_environment()
     if earlier["environment"] != here:
-        raise CourseError(
+        raise ValueError(
             f"{RESULTS.name} was measured elsewhere, on {earlier['environment']}; this is {here}. One file "
             "holds the minutes of one machine: record the whole course here."
         )

@@ -6,13 +6,11 @@ They are nbconvert's, but formulas between `$…$` or `$$…$$` become MathML, w
 import html
 import re
 
-from jinja2 import DictLoader, pass_context
+from jinja2 import pass_context
 from math_core import LatexError, LatexToMathML
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
-
-from kdlib.course.build.cleaning import CourseError
 
 # No scripts from the network, but for the sliders of a page that has some. And pictures keep their alt text
 # (https://github.com/jupyter/nbconvert/issues/1993).
@@ -36,18 +34,14 @@ _LATEX = LatexToMathML(fancy_error=False)
 
 
 def to_mathml(latex: str, *, display: bool = False) -> str:
-    """The `<math>` element of a formula, with its LaTeX source as alternative text.
-
-    Raises:
-        CourseError: the formula cannot be drawn.
-    """
+    """The `<math>` element of a formula, its LaTeX as alternative text; `ValueError` if it has none."""
     shown = " ".join(latex.split())
     if re.search(r"(?<!\\)(?:\\\\)*%", latex):
-        raise CourseError(rf"the formula {shown}: % hides the rest of its line; write \%")
+        raise ValueError(rf"the formula {shown}: % hides the rest of its line; write \%")
     try:
         code = _LATEX.convert_with_local_state(latex, displaystyle=display)
     except LatexError as error:
-        raise CourseError(f"the formula {shown} cannot be drawn: {error}") from error
+        raise ValueError(f"the formula {shown} cannot be drawn: {error}") from error
     return code.replace("<math", f'<math alttext="{html.escape(shown)}"', 1)
 
 
@@ -78,29 +72,28 @@ class _Exporter(HTMLExporter):
 
 
 def check_formulas(notebook: NotebookNode, name: str) -> None:
-    """Raise `CourseError`, naming the cell, if a formula in the prose cannot be drawn."""
+    """Raise `ValueError`, naming the cell, if a formula in the prose cannot be drawn."""
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown":
             try:
                 markdown_to_html(cell.source)
-            except CourseError as error:
+            except ValueError as error:
                 where = f"notebooks/{name}.ipynb, cell {index + 1} (id {cell.id})"
-                raise CourseError(f"{where}: {error}") from error
+                raise ValueError(f"{where}: {error}") from error
 
 
 def render(notebook: NotebookNode, title: str) -> str:
     """The page of a notebook."""
-    loader = DictLoader({"course.html.j2": _TEMPLATE})
-    exporter = _Exporter(template_name="lab", template_file="course.html.j2", extra_loaders=[loader])
+    exporter = _Exporter(template_name="lab", raw_template=_TEMPLATE)
     page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
     return page
 
 
-def index_page(pages: dict[str, tuple[str, float]]) -> str:
-    """A list of links: name of each page to its title and measured minutes."""
+def index_page(titles: dict[str, str], minutes: dict[str, float]) -> str:
+    """A list of links with the title of each page and its measured minutes."""
     rows = "\n".join(
-        f'<li><a href="{name}.html">{html.escape(title)}</a> ({minutes:.2f} min)</li>'
-        for name, (title, minutes) in pages.items()
+        f'<li><a href="{name}.html">{html.escape(title)}</a> ({minutes[name]:.2f} min)</li>'
+        for name, title in titles.items()
     )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>Knowledge distillation</title>\n'
