@@ -206,13 +206,11 @@ def test_a_difference_is_paired(capsys):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"method": "soft"}, "method is 'soft'; expected one of texts, logits, cached, on-policy"),
         ({"traces": "t"}, "problems is .* and traces is t; expected one of the two"),
         ({"problems": None}, "problems is None and traces is None"),
         ({"teacher": None}, "teacher is missing; without one expected traces, method texts and the"),
         ({"teacher": None, "problems": None, "traces": "t", "method": "logits"}, "teacher is missing"),
         ({"problems": None, "traces": "t", "teacher": None, "tokenizer": "teacher"}, "teacher is missing"),
-        ({"tokenizer": "both"}, "tokenizer is 'both'; expected one of student, teacher"),
     ],
 )
 def test_options_that_do_not_fit_are_told(place, tmp_path, changed, message):

@@ -15,27 +15,16 @@ from kdlib.language.problems import Problem
 from kdlib.language.traces.file import Trace
 from kdlib.runtime import substream
 
-__all__ = [
-    "EpochOrder", "Packing", "TokenExample", "collate", "forward_inputs", "tokenize", "tokenize_prompts",
-]  # fmt: skip
-
 Packing = Literal["rows", "one row"]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenExample:
-    """A prompt and its completion, as token ids.
+    """A prompt and its completion, as token ids."""
 
-    Attributes:
-        prompt: with the template's generation prompt.
-        completion: with the closing end-of-text token.
-        first: number of completion tokens in all examples before this one: the row of its first token in a
-            cache of teacher outputs.
-    """
-
-    prompt: tuple[int, ...]
-    completion: tuple[int, ...] = ()
-    first: int = 0
+    prompt: tuple[int, ...]  # with the template's generation prompt
+    completion: tuple[int, ...] = ()  # with the closing end-of-text token
+    first: int = 0  # the row of its first completion token in a cache of teacher outputs
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -47,8 +36,7 @@ def tokenize_prompts(
     """The statements as user turns, with the template's generation prompt (`<think>\\n` where it has one).
 
     Raises:
-        ValueError: no examples, a tokenizer without chat template or end-of-text token, or something that is
-            no example.
+        ValueError: no examples, one that is none, a tokenizer without chat template or end-of-text token.
     """
     if tokenizer.eos_token is None:
         raise ValueError("tokenizer has no eos_token; expected one, for a completion to end with")
@@ -106,16 +94,13 @@ def _parts(example: object) -> tuple[str, str | None, bool]:
 def collate(
     examples: Sequence[TokenExample], pad: int, packing: Packing | None = None
 ) -> dict[str, Tensor]:
-    """One batch of R rows of L tokens, padded on the right.
-
-    Which positions count follows from the lengths, never from the id of a token: end-of-text may serve as
-    padding too.
+    """One batch of R rows of L tokens, padded on the right; what counts follows from the lengths alone.
 
     Args:
         packing: None gives each example a row. "rows" lays short ones end to end, in as few rows of the
             longest one's length as first-fit decreasing finds; "one row" all of them in one. Packed examples
             do not see each other: their position_ids begin at 0 again, by which transformers knows them where
-            there is no attention mask. (Its flash attention knows them in a single row only.)
+            there is no attention mask (its flash attention in a single row only).
 
     Returns:
         input_ids (R, L); attention_mask (R, L), 0 on padding, or when packed position_ids (R, L); targets
@@ -174,12 +159,11 @@ def _rows(lengths: Sequence[int], packing: Packing | None) -> list[list[int]]:
 
 def forward_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor | int | bool]:
     """The arguments of a model's forward for a batch of `collate`; its logits are those of columns `kept`."""
-    names = ("input_ids", "attention_mask", "position_ids")
+    attends = "attention_mask" if "attention_mask" in batch else "position_ids"
     # As a number of last columns they are a slice of the hidden states and no copy.
-    kept = len(batch["kept"]) if "attention_mask" in batch else batch["kept"]
-    return {name: batch[name] for name in names if name in batch} | {
-        "logits_to_keep": kept, "use_cache": False
-    }  # fmt: skip
+    kept = len(batch["kept"]) if attends == "attention_mask" else batch["kept"]
+    inputs = {name: batch[name] for name in ("input_ids", attends)}
+    return inputs | {"logits_to_keep": kept, "use_cache": False}
 
 
 @dataclass(eq=False)
@@ -187,16 +171,11 @@ class EpochOrder(Sampler[int]):
     """A fresh order of the examples each epoch, which follows from seed, epoch and their number alone.
 
     So arms of a comparison meet their examples in the same order, and a resumed run goes on in it.
-
-    Attributes:
-        lengths: of the examples, in tokens.
-        group: number of examples in a step, if those of a step are to be of similar length (the order then
-            depends on the lengths too); None mixes all.
     """
 
-    lengths: Sequence[int]
+    lengths: Sequence[int]  # of the examples, in tokens
     seed: int
-    group: int | None = None
+    group: int | None = None  # number of examples in a step, if these are to be of similar length
     epoch: int = 0
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -58,42 +59,41 @@ def distill_language_model(
 ) -> LanguageHistory:  # fmt: skip
     """Train `student` in place on completions, in one of three ways.
 
-    - Without a teacher: supervised fine-tuning on texts that a teacher wrote, as DeepSeek made R1-Distill
-      (Guo et al. 2025, arXiv 2501.12948, §2.4); sequence-level distillation (Kim and Rush 2016, D16-1139).
+    - Without a teacher: on texts that a teacher wrote, as DeepSeek made R1-Distill (Guo et al. 2025, arXiv
+      2501.12948, §2.4); sequence-level distillation (Kim and Rush 2016, D16-1139).
     - With a teacher: α·CE(next token) + (1 − α)·T²·D(teacher, student) on every token of those texts (Hinton
       et al. 2015, arXiv 1503.02531).
     - With a teacher and `on_policy`: the examples are only prompts; in each step the student completes them,
       and is compared with the teacher on each token. Agarwal et al. 2024 (arXiv 2306.13649) with λ = 1,
       without gradient through the sampling; in Qwen3 it followed training on texts (arXiv 2505.09388, §4.5).
 
-    Everything is `transformers.Trainer`'s: AdamW, mixed precision, accumulation. Under `accelerate launch` or
-    `torchrun` processes share each step, each with the whole student (DDP) or, as accelerate's configuration
-    says, with a part of student and teacher (FSDP2). The loss of a step is the mean over the tokens of all
-    its completions, however they are spread over rows and processes.
+    `transformers.Trainer` trains, with AdamW. Under `accelerate launch` or `torchrun` processes share each
+    step, each with the whole student (DDP) or, as accelerate's configuration says, with a part of student and
+    teacher (FSDP2). The loss of a step is the mean over the tokens of all its completions, however they are
+    spread over rows and processes.
 
     Args:
         student: a causal language model, trained in the dtype of its weights: load it in float32.
         tokenizer: with a chat template. Student and tokenizer are saved with each checkpoint.
         examples: traces (anything with `statement` and `text`) or pairs (statement, completion). A completion
-            is what follows the template's generation prompt, so without the `<think>\\n` that R1's contains;
-            it is closed with the end-of-text token, unless its `finished` is False. On-policy, statements.
-        output_dir: for checkpoints, to resume from, and the trained model; `from_pretrained` reads it and
-            each `checkpoint-STEP` in it (not where FSDP2 writes them in parts, SHARDED_STATE_DICT). None
-            saves nothing. (With a model of type qwen2 `AutoTokenizer` takes Qwen2's tokenizer whatever the
-            folder holds; load one of your own by `PreTrainedTokenizerFast`.)
+            follows the template's generation prompt, so it lacks the `<think>\\n` that R1's contains; it is
+            closed with the end-of-text token, unless its `finished` is False. On-policy, statements.
+        output_dir: for checkpoints, to resume from, and the trained model; `from_pretrained` reads them all,
+            unless FSDP2 writes checkpoints in parts. None saves nothing. (For a model of type qwen2
+            `AutoTokenizer` takes Qwen2's own; load another by `PreTrainedTokenizerFast`.)
         teacher: with the same tokens; runs in eval mode without gradients, in the dtype of its weights.
             Or its stored outputs for these examples, by `cache_teacher_tokens`.
         teacher_tokenizer: to be compared with `tokenizer`; None if the teacher's is the same. Logits beyond
-            the tokens, which pad vocabularies to different sizes, are cut off before they are compared.
+            the tokens, which pad vocabularies to different sizes, are cut off.
         alpha: weight of the hard label; default 0.5 with a teacher, 1 without, 0 (the only one) on-policy.
         temperature: T of the soft term, for teacher and student; R1-scale work takes 1.
         divergence: "forward", "reverse" or "jsd", see `kd_loss`; default "forward", on-policy "reverse".
         beta: weight of the teacher in the mixture of "jsd".
         top_k: learn only from the teacher's k largest logits and the mass of all others, see `top_k_loss`;
             None learns from all. A cache has its own k.
-        fused: compute the loss from hidden states, some tokens at a time, so that all logits are never held
-            at once (`linear_kd_loss`): the same but for rounding. Default: from 8,192 logits on, where the
-            models are of `kdlib.language.distill.output_layer.FAMILIES`.
+        fused: compute the loss from hidden states, so that all logits are never held at once
+            (`linear_kd_loss`): the same but for rounding. Default: from 8,192 logits on, where the models are
+            of `kdlib.language.distill.output_layer.FAMILIES`.
         max_new_tokens: on-policy, the longest completion; one that is cut off counts without an end.
         sampling_temperature: on-policy, that of the student's sampling (nothing else restricts it).
         steps, epochs: how long, one of the two; a step is batch_size × accumulation × processes examples.
@@ -101,8 +101,7 @@ def distill_language_model(
             1e-5 for fine-tuning a large one.
         batch_size: examples in a micro-batch; `accumulation`: micro-batches in a step.
         group_by_length: put completions of similar length into a step, which saves padding.
-        packing: lay the examples of a micro-batch end to end in fewer rows, which saves padding too. They do
-            not see each other.
+        packing: lay the examples of a micro-batch end to end in fewer rows, where they do not see each other.
         seed: fixes order, dropout and sampling. Order depends on it and the number of examples alone.
         save_steps: steps between checkpoints; default a tenth of the run. The newest two are kept.
         resume: go on from the newest whole checkpoint in `output_dir`; on a CPU bit for bit as if the run had
@@ -148,14 +147,15 @@ def distill_language_model(
         run |= {"precision": accelerator.mixed_precision, "processes": accelerator.num_processes}
         micro_batches = math.ceil(len(encoded) / (batch_size * accelerator.num_processes))
         run["steps"] = steps or math.ceil(epochs * math.ceil(micro_batches / accumulation))
-        if output_dir is not None and accelerator.is_main_process:  # which alone need hold all the weights
-            _claim(Path(folder), run, resume, encoded, tokenizer, student, teacher)
-        accelerator.wait_for_everyone()
-        arguments = _training_arguments(
+        settings = _trainer_settings(
             accelerator, run, output_dir=os.fspath(folder), use_cache=student.config.use_cache,
             save_strategy="no" if output_dir is None else "steps",
             save_steps=save_steps or math.ceil(run["steps"] / 10),
         )  # fmt: skip
+        if output_dir is not None and accelerator.is_main_process:  # which alone need hold all the weights
+            _claim(Path(folder), run, resume, encoded, tokenizer, student, teacher)
+        accelerator.wait_for_everyone()
+        arguments = _training_arguments(accelerator, settings)
         if alpha == 1:
             teacher = None
         elif "teacher" in models:
@@ -218,32 +218,43 @@ def _fused(wanted: bool | None, models: Mapping[str, PreTrainedModel]) -> bool:
     return not other and logit_width(models["student"]) >= LARGE_VOCABULARY if wanted is None else wanted
 
 
-def _training_arguments(
+def _trainer_settings(
     accelerator: Accelerator, run: Mapping[str, object], **more: object
-) -> TrainingArguments:
-    # Trainer makes an accelerator of its own from them, and this one is then none any more.
-    device, single = accelerator.device, accelerator.num_processes == 1
+) -> dict[str, object]:
+    """What `TrainingArguments` are made of."""
     given = {"lr_scheduler_type": "cosine", "warmup_steps": 0.05, "save_total_limit": 2,
              "ddp_find_unused_parameters": False, **run["training_arguments"]}  # fmt: skip
     if "gradient_checkpointing" in given:
         given[CHECKPOINTING] = given.pop("gradient_checkpointing")
-    arguments = TrainingArguments(
-        max_steps=run["steps"], learning_rate=run["lr"], seed=run["seed"],
-        per_device_train_batch_size=run["batch_size"], gradient_accumulation_steps=run["accumulation"],
-        bf16=accelerator.mixed_precision == "bf16", use_cpu=device.type == "cpu",
+    ours = more | {
+        "max_steps": run["steps"], "learning_rate": run["lr"], "seed": run["seed"],
+        "per_device_train_batch_size": run["batch_size"], "gradient_accumulation_steps": run["accumulation"],
+        "bf16": accelerator.mixed_precision == "bf16", "use_cpu": accelerator.device.type == "cpu",
         # Quiet, and nothing read from the device for figures that nobody sees.
-        report_to="none", logging_strategy="no", logging_nan_inf_filter=False, disable_tqdm=True,
-        log_level="error", log_level_replica="error",
+        "report_to": "none", "logging_strategy": "no", "logging_nan_inf_filter": False, "disable_tqdm": True,
+        "log_level": "error", "log_level_replica": "error",
         # The columns of a batch are not the arguments of the model.
-        remove_unused_columns=False, dataloader_pin_memory=device.type == "cuda", **more, **given,
-    )  # fmt: skip
+        "remove_unused_columns": False, "dataloader_pin_memory": accelerator.device.type == "cuda",
+    }  # fmt: skip
+    known = signature(TrainingArguments).parameters.keys() - ours.keys()
+    if wrong := [name for name in given if name not in known]:
+        raise ValueError(
+            f"training_arguments holds {', '.join(wrong)}; expected arguments of "
+            "transformers.TrainingArguments that distill_language_model does not set itself"
+        )
+    return ours | given
+
+
+def _training_arguments(accelerator: Accelerator, settings: dict[str, object]) -> TrainingArguments:
+    # Trainer makes an accelerator of its own from them, and this one is then none any more.
+    device, single = accelerator.device, accelerator.num_processes == 1
+    arguments = TrainingArguments(**settings)
     # One process, one device: else Trainer wraps the model in nn.DataParallel. It sets this itself for models
     # that are spread over devices, https://github.com/huggingface/transformers/pull/9578
     arguments._n_gpu = min(arguments.n_gpu, 1)
     if single and (device.index or 0) != (arguments.device.index or 0):
         raise ValueError(
-            f"device is {device}, but Trainer takes the first of its kind; name it with "
-            "CUDA_VISIBLE_DEVICES before Python starts"
+            f"device is {device}, but Trainer takes the first; set CUDA_VISIBLE_DEVICES before Python starts"
         )
     return arguments
 
@@ -256,11 +267,7 @@ def _claim(
     tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel,
     teacher: PreTrainedModel | CachedTokens | None,
 ) -> None:  # fmt: skip
-    """Record in `run.json` what the run is; remove checkpoints that it cannot go on from.
-
-    Raises:
-        ValueError: the folder holds another run; it says what differs.
-    """
+    """Record in `run.json` what the run is, unless it is another; remove what it cannot go on from."""
     run = json.loads(json.dumps(run, default=str)) | {
         "examples": fingerprint([[e.prompt, e.completion] for e in encoded]),
         "tokens": fingerprint(tokenizer.get_vocab()), "student": fingerprint(student),
@@ -272,8 +279,8 @@ def _claim(
     saved = json.loads(record.read_bytes()) if record.exists() else {}
     if resume and (saved or get_last_checkpoint(folder)) and (changed := differences(saved, run)):
         raise ValueError(
-            f"output_dir {folder} belongs to another run: {changed}. Choose another folder, or start anew in "
-            "this one with resume=False, which removes its checkpoints"
+            f"output_dir {folder} belongs to another run: {changed}. Choose another folder, or start anew "
+            "with resume=False, which removes its checkpoints"
         )
     while (newest := get_last_checkpoint(folder)) and not (resume and _state(newest)):
         shutil.rmtree(newest)
@@ -282,9 +289,8 @@ def _claim(
 
 
 def _state(checkpoint: str) -> TrainerState | None:
-    """That of a checkpoint; None if a killed process left it unfinished: Trainer writes the state last, and
-    would fail without it, https://github.com/huggingface/transformers/issues/35525
-    """
+    """That of a checkpoint; None if a killed process left it unfinished, as Trainer writes the state last."""
+    # Trainer itself would fail: https://github.com/huggingface/transformers/issues/35525
     try:
         return TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
     except (OSError, ValueError):

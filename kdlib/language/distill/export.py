@@ -1,22 +1,16 @@
 """Traces as data that TRL's SFTTrainer reads.
 
-Where a run outgrows `distill_language_model`, TRL takes over (sequence parallelism, LoRA, its serving); the
-data should mean the same there, token by token. Of the forms that SFTTrainer takes (TRL 1.16) two do:
+Where a run outgrows `distill_language_model`, TRL takes over (sequence parallelism, LoRA, its serving). Of
+the forms that SFTTrainer takes (TRL 1.16) two mean the same there, token by token:
 
-- **Token ids with labels** (`form="tokens"`): columns `input_ids` and `labels`, which are −100 on the prompt.
-  TRL uses them as they are, whatever its settings and whichever tokenizer it is given.
+- **Token ids with labels** (`form="tokens"`), which are −100 on the prompt: TRL uses them as they are.
 - **Prompt and completion as texts** (`form="text"`), which people can read. TRL encodes both as one text.
   That gives other tokens where one spans the border, a second bos where the tokenizer adds one, and an end to
   what was cut off. Examples that would change are refused.
 
-And these do not:
-
-- **A conversation** (`messages`): the chat template of DeepSeek-R1 drops what stands before `</think>` in an
-  assistant's turn. The student would be trained on bare answers, without a warning.
-- **Token ids with `completion_mask`**: without columns named prompt and completion TRL's
-  `completion_only_loss` is off by default, and the mask is dropped. The student would learn the prompts too.
-
-In every form TRL cuts texts at `max_length`, 1,024 tokens by default: reasoning is longer.
+A conversation (`messages`) does not: the chat template of DeepSeek-R1 drops what stands before `</think>`,
+and the student would learn bare answers. Nor do token ids with `completion_mask`: without columns named
+prompt and completion TRL drops the mask, and the student would learn the prompts too.
 """
 
 import json
@@ -31,8 +25,6 @@ from transformers import PreTrainedTokenizerBase
 from kdlib.language.distill.batches import TokenExample, tokenize
 from kdlib.language.traces.file import Trace
 from kdlib.storage import replaced
-
-__all__ = ["Export", "export_for_trl"]
 
 _TRL_LENGTH = 1024  # of SFTConfig(max_length) by default
 
@@ -71,8 +63,7 @@ def export_for_trl(
         form: "tokens", input_ids and labels; or "text", prompt and completion.
 
     Raises:
-        ValueError: another form, what `tokenize` refuses, or with "text" an example that TRL would encode
-            otherwise.
+        ValueError: what `tokenize` refuses, or with "text" an example that TRL would encode otherwise.
     """
     if form not in ("tokens", "text"):
         raise ValueError(f'form must be "tokens" or "text"; got {form!r}')
@@ -111,7 +102,7 @@ def _as_texts(
         if tokenizer([prompt, prompt + completion])["input_ids"] != expected:
             raise ValueError(
                 f"traces[{number}], which ends with {text[-60:]!r}, has other tokens when TRL encodes "
-                f"prompt, completion and end-of-text token as one text; use form=\"tokens\", or leave it "
-                f"out (if it was cut off, it has no end)"
+                "prompt, completion and end-of-text token as one text; use form='tokens', or leave it "
+                "out (if it was cut off, it has no end)"
             )
         yield {"prompt": prompt, "completion": completion}

@@ -12,8 +12,6 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-__all__ = ["gather_output_layer", "is_sharded", "shard", "sharding"]
-
 
 def sharding() -> str | None:
     """"fsdp2" where this process was launched to shard its models with others, else None.
@@ -25,9 +23,7 @@ def sharding() -> str | None:
     if not wanted or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
     if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
-        raise ValueError(
-            f"FSDP_VERSION is {version}; expected 2: fsdp_version: 2 in accelerate's configuration"
-        )
+        raise ValueError(f"FSDP_VERSION is {version}; expected fsdp_version: 2 in accelerate's configuration")
     return "fsdp2"
 
 

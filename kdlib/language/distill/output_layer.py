@@ -12,13 +12,9 @@ from transformers import PreTrainedModel
 
 from kdlib.language.distill.batches import forward_inputs
 
-__all__ = ["FAMILIES", "LARGE_VOCABULARY", "at_output_layer", "has_linear_output"]
-
+# Types of models whose logits are the output layer's product, and nothing more, as transformers has them.
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Types of models whose logits are the output layer's product, and nothing more, as transformers has them."""
-
-LARGE_VOCABULARY = 8_192
-"""Entries from which the logits are worth avoiding."""
+LARGE_VOCABULARY = 8_192  # entries from which the logits are worth avoiding
 
 
 def has_linear_output(model: PreTrainedModel) -> bool:
@@ -34,13 +30,11 @@ def has_linear_output(model: PreTrainedModel) -> bool:
 def at_output_layer(
     model: nn.Module, batch: dict[str, Tensor], function: Callable[[Tensor, Tensor, Tensor | None], object]
 ) -> object:
-    """Call a function in place of a model's output layer, inside the model's forward.
+    """Call a function in place of the output layer, inside the forward of a model that has a linear one.
 
     Args:
-        model: one that `has_linear_output`, or what wraps it.
-        batch: see `collate`.
-        function: of hidden states (n, H) from which each target is predicted, the output layer's weight
-            (V, H), and its bias (V) or None.
+        function: of hidden states (n, H) from which each target of `collate` is predicted, the output layer's
+            weight (V, H), and its bias (V) or None.
     """
     layer = getattr(model, "module", model).get_output_embeddings()
 

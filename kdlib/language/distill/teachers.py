@@ -21,8 +21,6 @@ from kdlib.losses.top_k import TopK, top_k_of
 from kdlib.runtime import best_device, eval_mode
 from kdlib.storage import fingerprint
 
-__all__ = ["HiddenStates", "ModelTeacher", "Teacher", "cache_teacher_tokens", "move", "predictions"]
-
 _ROWS = 256  # whose logits are looked at together: with 151,665 tokens 155 MB in float32
 
 
@@ -47,20 +45,13 @@ def predictions(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
 
 @dataclass
 class ModelTeacher:
-    """A model in eval mode that runs at each step, without gradients.
-
-    Attributes:
-        width: number of logits that belong to a token.
-        top_k: how many logits of each position the student learns from; None all.
-        temperature: of the distributions of which these are the largest.
-        fused: stop before the output layer, for a loss that makes the logits a few at a time.
-    """
+    """A model in eval mode that runs at each step, without gradients."""
 
     model: PreTrainedModel
-    width: int
-    top_k: int | None
-    temperature: float
-    fused: bool
+    width: int  # number of logits that belong to a token
+    top_k: int | None  # how many of each position the student learns from; None all
+    temperature: float  # of the distributions of which these are the largest
+    fused: bool  # stop before the output layer, for a loss that makes the logits a few at a time
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor]) -> Tensor | TopK | HiddenStates:
@@ -88,27 +79,22 @@ def cache_teacher_tokens(
     """Run the teacher over texts, in eval mode without gradients, and store its outputs for each token.
 
     Called again with the same arguments, it verifies what is there and makes only what is missing or damaged.
-    A killed process loses the file that it was writing, and two processes that write the same cache make the
-    same files.
 
     Args:
-        teacher: a causal language model; moved to the device, unless a device map has spread it.
-        tokenizer: the student's. Logits beyond its tokens, which pad vocabularies, are cut off.
-        examples: as for `distill_language_model`: traces, or pairs (statement, completion).
+        teacher, tokenizer, examples, teacher_tokenizer: as for `distill_language_model`.
         folder: a folder of its own; made if need be.
-        teacher_tokenizer: to be compared with `tokenizer`; None if the teacher's is the same.
         top_k: how many logits to keep for each token.
         temperature: T of the loss that the student will be trained with.
         batch_tokens: tokens of one forward pass, padding included; a longer text goes alone. Its logits take
             batch_tokens × vocabulary × bytes of the teacher's dtype: 5 GB for 16,384 tokens and Qwen's
             vocabulary in bfloat16. Results agree up to rounding.
-        device: where the teacher runs; default `best_device()`.
+        device: where the teacher runs, unless a device map has spread it; default `best_device()`.
         overwrite: replace whatever cache of tokens the folder holds.
         progress: show a progress bar.
 
     Raises:
         ValueError: bad arguments; vocabularies that differ; a folder with another cache or other files;
-            logits that are not finite. The message says how to fix it.
+            logits that are not finite.
     """
     width = check_same_tokens(tokenizer, teacher_tokenizer, teacher=teacher)
     if not isinstance(top_k, int) or not 1 <= top_k <= width:
@@ -160,8 +146,7 @@ def _outputs_of_texts(
             # The largest tells all: NaN and +inf come through, and −inf means that no token is left.
             if not top.values[:, 0].isfinite().all():
                 raise ValueError(
-                    f"the teacher's logits for examples[{number}] are not finite; look at its weights, and "
-                    f"whether it overflows its dtype"
+                    f"the teacher's logits for examples[{number}] are not finite; look at its weights"
                 )
             total = top.log_total
             logs = TopK(top.values - total.unsqueeze(-1), top.indices, top.log_tail - total)

@@ -31,8 +31,6 @@ from kdlib.losses.linear import LossTerms, linear_kd_loss
 from kdlib.losses.top_k import TopK, top_k_loss
 from kdlib.runtime import eval_mode, seeded, substream
 
-__all__ = ["DistillationTrainer", "LanguageHistory"]
-
 
 @dataclass
 class LanguageHistory:
@@ -42,18 +40,18 @@ class LanguageHistory:
         loss: mean over the tokens of each step, in nats.
         hard, soft: the two terms of the loss before they are weighted; empty where it has only one.
         tokens: number of tokens that each step's loss is a mean of.
-        seconds: spent on training, in all processes that worked on the run one after the other; what a killed
-            process did after its last checkpoint is not in it.
+        seconds: spent on training, in all processes that worked on the run one after the other, up to the
+            last checkpoint of those that were killed.
         peak_memory: bytes, the most that this process held: on a CUDA device, allocated there since training
             began; elsewhere, resident since the process did.
     """
 
-    loss: list[float] = field(default_factory=list)
+    loss: list[float]
+    tokens: list[int]
+    seconds: float
+    peak_memory: int
     hard: list[float] = field(default_factory=list)
     soft: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    seconds: float = 0.0
-    peak_memory: int = 0
 
     @property
     def steps(self) -> int:
@@ -75,11 +73,10 @@ class DistillationTrainer(Trainer, TrainerCallback):
     of tokens; some have the seconds and the peak memory up to there.
 
     Args:
-        args: Trainer's; its seed is that of order and sampling too.
-        examples: with completions, or prompts alone where `sampling` says how the student completes them.
+        examples: with completions, or prompts alone where `sampling` (max_new_tokens and temperature) says
+            how the student completes them.
         teacher: None where alpha is 1.
         width: number of logits that belong to a token, for teacher and student alike.
-        sampling: max_new_tokens and temperature of what the student writes.
     """
 
     def __init__(

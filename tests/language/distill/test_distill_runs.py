@@ -208,14 +208,13 @@ def test_refusals():
         ({"steps": 1, "on_policy": True, "teacher": teacher, "alpha": 0.5}, "0.5; expected 0 on-policy"),
         ({"steps": 1, "on_policy": True, "teacher": teacher, "max_new_tokens": 0}, "max_new_tokens=0"),
         ({"steps": 1, "on_policy": True, "teacher": teacher, "sampling_temperature": 0.0}, "temperature=0.0"),
+        ({"steps": 1, "learning_rate": 1.0, "output": "x"}, "arguments holds learning_rate, output;"),
         ({"steps": 1, "teacher": llama(1, 50)}, "teacher has 50 logits"),
         ({"steps": 1, "teacher": teacher, "teacher_tokenizer": word_tokenizer(WORDS[:-1])}, "no token 59"),
     ]
     for arguments, message in cases:
         with pytest.raises(ValueError, match=message):
             distill_language_model(student, word_tokenizer(), pairs(8), lr=1e-3, device="cpu", **arguments)
-    with pytest.raises(TypeError, match="multiple values for keyword argument 'learning_rate'"):
-        distill_language_model(student, word_tokenizer(), pairs(8), lr=1e-3, steps=1, learning_rate=1.0)
 
 
 def test_the_record_of_a_run_names_its_settings(tmp_path):
