@@ -15,33 +15,27 @@ __all__ = ["PuzzleSplits", "make_puzzle", "puzzle_splits"]
 
 
 def make_puzzle(
-    kind: Kind = "pair",
-    *,
-    rng: random.Random,
-    heads: tuple[int, int] = (2, 50),
+    kind: Kind = "pair", *, rng: random.Random, heads: tuple[int, int] = (2, 50),
     animals: Sequence[str] = tuple(ANIMALS),
-) -> Puzzle:
+) -> Puzzle:  # fmt: skip
     """Draw a puzzle that has exactly one answer, with at least one animal of every kind it names.
 
     Of a single cage all counts that fit `heads` are equally likely. In a chain the second cage has at least
-    one head more than it takes from the first, so that numbers need not get smaller; cage by cage, all
-    numbers of heads that may follow are equally likely, and with each of them all counts.
+    one head more than it takes from the first; cage by cage, all possible numbers of heads are equally
+    likely, and with each of them all counts.
 
     Args:
         kind: "pair", one cage, or "chain", two, of which the second takes up the animal with more legs.
-        rng: source of randomness; the same state gives the same puzzle.
         heads: least (2, or 3 in a chain, if it is less) and largest number of heads of every cage.
         animals: names to choose from. Animals of one cage differ in legs.
 
     Raises:
-        ValueError: for a kind, range or name that is none, or if no such puzzle exists.
+        ValueError: no such kind, range or name, or no such puzzle.
     """
     low, high = _range(kind, heads)
     _check_animals(kind, animals)
-    if kind == "pair":
-        drawn = [_draw_pair(rng, low, high)]
-    else:
-        drawn = [_draw_counts(rng, low, high)]
+    drawn = [_draw_pair(rng, low, high) if kind == "pair" else _draw_counts(rng, low, high)]
+    if kind == "chain":
         drawn.append(_draw_counts(rng, max(low, drawn[0][1] + 1), high))
     cages: list[Cage] = []
     link, linked = None, 0
@@ -110,27 +104,14 @@ class PuzzleSplits:
 
 
 def puzzle_splits(
-    kind: Kind = "pair",
-    *,
-    train: int,
-    validation: int,
-    test: int,
-    beyond: int = 0,
-    heads: tuple[int, int] = (2, 50),
-    beyond_heads: tuple[int, int] = (51, 99),
-    seed: int = 0,
+    kind: Kind = "pair", *, train: int, validation: int, test: int, beyond: int = 0,
+    heads: tuple[int, int] = (2, 50), beyond_heads: tuple[int, int] = (51, 99), seed: int = 0,
     animals: Sequence[str] = tuple(ANIMALS),
-) -> PuzzleSplits:
+) -> PuzzleSplits:  # fmt: skip
     """Draw disjoint sets of puzzles; for the same arguments always the same ones.
 
-    Args:
-        kind, animals: as for `make_puzzle`.
-        train, validation, test, beyond: how many puzzles of each.
-        heads, beyond_heads: as for `make_puzzle`, of the first three and of the last. They must not overlap.
-        seed: of the draw.
-
-    Raises:
-        ValueError: if there are not as many different puzzles, or for arguments that `make_puzzle` refuses.
+    `kind`, `heads` and `animals` are as for `make_puzzle`; `beyond_heads`, for the last part, must not
+    overlap `heads`. A ValueError refuses more puzzles than there are.
     """
     if min(train, validation, test, beyond) < 0:
         raise ValueError(f"sizes must be at least 0; got {train}, {validation}, {test} and {beyond}")

@@ -9,18 +9,20 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-__all__ = ["ANIMALS", "Animal", "Cage", "Kind", "Puzzle", "check_names", "count_of"]
+__all__ = ["ANIMALS", "Animal", "Cage", "Kind", "Puzzle", "check_names"]
 
 Kind = Literal["pair", "chain"]
 
 
 class Animal(NamedTuple):
-    """What lives in a cage; `name`, by which it is known everywhere, is the English plural."""
-
-    name: str
+    name: str  # by which it is known everywhere: the English plural
     singular: str
     chinese: str
     legs: int
+
+    def counted(self, number: int | Fraction) -> str:
+        """In English: "1 chicken", "6 chickens"."""
+        return f"{number} {self.singular if number == 1 else self.name}"
 
 
 # Chickens and cranes, rabbits and dogs, ants and beetles have as many legs as each other: such a pair cannot
@@ -35,11 +37,6 @@ ANIMALS: dict[str, Animal] = {
 }  # fmt: skip
 
 
-def count_of(number: int | Fraction, name: str) -> str:
-    """A number of animals in English: "1 chicken", "6 chickens"."""
-    return f"{number} {ANIMALS[name].singular if number == 1 else name}"
-
-
 def check_names(argument: str, names: Sequence[str]) -> None:
     """Refuse names that are not in `ANIMALS`, and names given twice."""
     for name in names:
@@ -51,20 +48,12 @@ def check_names(argument: str, names: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Cage:
-    """Animals of two kinds that are counted together.
+    """Animals of two kinds that are counted together."""
 
-    Attributes:
-        animals: two names from `ANIMALS`.
-        heads: how many animals there are; None: as many as the cage before holds of its LAST animal, and
-            `more` besides.
-        feet: of all animals together.
-        more: at least 0, and 0 unless heads is None: how many heads there are beyond those animals.
-    """
-
-    animals: tuple[str, str]
-    heads: int | None
-    feet: int
-    more: int = 0
+    animals: tuple[str, str]  # names from `ANIMALS`
+    heads: int | None  # None: as many as the cage before holds of its LAST animal, and `more` besides
+    feet: int  # of all animals together
+    more: int = 0  # heads beyond those animals; 0 unless heads is None
 
     def __post_init__(self) -> None:
         check_names("animals", self.animals)
@@ -77,14 +66,9 @@ class Cage:
         if self.more and self.heads is not None:
             raise ValueError(f"more = {self.more} is for a cage with heads = None; got heads = {self.heads}")
 
-    @property
-    def legs(self) -> tuple[int, int]:
-        """Feet of one animal, in the order of `animals`."""
-        return tuple(ANIMALS[name].legs for name in self.animals)
-
-    def by_legs(self) -> tuple[str, str]:
-        """The animals, the one with fewer legs first; of equal ones, the one named first."""
-        return tuple(sorted(self.animals, key=lambda name: ANIMALS[name].legs))
+    def by_legs(self) -> list[Animal]:
+        """The one with fewer legs first; of equal ones, the one named first."""
+        return sorted((ANIMALS[name] for name in self.animals), key=lambda animal: animal.legs)
 
 
 @dataclass(frozen=True)
@@ -106,7 +90,8 @@ class Puzzle:
             link = before.animals[-1]
             if link in cage.animals:
                 raise ValueError(f"{link!r} gives the heads of the next cage and cannot be in that cage too")
-            if before.legs[0] == before.legs[1]:
+            few, many = before.by_legs()
+            if few.legs == many.legs:
                 raise ValueError(f"cages before the last need different legs; got {before.animals}")
 
     @property

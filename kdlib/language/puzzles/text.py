@@ -9,7 +9,7 @@ check it. In a chain, the passage of a cage ends when the animal is counted that
 from typing import Literal
 
 from kdlib.language.problems import Problem
-from kdlib.language.puzzles.puzzle import ANIMALS, Cage, Puzzle, count_of
+from kdlib.language.puzzles.puzzle import ANIMALS, Cage, Puzzle
 from kdlib.language.puzzles.solve import solve
 
 __all__ = ["Language", "Style", "answer_text", "problem", "statement", "written_solution"]
@@ -26,8 +26,8 @@ def statement(puzzle: Puzzle, language: Language = "en") -> str:
     parts = [describe(cage, link) for cage, link in zip(puzzle.cages, links, strict=False)]
     chain = puzzle.kind == "chain"
     if language == "en":
-        return " ".join([*parts, "How many of each in the last?" if chain else "How many of each?"])
-    return "".join([*parts, "最后一个笼子里各有几只？" if chain else "各有几只？"])
+        return " ".join(parts) + (" How many of each in the last?" if chain else " How many of each?")
+    return "".join(parts) + ("最后一个笼子里各有几只？" if chain else "各有几只？")
 
 
 def _describe_en(cage: Cage, link: str | None) -> str:
@@ -62,7 +62,7 @@ def answer_text(puzzle: Puzzle, language: Language = "en") -> str:
     _check("language", language, ("en", "zh"))
     counts = _counts(puzzle)[-1]
     if language == "en":
-        return " and ".join(count_of(number, name) for name, number in counts.items())
+        return " and ".join(ANIMALS[name].counted(number) for name, number in counts.items())
     return "，".join(f"{_zh(name)}{number}只" for name, number in counts.items())
 
 
@@ -84,8 +84,7 @@ def written_solution(
     """What an assistant writes after the chat template's `<think>` and newline: steps, `</think>`, answer.
 
     Args:
-        think: whether the steps are written; without them the thought is empty, as in Qwen3's answers
-            without reasoning.
+        think: False leaves the thought empty, as Qwen3 does when it answers without reasoning.
 
     Raises:
         ValueError: if the puzzle has no single answer, or one to which no step leads (no heads, to share
@@ -104,16 +103,17 @@ def _thought(puzzle: Puzzle, style: Style, language: Language) -> str:
     passages = []
     for cage, held in zip(puzzle.cages, _counts(puzzle), strict=True):
         heads = sum(held.values())
-        if cage.legs[0] == cage.legs[1]:
+        few, many = cage.by_legs()
+        if few.legs == many.legs:
             raise ValueError(
                 "puzzle must be settled by its numbers for its solution to be written; "
-                f"{cage.animals[0]} and {cage.animals[1]} have as many feet as each other"
+                f"{few.name} and {many.name} have as many feet as each other"
             )
         if cage.more:
             equal = f"{heads - cage.more} + {cage.more} = {heads}"
             passages.append(f"{equal} {_heads(heads)}." if language == "en" else f"{equal}个头。")
         # The animal with more legs is counted first; if its number is the one that goes on, that will do.
-        both = cage is puzzle.cages[-1] or cage.animals[-1] != cage.by_legs()[1]
+        both = cage is puzzle.cages[-1] or cage.animals[-1] != many.name
         passages.append(write(cage, heads, held, both, language))
     return " ".join(passages) if language == "en" else "".join(passages).replace(" ", "")
 
@@ -121,35 +121,34 @@ def _thought(puzzle: Puzzle, style: Style, language: Language) -> str:
 def _suppose(cage: Cage, heads: int, held: dict[str, int], both: bool, language: Language) -> str:
     """Suppose all are of the animal with fewer legs: then feet are missing, and never too many."""
     few, many = cage.by_legs()
-    less, legs, of_few, of_many = ANIMALS[few].legs, ANIMALS[many].legs, held[few], held[many]
-    base, gap = less * heads, legs - less
+    of_few, of_many = held[few.name], held[many.name]
+    base, gap = few.legs * heads, many.legs - few.legs
     missing = cage.feet - base
     if language == "en":
         text = (
-            f"Suppose all are {few}: {heads} × {less} = {base} feet, "
-            f"{cage.feet} − {base} = {missing} missing, {missing} ÷ {gap} = {count_of(of_many, many)}"
+            f"Suppose all are {few.name}: {heads} × {few.legs} = {base} feet, "
+            f"{cage.feet} − {base} = {missing} missing, {missing} ÷ {gap} = {many.counted(of_many)}"
         )
-        return f"{text}, {heads} − {of_many} = {count_of(of_few, few)}." if both else f"{text}."
-    few, many = _zh(few), _zh(many)
+        return f"{text}, {heads} − {of_many} = {few.counted(of_few)}." if both else f"{text}."
     text = (
-        f"假设{heads}只全是{few}：{less}×{heads}={base}只脚。还差{cage.feet}−{base}={missing}只脚。"
-        f"每只{many}比{few}多{legs}−{less}={gap}只脚。{many}有{missing}÷{gap}={of_many}只"
+        f"假设{heads}只全是{few.chinese}：{few.legs}×{heads}={base}只脚。还差{cage.feet}−{base}={missing}只脚。"
+        f"每只{many.chinese}比{few.chinese}多{many.legs}−{few.legs}={gap}只脚。"
+        f"{many.chinese}有{missing}÷{gap}={of_many}只"
     )
-    return f"{text}，{few}有{heads}−{of_many}={of_few}只。" if both else f"{text}。"
+    return f"{text}，{few.chinese}有{heads}−{of_many}={of_few}只。" if both else f"{text}。"
 
 
 def _equations(cage: Cage, heads: int, held: dict[str, int], both: bool, language: Language) -> str:
     """x and y as they are named in the question; the sum of heads is taken from that of feet."""
     few, many = cage.by_legs()
     letters = dict(zip(cage.animals, "xy", strict=True))
-    x, y = letters[few], letters[many]
-    less, of_few, of_many = ANIMALS[few].legs, held[few], held[many]
-    base, gap = less * heads, ANIMALS[many].legs - less
+    x, y, of_few, of_many = letters[few.name], letters[many.name], held[few.name], held[many.name]
+    base, gap = few.legs * heads, many.legs - few.legs
     missing = cage.feet - base
     terms = [f"{ANIMALS[name].legs}{letter}" for name, letter in letters.items() if ANIMALS[name].legs]
     lines = [f"x + y = {heads}", f"{' + '.join(terms)} = {cage.feet}"]
-    if less:  # feet that x + y have in either case
-        lines += [f"{heads} × {less} = {base}", f"{gap}{y} = {cage.feet} − {base} = {missing}"]
+    if few.legs:  # feet that x + y have in either case
+        lines += [f"{heads} × {few.legs} = {base}", f"{gap}{y} = {cage.feet} − {base} = {missing}"]
     lines.append(f"{y} = {missing} ÷ {gap} = {of_many}")
     if both:
         lines.append(f"{x} = {heads} − {of_many} = {of_few}")
