@@ -1,10 +1,7 @@
 """Is this machine ready for the course? `python -m kdlib check` answers in nine lines.
 
 Each check looks at one thing: it returns what it found, or raises. A line that is ok names no folder of the
-machine, so a notebook can store it. In a notebook::
-
-    from kdlib.course.check import run_checks, report
-    report(run_checks())
+machine, so a notebook can store it.
 """
 
 import os
@@ -97,7 +94,7 @@ def check_disk() -> str:
 
 
 def check_kernel(kernel_name: str = "python3", seconds: float = 120) -> str:
-    """The kernel that JupyterLab would start runs, imports kdlib, and is this Python, not another's."""
+    """The kernel that JupyterLab would start imports kdlib and runs this Python, not another."""
     from jupyter_client.manager import run_kernel
 
     # The prefix and not the executable: every virtual environment's python is a link to one file.

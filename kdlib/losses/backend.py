@@ -117,10 +117,7 @@ def _loss_and_gradient(
     student: Tensor, teacher: Tensor | None, labels: Tensor | None, temperature: float, alpha: float,
     divergence: str, beta: float, ignore_index: int, reduction: str, wanted: bool, kernels: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The loss, (n,) or a scalar, and its gradient (n, V), or (0, V) where it is not wanted.
-
-    The mean's 1 / count is in the gradient already, so that what arrives in backward is 1, as a rule.
-    """
+    """The loss, (n,) or a scalar, and its gradient, a mean's 1 / count included; (0, V) if unwanted."""
     compute = _by_kernels if kernels else _in_slices
     settings = LossSettings(temperature, alpha, divergence, beta)
     return compute(student, teacher, labels, settings, ignore_index, reduction, wanted)

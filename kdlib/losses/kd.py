@@ -92,9 +92,8 @@ def kd_loss(
         A scalar, or (...) for "none". Zero, with zero gradient, if no position counts.
 
     Raises:
-        ValueError: naming the argument, its value and what was expected. Labels out of range and
-            probabilities in place of logits are looked for on every call on the CPU, and on the first
-            call on an accelerator, where each look would wait for the device.
+        ValueError: naming the argument, its value and what was expected. On an accelerator, where a look at
+            labels and logits would wait for the device, only the first call takes it.
 
     Source: Hinton, Vinyals, Dean 2015 (arXiv 1503.02531), §2; α weights the hard label here.
     """

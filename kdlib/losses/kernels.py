@@ -53,9 +53,6 @@ _INTERPRETED = triton.knobs.runtime.interpret
 _FAST_LOG = tl.constexpr(not _INTERPRETED)  # the interpreter knows no libdevice
 
 
-# A block of a row is LANES × EACH classes: each lane holds EACH neighbours, one load of 16 bytes.
-
-
 @triton.jit
 def _pair(student_row, teacher_row, at, n_cols, n_compared, floor):
     """Logits of a block: the student's as they are, then both with `floor` outside A (p = q = 0, r = −δ)."""
@@ -132,7 +129,7 @@ def _loss_and_gradient(
     DIVERGENCE: tl.constexpr,  # _FORWARD, _REVERSE or _JSD
     SOFT: tl.constexpr, HARD: tl.constexpr,  # which of the terms there are
     GRADIENT: tl.constexpr,
-    LANES: tl.constexpr, EACH: tl.constexpr,  # threads of a program, neighbouring classes of each in a block
+    LANES: tl.constexpr, EACH: tl.constexpr,  # threads; neighbouring classes of each in a block, 16 bytes
 ):  # fmt: skip
     """Both terms and the gradient of row program_id(0). Derivation: top of the module.
 
@@ -276,8 +273,7 @@ def kd_terms(
         student_logits, teacher_logits: (n, V) and (n, W), float32, bfloat16 or float16. Rows may be strided.
         labels: (n,) int64; loss and gradient of rows of ignore_index are zero, and their logits are not read.
             Labels out of range give a loss of NaN: to look for them would wait for the device.
-        gradient: (n, V) of the student's dtype, each row in one piece, to hold the gradient; may be
-            student_logits. None where it is not wanted.
+        gradient: (n, V) of the student's dtype, each row in one piece, to be written; may be student_logits.
         gradient_scale: float32 tensor of one element, which multiplies the gradient and not the loss:
             1 / tokens for a mean, before the gradient is rounded and without waiting for the count.
     """

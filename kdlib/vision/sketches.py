@@ -27,7 +27,6 @@ lower variance: Menon et al. 2021, "A statistical perspective on distillation" (
 
 import hashlib
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -148,14 +147,11 @@ def draw_sketches(attributes: Tensor, nuisances: Tensor, size: int = 32) -> Tens
     if size < 8:
         raise ValueError(f"size is a picture's side in pixels, at least 8; got {size}")
     images = torch.empty(len(attributes), 3, size, size, dtype=torch.uint8)
-    split = partial(torch.split, split_size_or_sections=max(1, BLOCK // size**2))
-    for block, looks, free in zip(split(images), split(attributes), split(nuisances), strict=True):
-        faces = paint_faces(
-            dict(zip(ATTRIBUTES, looks.float().unbind(1), strict=True)),
-            dict(zip(NUISANCES, free.float().unbind(1), strict=True)),
-            size,
-        )
-        block.copy_(faces.mul_(255).round_())
+    blocks = (each.split(max(1, BLOCK // size**2)) for each in (images, attributes, nuisances))
+    for block, look, free in zip(*blocks, strict=True):
+        look = dict(zip(ATTRIBUTES, look.float().unbind(1), strict=True))
+        free = dict(zip(NUISANCES, free.float().unbind(1), strict=True))
+        block.copy_(paint_faces(look, free, size).mul_(255).round_())
     return images
 
 

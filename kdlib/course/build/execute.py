@@ -34,7 +34,6 @@ RESULTS = Path("data/results/course.json")
 PICTURE = Path("data/results/readme.png")
 PICTURE_TAG = "result:readme"
 BUILD = Path("build/course")
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_TEXT = "An interactive explorer appears here when this cell is run."
 # The same in every notebook, so that another patch release of Python makes no difference.
 METADATA = {
@@ -127,7 +126,7 @@ def clean(notebook: NotebookNode, *, keep_widgets: bool) -> None:
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            if WIDGET_VIEW in output.get("data", {}):
+            if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
                 output.update(from_dict({"data": {"text/plain": WIDGET_TEXT}, "metadata": {}}))
 
 
@@ -174,7 +173,7 @@ def _record(root: Path, notebooks: dict, minutes: dict, whole: bool) -> dict[Pat
     """File to its content: the notebooks, the README's picture and the minutes."""
     contents: dict[Path, str | bytes] = {}
     for name, notebook in notebooks.items():
-        contents[root / "notebooks" / f"{name}.ipynb"] = _text(notebook)
+        contents[root / "notebooks" / f"{name}.ipynb"] = nbformat.writes(notebook) + "\n"
         if picture := readme_picture(notebook):
             contents[root / PICTURE] = picture
     # Read anew: another notebook may have been recorded meanwhile.
@@ -191,15 +190,11 @@ def _build(root: Path, notebooks: dict, minutes: dict, whole: bool) -> dict[Path
     for name, notebook in notebooks.items():
         heading = re.search("^# (.+)$", notebook.cells[0].source, re.MULTILINE)
         titles[name] = heading[1] if heading else name
-        contents[root / BUILD / f"{name}.ipynb"] = _text(notebook)
+        contents[root / BUILD / f"{name}.ipynb"] = nbformat.writes(notebook) + "\n"
         contents[root / BUILD / f"{name}.html"] = render(notebook, titles[name])
     if whole:
         contents[root / BUILD / "index.html"] = index_page(titles, minutes)
     return contents
-
-
-def _text(notebook: NotebookNode) -> str:
-    return nbformat.writes(notebook).rstrip("\n") + "\n"
 
 
 def _recorded_minutes(root: Path) -> dict[str, float]:

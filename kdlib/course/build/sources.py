@@ -38,11 +38,7 @@ def notebook_fingerprint(notebook: Mapping, root: Path) -> str:
     """One number for the code of a notebook and of every module of kdlib that it runs.
 
     Comments, docstrings and layout do not count, so that an edit of prose changes nothing. Committed results,
-    files of `data/results` whose name stands in the code, do count.
-
-    Args:
-        notebook: as nbformat or `json` reads it.
-        root: the course's folder, with `kdlib/` and `data/results/`.
+    files of `data/results` below `root` whose name stands in the code, do count.
     """
     files = modules(root / "kdlib")
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
