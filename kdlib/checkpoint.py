@@ -116,10 +116,7 @@ class Run:
         save_tensors(self._checkpoint, tensors, metadata)
 
     def restore(self, path: str | os.PathLike, settings: Mapping[str, object]) -> None:
-        """Go on from a checkpoint, if there is one, and save to it from now on.
-
-        A ValueError refuses a file that is damaged, or of a run with other settings (JSON values).
-        """
+        """Go on from a checkpoint, if there is one of a run with these settings; save to it from now on."""
         path = self._checkpoint = Path(path)
         self._settings = settings
         remove_leftovers(path)

@@ -93,8 +93,8 @@ def peak_memory(
 ) -> int:
     """The most bytes allocated at one moment of a call, its result included, above those held before it.
 
-    CUDA and the CPU tell by their allocators. On other devices, and with scratch=False on the CPU, the
-    tensors that operators return are added up, without the memory that operators use inside.
+    By the allocators of CUDA and the CPU. On other devices, and with scratch=False on the CPU, the tensors
+    that operators return are added up, without the memory that operators use inside.
     """
     device = torch.device(device)
     gc.collect()  # what is freed in the call must have been allocated in it

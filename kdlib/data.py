@@ -60,10 +60,8 @@ class Examples:
 
     def __post_init__(self) -> None:
         if not len(self.images) == len(self.labels) == len(self.index):
-            raise ValueError(
-                f"expected one label and one index for each image; got {len(self.images)} images, "
-                f"{len(self.labels)} labels and {len(self.index)} indices"
-            )
+            sizes = f"{len(self.images)} images, {len(self.labels)} labels and {len(self.index)} indices"
+            raise ValueError(f"expected one label and one index for each image; got {sizes}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -112,13 +110,6 @@ class LoaderData:
 
     Before each epoch and each batch torch's random numbers are set from (seed, epoch, batch), so that order
     and augmentation come again when a run is resumed. Python's and NumPy's are left alone.
-
-    Args:
-        loader: images (B, …) float32, or uint8 in 0 … 255; labels (B) int64, −100 where there is none.
-        device: where batches come; None leaves them where they are.
-
-    Raises:
-        ValueError: a loader that does not know its number of batches.
     """
 
     def __init__(self, loader: DataLoader, device: torch.device | None = None) -> None:

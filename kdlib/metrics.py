@@ -54,7 +54,9 @@ def reliability_curve(logits: Tensor, labels: Tensor, bins: int = 15) -> Reliabi
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), §2.
     """
-    _check_examples(logits, labels)
+    if logits.dim() != 2 or labels.shape != logits.shape[:1] or not len(labels):
+        shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"expected logits (N, C) and labels (N), N > 0; got {shapes}")
     confidence, predicted = soften(logits.detach().cpu().double()).max(-1)
     right = (predicted == labels.cpu()).double()
     edges = np.linspace(0, 1, bins + 1)
@@ -77,8 +79,7 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor) -> float:
 def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> float:
     """Mean KL(teacher‖student) in nats at a temperature, without the factor T²; (..., C) each."""
     student, teacher = student_logits.detach().double(), teacher_logits.detach().double()
-    scaled = soft_target_loss(student, teacher, temperature=temperature).item()
-    return scaled / temperature**2
+    return soft_target_loss(student, teacher, temperature=temperature).item() / temperature**2
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -152,8 +153,8 @@ class Verdict:
     def __str__(self) -> str:
         scale, unit = (100, " points") if self.unit == "accuracy" else (1, f" {self.unit}")
         low, high = self.difference - self.half_width, self.difference + self.half_width
-        known = not math.isnan(self.test_error)
-        tested = f"; test-set standard error {scale * self.test_error:.2f}" if known else ""
+        error = scale * self.test_error
+        tested = "" if math.isnan(error) else f"; test-set standard error {error:.2f}"
         return (
             f"{self.names[0]} {scale * self.student:.2f}, {self.names[1]} {scale * self.baseline:.2f}: "
             f"difference {scale * self.difference:+.2f}{unit}\n"
@@ -163,12 +164,9 @@ class Verdict:
 
 
 def compare(
-    student_scores: Sequence[Scores | float],
-    baseline_scores: Sequence[Scores | float],
-    *,
-    names: tuple[str, str] = ("student", "baseline"),
-    unit: str = "accuracy",
-) -> Verdict:
+    student_scores: Sequence[Scores | float], baseline_scores: Sequence[Scores | float], *,
+    names: tuple[str, str] = ("student", "baseline"), unit: str = "accuracy",
+) -> Verdict:  # fmt: skip
     """Is the student better than the baseline? Paired over seeds, with a 95% interval.
 
     The verdict is "better" or "worse" only if the Student-t interval over the seeds' paired differences
@@ -176,9 +174,9 @@ def compare(
     Else it is "inconclusive".
 
     Args:
-        student_scores, baseline_scores: one entry for each seed, in the same order: `Scores`
-            (their accuracy is compared) or plain numbers, of which the higher is the better.
-        names: how the two are called when the verdict is printed.
+        student_scores, baseline_scores: one for each seed, in the same order: `Scores` (their accuracy is
+            compared) or plain numbers, the higher the better.
+        names: of the two, when the verdict is printed.
         unit: "accuracy" is printed in percentage points; anything else as it stands.
 
     Raises:
@@ -204,11 +202,3 @@ def _test_error(pairs: list[tuple[Scores | float, Scores | float]]) -> float:
         return math.nan
     gaps = torch.stack([s.correct.double() - b.correct.double() for s, b in pairs]).mean(0)
     return (gaps.std() / math.sqrt(len(gaps))).item()
-
-
-def _check_examples(logits: Tensor, labels: Tensor) -> None:
-    if logits.dim() != 2 or labels.shape != logits.shape[:1] or not len(labels):
-        raise ValueError(
-            f"expected logits (N, C) and labels (N), N > 0; got {tuple(logits.shape)} and "
-            f"{tuple(labels.shape)}"
-        )

@@ -76,9 +76,6 @@ def accelerated(
         device: where to train; None takes the best there is. Of launched processes each has its own.
         precision: "bf16" for bfloat16 autocast, "no" for float32, "auto" for bf16 on CUDA devices that
             compute in it.
-
-    Raises:
-        ValueError: a precision that is none of these, or a device that is not the launched one.
     """
     if precision not in ("auto", "no", "bf16"):
         raise ValueError(f'precision must be "auto", "no" or "bf16"; got {precision!r}')

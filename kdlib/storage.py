@@ -165,12 +165,7 @@ def save_tensors(
 
 
 def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
-    """Tensors and metadata as `save_tensors` wrote them, on the CPU.
-
-    Raises:
-        ForeignFile: something else has written the file.
-        DamagedFile: it cannot be read or its checksum is wrong; the message says how to fix it.
-    """
+    """Tensors and metadata as `save_tensors` wrote them, on the CPU; or a `DamagedFile`, a `ForeignFile`."""
     try:
         with safe_open(path, "pt") as file:
             header = (file.metadata() or {}).get("kdlib")

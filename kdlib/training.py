@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -40,18 +40,16 @@ def fit(
     """Train `student` in place: AdamW, one-cycle learning rate, a fresh order of the data each epoch.
 
     Under `accelerate launch`, or `torchrun` on CPUs, every process takes its share of each batch; the
-    gradient is that of the whole batch. But the statistics of batch normalisation are each process's own, and
-    so is the mean of a loss that leaves out some examples (of label −100, say).
+    gradient is that of the whole batch. But batch normalisation's statistics are each process's own, and so
+    is the mean of a loss that leaves out some examples (of label −100, say).
 
     Args:
         student: (N, …) images -> (N, C) logits; moved to the device. To compile it, call `student.compile()`.
         data: `Examples`; a loader of `kdlib.vision` with augmentation; or a torch `DataLoader` of (images,
             labels), with batches of its own. Its generator, or torch's, is seeded anew for each epoch.
-        teacher: a module, run on the same crops in eval mode without gradients; its logits
-            (len(data), C), one row for each example; a `CachedTeacher`; or None. With a `DataLoader` a
-            module, since nobody knows which examples are in a batch.
-        loss: see `LossFunction`, a mean over the batch. Default: `kd_loss` with a teacher, else
-            cross-entropy.
+        teacher: a module, run on the same crops in eval mode without gradients; unless the data are a
+            `DataLoader`, also its logits (len(data), C), one row for each example, or a `CachedTeacher`.
+        loss: see `LossFunction`, a mean over the batch; by default `kd_loss`, cross-entropy without teacher.
         epochs: passes over the data; each step sees batch_size examples, the last of an epoch fewer.
         lr: highest learning rate of the cycle (Smith and Topin 2017, arXiv 1708.07120).
         batch_size: examples in a step, over all processes together; a `DataLoader` has its own.
@@ -61,14 +59,13 @@ def fit(
         watch: further quantities to average over each epoch's batches, by name.
         device: default `best_device()`.
         precision: "bf16", "no", or "auto", which takes bf16 on CUDA devices that compute in it.
-        checkpoint: file to resume from, if there, and to save to: the run goes on as if it had not been
+        checkpoint: file to save to and, if it is there, to resume from as if the run had not been
             interrupted, on a CPU bit for bit. A file of another run is refused.
         checkpoint_every: steps between two checkpoints; default: an epoch.
         log: JSONL file, one line an epoch: epoch, step, lr, losses, validation, seconds.
         progress: show a progress bar with live figures.
-        seed: fixes the order of the data, the same for every student, augmentation and dropout.
-            Initialise the student yourself, under `torch.manual_seed`, so that every arm of a comparison
-            can start from the same weights.
+        seed: fixes the order of the data, the same for every student, augmentation and dropout. The
+            student's first weights are yours to seed: every arm of a comparison can start from the same.
 
     Returns:
         `History`. Student and teacher are left in eval mode.
@@ -83,7 +80,9 @@ def fit(
     loss, watch = loss or (_cross_entropy if teacher is None else kd_loss), watch or {}
     steps = len(data) if isinstance(data, LoaderData) else math.ceil(len(data) / batch_size)  # in an epoch
 
-    with accelerated(device, precision) as accelerator, seeded(seed, accelerator.device), _trained(student):
+    with accelerated(device, precision) as accelerator, seeded(seed, accelerator.device), ExitStack() as end:
+        end.callback(student.eval)
+        student.train()
         data, validation = data.to(accelerator.device), validation and validation.to(accelerator.device)
         ask_teacher = _asking(teacher, data, accelerator.device, epochs, seed)
         _move(student, accelerator.device)
@@ -153,9 +152,6 @@ def evaluate(model: nn.Module, data: TrainingData | DataLoader, batch_size: int 
         model: (N, …) images -> (N, C) logits; its mode is restored.
         data: as `fit` takes them; a loader of `kdlib.vision` shows its images without augmentation.
         batch_size: images in a pass; a `DataLoader` has its own.
-
-    Raises:
-        ValueError: no examples, or a `DataLoader` of something else than (images, labels).
     """
     data = _wrapped(data)
     parts = data.in_order() if isinstance(data, LoaderData) else [getattr(data, "examples", data)]
@@ -188,15 +184,6 @@ def out_of_fold(
             logits = predicted.new_empty(len(data), predicted.shape[-1])
         logits[held_out] = predicted
     return logits
-
-
-@contextmanager
-def _trained(student: nn.Module) -> Iterator[None]:
-    student.train()
-    try:
-        yield
-    finally:
-        student.eval()
 
 
 def _steps(
@@ -234,10 +221,7 @@ def _move(model: nn.Module, device: torch.device) -> None:
         model.to(memory_format=torch.channels_last)
 
 
-def _asking(
-    teacher: nn.Module | Tensor | CachedTeacher | None, data: TrainingData, device: torch.device, epochs: int,
-    seed: int,
-) -> Callable[[Batch], Tensor | None]:  # fmt: skip
+def _asking(teacher, data, device: torch.device, epochs: int, seed: int) -> Callable[[Batch], Tensor | None]:
     """From a batch to the teacher's logits (B, C) for it, whatever the teacher is."""
     if teacher is None:
         return lambda batch: None

@@ -56,10 +56,9 @@ class CachedTeacher(Cache):
         )
 
     def check(self, data: TrainingData, *, seed: int, epochs: int) -> None:
-        """Refuse, by a ValueError that says why, a training run that this cache does not belong to.
+        """Refuse, by a ValueError that says why, a run of `fit` that this cache does not belong to.
 
-        data, seed and epochs are those of `fit`: the data that were cached or, for a cache of clean outputs,
-        a loader that augments them. Labels may differ: the teacher did not see them.
+        Labels may differ, and clean outputs serve a loader that augments the images.
         """
         m, seen = self.manifest, data.inputs_fingerprint()
         if m["seed"] is not None:
@@ -82,14 +81,10 @@ class CachedTeacher(Cache):
         return self.logits(batch.epoch, batch.rows)
 
     def logits(self, epoch: int, rows: Tensor) -> Tensor:
-        """(B, …, C) float32: the teacher's logits for some rows in one epoch, on the rows' device.
+        """(B, …, C) float32: the teacher's logits for some rows in one epoch, see `gather`.
 
-        Args:
-            epoch: counted from 0. Where the data look the same in every epoch, any epoch will do.
-            rows: (B) int64 positions in the data, in any order, repeated or not.
-
-        Raises:
-            ValueError: an epoch that is not stored; else as `gather`.
+        Where the data look the same in every epoch, any epoch will do; else a ValueError refuses one that is
+        not stored.
         """
         epochs = self.manifest["epochs"]
         if self.manifest["seed"] is None:
@@ -118,13 +113,12 @@ def cache_teacher(
     Args:
         teacher: images (B, …) -> logits (B, …, C); moved to the device.
         data: what the student will be trained on, or the same without augmentation.
-        folder: a folder of its own; made if need be.
+        folder: one of its own; made if need be.
         epochs: passes over the data; data without augmentation take one.
         seed: the one `fit` will be given; without augmentation any.
         batch_size: rows of one forward pass. Results of different batch sizes agree up to rounding.
         device: where the teacher runs; default `best_device()`.
         overwrite: replace whatever cache the folder holds.
-        progress: show a progress bar.
 
     Raises:
         ValueError: a folder with another cache or other files; logits that are not finite; no data.
@@ -165,7 +159,7 @@ def _logits(teacher: nn.Module, batch: Batch) -> Tensor:
             f"{tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__}. Wrap it in a "
             f"module that returns its logits alone"
         )
-    # The largest tells all: NaN and +inf come through, and −inf means that no class is left.
+    # The largest is enough: NaN and +inf come through, and −inf means that no class is left.
     if not logits.amax(-1).isfinite().all():
         raise ValueError(
             f"the teacher's logits in rows {batch.rows[0]} to {batch.rows[-1]} of epoch {batch.epoch} are "

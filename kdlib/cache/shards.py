@@ -22,13 +22,9 @@ __all__ = ["Cache", "read_manifest"]
 class Cache:
     """A teacher's outputs for the rows of its data, once or for several epochs.
 
-    `manifest.json` holds what they are bound to; each shard, a safetensors file, a run of rows of one epoch.
-    A process that is killed loses the shard in the making and nothing else. Shards are verified when first
-    asked for, and then stay mapped, not copied.
-
-    Args:
-        folder: one of its own.
-        manifest: JSON values, among them `rows` and `epochs`.
+    `manifest.json` holds what they are bound to, JSON values, among them `rows` and `epochs`; each shard, a
+    safetensors file, a run of rows of one epoch. A process that is killed loses the shard in the making and
+    nothing else. Shards are verified when first asked for, and then stay mapped, not copied.
     """
 
     MAKER: ClassVar[str]  # the function that writes such a cache
@@ -50,8 +46,7 @@ class Cache:
     ) -> None:
         """Make every shard that is missing, damaged or of another cache; one process at a time.
 
-        `make` gives the tensors of a run of rows of an epoch. A ValueError refuses a folder with another
-        cache, unless it is to be overwritten, or with other files.
+        `make` gives the tensors of a run of rows of an epoch.
         """
         self._claim(overwrite)
         with FileLock(self.folder / ".lock"):
@@ -73,10 +68,9 @@ class Cache:
             )
 
     def gather(self, epoch: int, rows: Tensor) -> dict[str, Tensor]:
-        """The stored tensors for (B) rows, in any order, repeated or not; on the rows' device.
+        """The stored tensors for (B) int64 rows, in any order, repeated or not; on the rows' device.
 
-        Raises:
-            FileNotFoundError, DamagedFile: a shard has gone, or changed. IndexError: a row outside the data.
+        FileNotFoundError, DamagedFile: a shard has gone, or changed. IndexError: a row outside the data.
         """
         asked = rows.cpu()
         if len(asked) and not 0 <= asked.min() <= asked.max() < len(self):

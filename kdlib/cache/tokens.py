@@ -82,7 +82,7 @@ class CachedTokens(Cache):
         )
 
     def packed(self, top: TopK) -> dict[str, Tensor]:
-        """Log-probabilities at the manifest's T, in the form that goes to disk."""
+        """As it goes to disk."""
         # At the end of float16's range a probability is 0, but the token is not ruled out.
         values = top.values.clamp(min=torch.finfo(torch.float16).min)
         return {
@@ -107,10 +107,7 @@ class CachedTokens(Cache):
     def check(self, examples: Sequence[Example], temperature: float, width: int) -> None:
         """Refuse, by a ValueError that says why, a training run that this cache does not belong to.
 
-        Args:
-            examples: what the student will be trained on, in its order.
-            temperature: T of the loss: the mass of the tokens that were not kept is known at one only.
-            width: number of logits to compare.
+        The loss must have the cache's T: the mass of the tokens that were not kept is known at it alone.
         """
         self.require(texts=_fingerprint(examples), temperature=temperature, width=width)
 

@@ -435,6 +435,14 @@ def test_files_of_others_are_never_touched(folder, data, name, text, overwrite):
     assert contents(folder) == {name: text.encode()}
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_in_the_place_of_the_folder_is_refused_and_left_alone(folder, data, overwrite):
+    folder.write_text("a file")
+    with pytest.raises(FileExistsError, match=str(folder)):
+        make(folder, data, overwrite=overwrite)
+    assert folder.read_text() == "a file"
+
+
 def test_overwriting_leaves_other_files_beside_a_cache(folder, data):
     make(folder, data)
     (folder / "notes.txt").write_text("mine")
