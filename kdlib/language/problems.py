@@ -15,15 +15,12 @@ __all__ = ["Problem", "load_problems"]
 class Problem:
     """What a model is asked, and the reference answer.
 
-    Attributes:
-        key: identity, so that no problem is both trained on and tested.
-        statement: the user's turn.
-        answer: anything that `verify_answer` takes as a reference: "6 chickens and 4 rabbits", "1,234",
-            "\\frac{1}{2}", or a whole GSM8K solution with its "#### 1,234".
+    That is anything `verify_answer` takes as one: "6 chickens and 4 rabbits", "1,234", "\\frac{1}{2}", or a
+    whole GSM8K solution with its "#### 1,234".
     """
 
-    key: str
-    statement: str
+    key: str  # identity, so that no problem is both trained on and tested
+    statement: str  # the user's turn
     answer: str
 
 

@@ -28,20 +28,16 @@ SEARCHED, _LONGEST = 150_000, 400
 class Step:
     """One equality as it is written, and whether it is true.
 
-    Attributes:
-        text, left: the equality, "28 − 20 = 8", and its left side.
-        value, claimed: what the left and the right side come to, exactly.
-        correct: whether these are equal. A decimal may be rounded as written where the other side
-            multiplies or divides: 1 ÷ 3 = 0.33; after ≈ a whole number may be, too. 40% is 40 or 0.4.
-        start: where the equality begins in the text that was searched.
+    A decimal may be rounded as written where the other side multiplies or divides: 1 ÷ 3 = 0.33; after ≈ a
+    whole number may be, too. 40% is 40 or 0.4.
     """
 
-    text: str
-    left: str
-    value: Fraction
-    claimed: Fraction
+    text: str  # "28 − 20 = 8"
+    left: str  # "28 − 20"
+    value: Fraction  # what the left side comes to, exactly
+    claimed: Fraction  # what the right side comes to
     correct: bool
-    start: int
+    start: int  # where the equality begins in the text that was searched
 
 
 def arithmetic_steps(text: str) -> list[Step]:
@@ -135,9 +131,7 @@ def _agree(left: str, right: str, value: Fraction, claimed: Fraction, about: boo
 # Values: Python's parser makes the tree (and runs nothing), exact fractions are computed from it.
 
 _OPERAND = re.compile(rf"({NUMERAL})(\s*%)?")
-_OPERATIONS = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-}  # fmt: skip
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
 def _value(side: str) -> Fraction | None:
@@ -160,8 +154,8 @@ def _computed(tree: ast.expr) -> Fraction:
     match tree:
         case ast.Constant(int(number)):
             return Fraction(number)
-        case ast.BinOp(left, sign, right) if type(sign) in _OPERATIONS:
-            return _OPERATIONS[type(sign)](_computed(left), _computed(right))
+        case ast.BinOp(left, sign, right) if type(sign) in _OPERATORS:
+            return _OPERATORS[type(sign)](_computed(left), _computed(right))
         case ast.UnaryOp(ast.UAdd() | ast.USub() as sign, number):
             return -_computed(number) if isinstance(sign, ast.USub) else _computed(number)
     raise ValueError("no expression")

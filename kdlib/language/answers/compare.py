@@ -91,10 +91,9 @@ _WORD = re.compile(r"[^\W\d_]++(?:['’.-][^\W\d_]*+)*+|[%$]")
 def _unit(rest: str) -> tuple[int, str | None]:
     """What the number is to be multiplied by, and the unit's first word: "" without one, None if no unit."""
     parts = list(filter(None, re.split(r"[\s/]+|(?<=[%万亿])", rest)))
-    scale = _TIMES.get(parts[0].lower()) if parts else None
-    if scale:
+    scale = _TIMES.get(parts[0].lower(), 1) if parts else 1
+    if scale > 1:
         del parts[0]
-    scale = scale or 1
     if not parts:
         return scale, ""
     first = parts[0].lower().rstrip(".")
@@ -154,11 +153,10 @@ def _counts(answer: str) -> dict[str, Fraction] | None:
     counts: dict[str, Fraction] = {}
     for item in items:
         found = next(filter(None, (pattern.fullmatch(item) for pattern in _ITEMS)), None)
-        if found is None or found["name"] in counts:
+        name = found and found["name"]
+        if not name or name in counts or not _NOT_UNITS.isdisjoint(name.lower().split()):
             return None
-        if not _NOT_UNITS.isdisjoint(found["name"].lower().split()):
-            return None
-        counts[found["name"]] = Fraction(found["count"].replace(",", ""))
+        counts[name] = Fraction(found["count"].replace(",", ""))
     return counts
 
 

@@ -29,10 +29,7 @@ from itertools import islice
 from kdlib.language.answers.arithmetic import Step, arithmetic_steps, first_wrong_step
 from kdlib.language.answers.compare import is_answer, same_answer
 
-__all__ = [
-    "LONGEST", "SEARCHED", "Step",
-    "arithmetic_steps", "final_answer", "first_wrong_step", "has_format", "verify_answer",
-]  # fmt: skip
+__all__ = ["Step", "arithmetic_steps", "final_answer", "first_wrong_step", "has_format", "verify_answer"]
 
 SEARCHED, LONGEST = 100_000, 1_000
 _TRIES = 50  # boxes, headings and cues looked at, from the last one backwards
@@ -40,12 +37,9 @@ _OPEN, _CLOSE = "<think>", "</think>"
 
 
 def final_answer(text: str) -> str | None:
-    """The answer that a text gives, as it is written; None where there is none.
+    """The answer that a completion, a solution or a bare answer gives; None where there is none.
 
-    Without the characters around it that do not belong to it: blanks, Markdown's emphasis, the full stop.
-
-    Args:
-        text: a completion, a reference solution or a bare answer.
+    As it is written, but for blanks, Markdown's emphasis and the full stop around it.
     """
     if text.rfind(_OPEN) > text.rfind(_CLOSE):
         return None
@@ -56,8 +50,7 @@ def final_answer(text: str) -> str | None:
 def has_format(text: str) -> bool:
     """Whether a completion closes its thought once, opens none but at its beginning, and then answers.
 
-    Args:
-        text: the completion, with the opening `<think>` or without it (where the template wrote it).
+    The opening `<think>` may be missing: some templates write it into the prompt.
     """
     inside = text.lstrip().removeprefix(_OPEN)
     return text.count(_CLOSE) == 1 and _OPEN not in inside and final_answer(text) is not None
@@ -66,12 +59,8 @@ def has_format(text: str) -> bool:
 def verify_answer(text: str, reference: str) -> bool:
     """Whether the text's final answer is the reference's.
 
-    Args:
-        text: a completion or an answer, see `final_answer`. No answer is a wrong answer.
-        reference: an answer, or a text that gives one.
-
-    Raises:
-        ValueError: for a reference that says nothing.
+    Each may be an answer or give one, see `final_answer`. No answer is a wrong one; a ValueError refuses a
+    reference without any.
     """
     expected = final_answer(reference) or reference.strip()
     if not 0 < len(expected) <= LONGEST:

@@ -27,12 +27,10 @@ _LOCK = threading.Lock()
 def same_mathematics(answer: str, expected: str, *, seconds: float = 3.0) -> bool:
     """Whether math-verify finds two formulas equal.
 
-    False, too, for more than 1,000 characters, and where comparing takes more than the given time or 2 GiB.
+    False, too, for more than 1,000 characters, and where comparing takes more than so many seconds or 2 GiB.
 
-    Args:
-        answer, expected: LaTeX without dollar signs around it.
-        seconds: the most that comparing may take. Starting the process, at first and after it was killed,
-            takes about two seconds more, on a slow machine longer.
+    Both are LaTeX without dollar signs around it. Starting the process, at first and after it was killed,
+    takes about two seconds more, on a slow machine longer.
     """
     if max(len(answer), len(expected)) > _LONGEST:
         return False
