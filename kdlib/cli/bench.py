@@ -11,7 +11,6 @@ TESTS = Path(__file__).resolve().parents[2] / "tests"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks; their own parser reads the arguments."""
     if not (TESTS / "benchmarks" / "__main__.py").is_file():
-        print("The benchmarks are not installed with the package: run this in a checkout.", file=sys.stderr)
-        return 1
+        raise FileNotFoundError("the benchmarks are not installed with the package: run this in a checkout")
     sys.path.insert(0, str(TESTS))
     return importlib.import_module("benchmarks.__main__").main(argv)

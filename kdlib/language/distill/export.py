@@ -16,8 +16,6 @@ prompt and completion TRL drops the mask, and the student would learn the prompt
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -29,32 +27,13 @@ from kdlib.storage import replaced
 _TRL_LENGTH = 1024  # of SFTConfig(max_length) by default
 
 
-@dataclass(frozen=True)
-class Export:
-    """What was written; prints with the lines that read it."""
-
-    path: Path
-    texts: int
-    tokens: int  # of prompts and completions
-    learnt: int  # tokens of completions, ends included
-    longest: int  # tokens of the longest text, the least that SFTConfig's max_length may be
-    cut: int  # texts that are longer than SFTConfig's default
-
-    def __str__(self) -> str:
-        return (
-            f"{self.texts:,} texts of {self.tokens:,} tokens, {self.learnt:,} of them to be learnt, "
-            f"the longest of {self.longest:,}: {self.path}\n"
-            f'datasets.load_dataset("json", data_files="{self.path}", split="train") reads them.\n'
-            f"Give SFTConfig max_length=None, or {self.longest} with packing: its default, {_TRL_LENGTH:,}, "
-            f"would cut {self.cut:,} of them."
-        )
-
-
 def export_for_trl(
     traces: Sequence[Trace | tuple[str, str]], tokenizer: PreTrainedTokenizerBase, path: str | os.PathLike,
     *, form: Literal["tokens", "text"] = "tokens",
-) -> Export:  # fmt: skip
+) -> str:  # fmt: skip
     """Write texts as JSON lines for `trl.SFTTrainer`: the tokens that `distill_language_model` learns from.
+
+    Returned is what was written, and how it is read.
 
     Args:
         traces: as for `distill_language_model`. Leave out beforehand, by `filter_traces`, what is wrong.
@@ -73,10 +52,14 @@ def export_for_trl(
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
     lengths = [len(example) for example in encoded]
-    return Export(
-        Path(path), len(encoded), sum(lengths), sum(len(example.completion) for example in encoded),
-        max(lengths), sum(length > _TRL_LENGTH for length in lengths),
-    )  # fmt: skip
+    learnt, cut = sum(len(e.completion) for e in encoded), sum(length > _TRL_LENGTH for length in lengths)
+    return (
+        f"{len(encoded):,} texts of {sum(lengths):,} tokens, {learnt:,} of them to be learnt, "
+        f"the longest of {max(lengths):,}: {path}\n"
+        f'datasets.load_dataset("json", data_files="{path}", split="train") reads them.\n'
+        f"Give SFTConfig max_length=None, or {max(lengths)} with packing: its default, {_TRL_LENGTH:,}, "
+        f"would cut {cut:,} of them."
+    )
 
 
 def _as_tokens(example: TokenExample) -> dict[str, list[int]]:

@@ -128,8 +128,7 @@ def test_the_length_that_trl_cuts_at_is_the_one_we_warn_of(in_trl, tokenizer, tm
     text = replace(TEXTS[0], text=" are" * (default - longest) + TEXTS[0].text)
     more = replace(text, text=" are" + text.text)
     exported = export_for_trl([text, more, more, TEXTS[0]], tokenizer, tmp_path / "long.jsonl")
-    assert (exported.longest, exported.cut) == (default + 1, 2)
-    assert f"or {default + 1} with packing: its default, {default:,}, would cut 2 of them" in str(exported)
+    assert f"or {default + 1} with packing: its default, {default:,}, would cut 2 of them" in exported
 
 
 # --- the files -------------------------------------------------------------------------------------
@@ -138,29 +137,31 @@ def test_the_length_that_trl_cuts_at_is_the_one_we_warn_of(in_trl, tokenizer, tm
 def test_tokens_are_exact_whatever_the_tokenizer_and_whatever_was_cut_off(tmp_path):
     tokenizer = word_tokenizer()
     texts = [("w1 w2", "w3 </think> w4"), Text("w5", "w6", finished=False), Text("w7", "", finished=False)]
-    exported = export_for_trl(texts, tokenizer, tmp_path / "deep" / "out.jsonl")
+    path = tmp_path / "deep" / "out.jsonl"
+    exported = export_for_trl(texts, tokenizer, path)
     user, assistant, think, close = tokenizer.convert_tokens_to_ids(
         ["<user>", "<assistant>", "<think>", "</think>"]
     )
     w = [tokenizer.convert_tokens_to_ids(f"w{n}") for n in range(8)]
     first = [user, w[1], w[2], assistant, think, w[3], close, w[4], tokenizer.eos_token_id]
     second, third = [user, w[5], assistant, think, w[6]], [user, w[7], assistant, think]
-    assert lines(exported.path) == [
+    assert lines(path) == [
         {"input_ids": first, "labels": [-100] * 5 + first[5:]},
         {"input_ids": second, "labels": [-100] * 4 + [w[6]]},
         {"input_ids": third, "labels": [-100] * 4},
     ]
-    assert (exported.texts, exported.tokens, exported.learnt) == (3, 18, 5)
-    assert (exported.longest, exported.cut) == (9, 0)
+    assert exported.startswith(f"3 texts of 18 tokens, 5 of them to be learnt, the longest of 9: {path}\n")
+    assert "or 9 with packing" in exported and "would cut 0 of them" in exported
 
 
 @pytest.mark.parametrize("bos", [False, True], ids=["no bos", "bos"])
 def test_texts_are_what_was_said_and_encode_to_the_same(tmp_path, bos):
     tokenizer = like_r1(puzzle_tokenizer()) if bos else puzzle_tokenizer()
     texts = [*TEXTS, ("甲乙各几只？", "\n</think>\n\n猫 <unk> x")]
-    exported = export_for_trl(texts, tokenizer, tmp_path / "out.jsonl", form="text")
-    assert "甲乙" in exported.path.read_text("utf-8"), "readable, also in Chinese"
-    for row, example, text in zip(lines(exported.path), tokenize(tokenizer, texts), texts, strict=True):
+    path = tmp_path / "out.jsonl"
+    export_for_trl(texts, tokenizer, path, form="text")
+    assert "甲乙" in path.read_text("utf-8"), "readable, also in Chinese"
+    for row, example, text in zip(lines(path), tokenize(tokenizer, texts), texts, strict=True):
         said = text[1] if isinstance(text, tuple) else text.text
         assert row.keys() == {"prompt", "completion"} and row["completion"] == said + tokenizer.eos_token
         assert tokenizer(row["prompt"])["input_ids"] == [*example.prompt]
