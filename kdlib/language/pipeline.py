@@ -65,7 +65,7 @@ class PipelineOptions:
     temperature: float = option(1.0, "T of the soft term")
     divergence: Divergence | None = option(None, "of the soft term (forward, on-policy reverse)")
     top_k: int | None = option(None, "learn from the teacher's k largest logits only (cached: 64)")
-    epochs: float | None = option(None, "passes over the texts (2, as R1-Distill's 2 to 3)")
+    epochs: float | None = option(2.0, "passes over the texts, R1-Distill's were 2 to 3")
     steps: int | None = option(None, "optimizer steps, instead of epochs")
     lr: float = option(1e-5, "highest learning rate")
     batch_size: int = option(1, "texts in a micro-batch of one device")
@@ -91,7 +91,8 @@ class PipelineOptions:
             )
         if self.teacher_quantise and sharding():
             raise ValueError("teacher_quantise packs weights, which FSDP2 cannot spread; launch with ddp")
-        self.epochs = None if self.steps is not None else 2.0 if self.epochs is None else self.epochs
+        if self.steps is not None:
+            self.epochs = None
 
 
 def run_pipeline(options: PipelineOptions) -> dict[str, object]:
@@ -164,9 +165,6 @@ def run_pipeline(options: PipelineOptions) -> dict[str, object]:
 
 def _say(text: str) -> None:
     PartialState().on_main_process(print)(text)
-
-
-# --- the stages -------------------------------------------------------------------------------------------
 
 
 def _read(options: PipelineOptions) -> tuple[list[Problem], list[Trace], list[Problem]]:

@@ -173,9 +173,6 @@ def distill_language_model(
     return trainer.history()
 
 
-# --- before training --------------------------------------------------------------------------------------
-
-
 def _check_length(steps: int | None, epochs: float | None, **counts: int | None) -> None:
     if (steps is None) == (epochs is None):
         raise ValueError(f"steps is {steps} and epochs is {epochs}; expected one of the two")
@@ -259,9 +256,6 @@ def _training_arguments(accelerator: Accelerator, settings: dict[str, object]) -
     return arguments
 
 
-# --- the folder of a run ----------------------------------------------------------------------------------
-
-
 def _claim(
     folder: Path, run: Mapping[str, object], resume: bool, encoded: Sequence[TokenExample],
     tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel,
@@ -295,9 +289,6 @@ def _state(checkpoint: str) -> TrainerState | None:
         return TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
     except (OSError, ValueError):
         return None
-
-
-# --- the training -----------------------------------------------------------------------------------------
 
 
 def _train(

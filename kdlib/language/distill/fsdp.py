@@ -23,7 +23,9 @@ def sharding() -> str | None:
     if not wanted or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
     if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
-        raise ValueError(f"FSDP_VERSION is {version}; expected fsdp_version: 2 in accelerate's configuration")
+        raise ValueError(
+            f"FSDP_VERSION is {version}; expected 2: fsdp_version: 2 in accelerate's configuration"
+        )
     return "fsdp2"
 
 

@@ -152,8 +152,6 @@ class DistillationTrainer(Trainer, TrainerCallback):
             completed.append(TokenExample(example.prompt, tuple(row[:end])))
         return self._collate(completed)
 
-    # --- the loss -------------------------------------------------------------------------------------------
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's share of the step's mean over tokens."""
         teacher, targets = None, inputs["targets"]
@@ -198,8 +196,6 @@ class DistillationTrainer(Trainer, TrainerCallback):
             ignore_index=None, student_bias=bias, teacher_bias=teacher.bias, classes=self._width,
             reduction="sum", return_terms=True,
         )  # fmt: skip
-
-    # --- the record -----------------------------------------------------------------------------------------
 
     def on_train_begin(self, args, state, control, **_) -> None:
         self._start = time.perf_counter()
@@ -258,8 +254,6 @@ class DistillationTrainer(Trainer, TrainerCallback):
         steps = [record for record in self.state.log_history if "tokens" in record]
         figures = {name: [record[name] for record in steps] for name in (*self._names, "tokens")}
         return LanguageHistory(**figures, seconds=steps[-1]["seconds"], peak_memory=steps[-1]["peak_memory"])
-
-    # --- checkpoints ----------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model, trial) -> None:
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
