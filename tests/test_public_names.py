@@ -42,3 +42,8 @@ def test_an_unknown_name_is_an_attribute_error_that_names_it():
 def test_importing_kdlib_does_not_import_torch():
     code = "import sys, kdlib; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_importing_the_loss_and_the_loop_does_not_import_the_compiler():
+    code = "import sys; from kdlib import fit, kd_loss; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,11 +1,13 @@
-"""The distillation losses. Read `kdlib.losses.kd` first."""
+"""The distillation losses. Read `kdlib.losses.kd` first.
+
+Not imported here: `kdlib.losses.linear`, which marks its loss for torch.compile and so imports all of that.
+"""
 
 from kdlib.losses.divergences import jensen_shannon_divergence, kl_divergence
 from kdlib.losses.kd import kd_loss, soft_target_loss, soften
-from kdlib.losses.linear import LossTerms, chunk_tokens, linear_kd_loss
 from kdlib.losses.top_k import TopK, top_k_loss, top_k_of
 
 __all__ = [
-    "LossTerms", "TopK", "chunk_tokens", "jensen_shannon_divergence", "kd_loss", "kl_divergence",
-    "linear_kd_loss", "soft_target_loss", "soften", "top_k_loss", "top_k_of",
+    "TopK", "jensen_shannon_divergence", "kd_loss", "kl_divergence", "soft_target_loss", "soften",
+    "top_k_loss", "top_k_of",
 ]

@@ -54,8 +54,6 @@ def on_kernels(*logits: Tensor | None) -> bool:
 _RUN_ON: dict[int, bool] = {}
 
 
-# Compiled code keeps what was found when it was compiled.
-@torch.compiler.assume_constant_result
 def _kernels_run_on(device: int) -> bool:
     if os.environ.get("KDLIB_KERNELS") == "0":
         return False
@@ -68,6 +66,11 @@ def _kernels_run_on(device: int) -> bool:
             and kernels_run(torch.device("cuda", device))
         )
     return _RUN_ON[device]
+
+
+# Compiled code keeps what was found when it was compiled. This is all that
+# torch.compiler.assume_constant_result does, but that imports torch._dynamo, which takes over a second.
+_kernels_run_on._dynamo_marked_constant = True
 
 
 def kernels_run(device: torch.device) -> bool:

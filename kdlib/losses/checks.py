@@ -140,8 +140,8 @@ def check_top_k(student_logits: Tensor, teacher: tuple[Tensor, Tensor, Tensor]) 
     if not hasattr(teacher, "log_tail"):
         raise ValueError(f"teacher must be a TopK, as top_k_of makes it; got {type(teacher).__name__}")
     values, indices, log_tail = teacher
-    *places, classes = student_logits.shape
-    if [*values.shape[:-1]] != places or indices.shape != values.shape or [*log_tail.shape] != places:
+    *positions, classes = student_logits.shape
+    if [*values.shape[:-1]] != positions or indices.shape != values.shape or [*log_tail.shape] != positions:
         raise ValueError(
             f"teacher has values {tuple(values.shape)}, indices {tuple(indices.shape)} and log_tail "
             f"{tuple(log_tail.shape)}; expected (..., k), (..., k) and (...) with the positions of "
@@ -168,5 +168,5 @@ def check_linear(student_hidden: Tensor, teacher: object, weight: Tensor | None)
             f"teacher_weight is {'given' if stored else None}; expected the weight of the teacher's output "
             "layer beside its hidden states, or None beside a TopK"
         )
-    places = teacher.log_tail if stored else teacher[..., 0]
-    _check_positions("teacher_hidden without its last axis", places, student_hidden)
+    positions = teacher.log_tail if stored else teacher[..., 0]
+    _check_positions("teacher_hidden without its last axis", positions, student_hidden)
