@@ -48,8 +48,9 @@ class Cache:
 
         `make` gives the tensors of a run of rows of an epoch.
         """
-        self._claim(overwrite)
+        self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
+            self._claim(overwrite)
             for left in self.folder.glob(".[0-9]*.part"):
                 left.unlink(missing_ok=True)  # of a process that was killed
             for epoch, rows in tqdm([*self._shards()], desc="teacher", disable=not progress, leave=False):

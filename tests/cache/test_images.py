@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from kdlib.cache import shards
 from kdlib.cache.images import CachedTeacher, cache_teacher
 from kdlib.data import Examples
 from kdlib.storage import DamagedFile, load_tensors
@@ -469,6 +471,7 @@ def test_bad_arguments_are_named_and_leave_no_folder(folder, data, argument, val
 
 WRITER = """
 import os, sys, torch
+from kdlib.cache import shards
 from kdlib.cache.images import CachedTeacher, cache_teacher
 from kdlib.data import Examples
 
@@ -568,3 +571,19 @@ def test_two_processes_at_once_write_one_sound_cache(tmp_path, writer):
     assert [writer.end(child) for child in children] == [0, 0]
     writer.write(tmp_path / "one")
     assert contents(tmp_path / "both") == contents(tmp_path / "one")
+
+
+def test_a_folder_that_another_writer_has_just_claimed_is_shared(folder, data, monkeypatch):
+    read, manifest = shards.read_manifest, folder / "manifest.json"
+
+    def read_then_be_overtaken(*where):
+        held, deadline = read(*where), time.monotonic() + 0.3
+        while held is None and not manifest.exists() and time.monotonic() < deadline:
+            time.sleep(1e-3)  # the other may write its manifest, where nothing keeps it from that
+        return held
+
+    monkeypatch.setattr(shards, "read_manifest", read_then_be_overtaken)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(data.images.shape[1:]), 3))
+    with ThreadPoolExecutor(2) as both:
+        first, second = both.map(lambda _: make(folder, data, teacher), range(2))
+    assert torch.equal(first.whole("logits"), second.whole("logits"))
