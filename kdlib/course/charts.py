@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from kdlib.course.figures import bar_style, canvas, describe, log_ticks, name_ticks, point_style
+from kdlib.course.figures import bar_style, canvas, colours, describe, log_ticks, name_ticks, point_style
 
 # Of plans: these have the same colour in all figures, and stand in this order.
 _COMPONENTS = (
@@ -29,13 +29,14 @@ def named_points(
     The names of the second of the `groups` stand below their points, others above.
     """
     parts, kinds = [], list(dict.fromkeys(groups.values()))
+    coloured = colours(kinds)
     shape = {"ncols": len(panels), "squeeze": False}
     with canvas(max(6.5, 6 * len(panels)), 4.6, **shape) as (figure, grid):
         for axes, (heading, y) in zip(grid[0], panels.items(), strict=True):
             for k, kind in enumerate(kinds):
                 names = [name for name in y if groups[name] == kind]
                 places = [x[name] for name in names], [y[name] for name in names]
-                axes.plot(*places, linestyle="", markersize=9, label=kind, **point_style(k))
+                axes.plot(*places, linestyle="", markersize=9, label=kind, **point_style(k, coloured[k]))
                 place = {"xytext": (0, -9), "va": "top"} if k == 1 else {"xytext": (0, 9), "va": "bottom"}
                 for name in names:
                     axes.annotate(name, (x[name], y[name]), **_BESIDE, **place)
@@ -175,12 +176,12 @@ def pictures(
 
 def truth_scatter(truth: Tensor, models: Mapping[str, Tensor], *, event: str, title: str = "") -> Figure:
     """What models say, (N) by name, against true probabilities (N) of an event; the line is agreement."""
-    exact, parts = torch.as_tensor(truth).double().cpu(), []
+    exact, parts, coloured = torch.as_tensor(truth).double().cpu(), [], colours(models)
     size = {"ncols": len(models), "squeeze": False, "sharey": True}
     with canvas(max(5.5, 4.2 * len(models)), 4.6, heading=title, **size) as (figure, grid):
         for k, (axes, (name, values)) in enumerate(zip(grid[0], models.items(), strict=True)):
             said = torch.as_tensor(values).double().cpu()
-            axes.plot(exact, said, linestyle="", alpha=0.25, markersize=3.5, **point_style(k))
+            axes.plot(exact, said, linestyle="", alpha=0.25, markersize=3.5, **point_style(k, coloured[k]))
             axes.plot([0, 1], [0, 1], color="black", linestyle=":")
             axes.set(xlabel=f"true P({event})", title=name, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
             axes.set(xticks=np.linspace(0, 1, 6), yticks=np.linspace(0, 1, 6))

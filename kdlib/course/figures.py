@@ -3,8 +3,10 @@
 import base64
 import html
 import io
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import matplotlib as mpl
@@ -18,6 +20,15 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "|||")
+# One colour for one arm in the whole course. Arms of one family stand in one figure: these too are told
+# apart with colour blindness, mostly by Okabe and Ito and by Tol's palettes.
+ARMS = {
+    "teacher": "#0072B2", "alone": "#6E6E6E", "distilled": "#D55E00", "smoothed": "#CC79A7",
+    "pseudo-labels": "#56B4E9", "truth": "#000000",
+    "answers": "#999933", "verified": "#332288", "unverified": "#EE6677", "shortest": "#33BBEE",
+    "logits": "#882255", "on-policy": "#543005",
+}
+_ARM = re.compile(rf"({'|'.join(ARMS)})(?=$|,| \()|(teacher|student)(?=$|[, ])")
 STYLE = {
     "font.size": 13, "axes.titlesize": 14, "legend.fontsize": 12, "legend.frameon": False,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
@@ -68,15 +79,31 @@ def canvas(
         yield figure, figure.subplots(**subplots)
 
 
-def bar_style(k: int) -> dict[str, object]:
+def arm(name: str) -> str | None:
+    """The arm that a series belongs to: "distilled" for "distilled, 300 labels", None for "T = 4".
+
+    A "student" has the colour of "distilled".
+    """
+    found = _ARM.match(name)
+    return found and (found[0] if found[0] in ARMS else "distilled")
+
+
+def colours(names: Iterable[str]) -> list[str]:
+    """One for each series of a figure: arms have their own, others take in turn what these leave."""
+    known = [arm(name) for name in names]
+    rest = itertools.cycle([c for c in COLOURS if c not in {ARMS[found] for found in known if found}])
+    return [ARMS[found] if found else next(rest) for found in known]
+
+
+def bar_style(k: int, colour: str = "") -> dict[str, object]:
     """Of the bars of series k."""
     hatch = HATCHES[k % 7] + ("oo" if k > 6 else "")
-    return {"color": COLOURS[k % 7], "hatch": hatch, "edgecolor": "white", "linewidth": 0}
+    return {"color": colour or COLOURS[k % 7], "hatch": hatch, "edgecolor": "white", "linewidth": 0}
 
 
-def point_style(k: int) -> dict[str, object]:
+def point_style(k: int, colour: str = "") -> dict[str, object]:
     """Of the points of series k."""
-    return {"color": COLOURS[k % 7], "marker": MARKERS[k % 7]}
+    return {"color": colour or COLOURS[k % 7], "marker": MARKERS[k % 7]}
 
 
 def name_ticks(axes: Axes, names: Sequence[object], room: float) -> float:

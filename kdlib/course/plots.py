@@ -17,7 +17,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from kdlib.course.charts import memory_bars, named_points, pictures, stacked_groups, token_grid, truth_scatter
-from kdlib.course.figures import LINES, bar_style, canvas, describe, log_ticks, name_ticks, point_style, show
+from kdlib.course.figures import (
+    LINES,
+    bar_style,
+    canvas,
+    colours,
+    describe,
+    log_ticks,
+    name_ticks,
+    point_style,
+    show,
+)
 from kdlib.losses.kd import kd_loss, soft_target_loss, soften
 from kdlib.metrics import ReliabilityCurve, Scores, interval
 
@@ -127,9 +137,9 @@ def temperature_curves(logits: Tensor, temperatures: Tensor, classes: Sequence[s
     table = torch.stack([soften(logits, float(t)) for t in temperatures])
     entropies = [_entropy(row) for row in table]
     with canvas(11, 4.2, ncols=2) as (figure, (left, right)):
-        _curves(left, temperatures, {name: table[:, k] for k, name in enumerate(classes)})
+        _curves(left, temperatures, {name: table[:, k] for k, name in enumerate(classes)}, classes)
         left.set(ylabel="probability", title="Probabilities")
-        _curves(right, temperatures, {"entropy": entropies})
+        _curves(right, temperatures, {"entropy": entropies}, ["entropy"])
         right.axhline(math.log(len(classes)), color="black", linestyle=":", label="log C")
         right.set(ylabel="entropy (nats)", title="Entropy")
         for axes in (left, right):
@@ -149,9 +159,8 @@ def lines(
     """Curves, (K,) by name, over x (K,); half_widths (K,) of intervals for the series that it names."""
     figure = panels(x, {title: series}, xlabel=xlabel, ylabel=ylabel, log_x=log_x, log_y=log_y)
     figure.set_size_inches(8, 4.4)
-    for k, name in enumerate(series):
+    for name, colour in zip(series, colours(series), strict=True):
         if name in (half_widths or {}):
-            colour = point_style(k)["color"]
             figure.axes[0].errorbar(x, series[name], half_widths[name], fmt="none", color=colour, capsize=5)
     return figure
 
@@ -162,9 +171,10 @@ def panels(
 ) -> Figure:
     """Groups of curves side by side on common axes, under the title of each group."""
     shape = {"ncols": len(groups), "squeeze": False, "sharey": True}
+    names = list(dict.fromkeys(name for series in groups.values() for name in series))
     with canvas(max(8, 4 * len(groups)), 4.2, heading=title, **shape) as (figure, grid):
         for axes, (name, series) in zip(grid[0], groups.items(), strict=True):
-            _curves(axes, x, series)
+            _curves(axes, x, series, names)
             axes.set(xlabel=xlabel, title=name, yscale="log" if log_y else "linear")
             if log_x and len(x) <= 8:
                 log_ticks(axes, [float(v) for v in x])
@@ -212,12 +222,12 @@ def arms(
     scores: Mapping[str, Sequence[Scores | float]], *, title: str = "", ylabel: str = "test accuracy (%)"
 ) -> Figure:
     """Every seed of every arm as a dot, a number or the accuracy of `Scores`, with mean and 95% interval."""
-    parts = []
+    parts, coloured = [], colours(scores)
     with canvas(max(6.5, 1.7 * len(scores)), 4.4) as (figure, axes):
         for k, (name, entries) in enumerate(scores.items()):
             values = [100 * e.accuracy if isinstance(e, Scores) else float(e) for e in entries]
             places = np.linspace(k - 0.12, k + 0.12, len(values)) if len(values) > 1 else [k]
-            axes.plot(places, values, linestyle="", alpha=0.6, **point_style(k))
+            axes.plot(places, values, linestyle="", alpha=0.6, **point_style(k, coloured[k]))
             if len(values) == 1:
                 parts.append(f"{name} {values[0]:.1f}")
                 continue
@@ -233,12 +243,12 @@ def arms(
 
 def reliability(curves: Mapping[str, ReliabilityCurve], *, title: str = "") -> Figure:
     """Accuracy against confidence; on the diagonal a model is as often right as it says."""
-    parts = []
+    parts, coloured = [], colours(curves)
     with canvas(6, 5) as (figure, axes):
         axes.plot([0, 1], [0, 1], color="black", linestyle=":", label="perfect")
         for k, (name, curve) in enumerate(curves.items()):
             full = curve.count > 0
-            style = {"linestyle": LINES[k % 7], **point_style(k)}
+            style = {"linestyle": LINES[k % 7], **point_style(k, coloured[k])}
             axes.plot(curve.confidence[full], curve.accuracy[full], label=name, **style)
             parts.append(f"{name}: mean gap {curve.mean_gap:.3f}")
         axes.set(xlabel="confidence", ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1.02))
@@ -276,20 +286,22 @@ def loss_picture(
 
 def _bars(axes: Axes, rows: Mapping[str, Numbers], classes: Sequence[str]) -> float:
     """Bars beside bars; returns what `name_ticks` returns."""
-    width = 0.8 / len(rows)
+    width, coloured = 0.8 / len(rows), colours(rows)
     for k, (name, values) in enumerate(rows.items()):
         places = np.arange(len(classes)) + (k - (len(rows) - 1) / 2) * width
-        axes.bar(places, [float(v) for v in values], width, label=name, **bar_style(k))
+        axes.bar(places, [float(v) for v in values], width, label=name, **bar_style(k, coloured[k]))
     axes.grid(axis="x", visible=False)
     # Before the layout is known; it will hardly be narrower.
     inches = axes.get_position().width * axes.get_figure().get_figwidth()
     return name_ticks(axes, classes, inches / (1.1 * len(classes)))
 
 
-def _curves(axes: Axes, x: Numbers, series: Mapping[str, Numbers]) -> None:
-    """Curves told apart by colour, line and, where there are few points, marker."""
-    for k, (name, values) in enumerate(series.items()):
-        style = point_style(k) | ({} if len(x) <= 12 else {"marker": None})
+def _curves(axes: Axes, x: Numbers, series: Mapping[str, Numbers], names: Sequence[str]) -> None:
+    """Curves told apart by colour, line and, where few points, marker, by their place in `names`."""
+    coloured = colours(names)
+    for name, values in series.items():
+        k = list(names).index(name)
+        style = point_style(k, coloured[k]) | ({} if len(x) <= 12 else {"marker": None})
         places = [float(v) for v in x], [float(v) for v in values]
         axes.plot(*places, label=name, linestyle=LINES[k % 7], **style)
 

@@ -16,13 +16,12 @@ import scipy.special
 import scipy.stats
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from kdlib.course import charts, plots
-from kdlib.course.figures import COLOURS, STYLE, image_tag, png
+from kdlib.course import charts, plots, schematics
+from kdlib.course.figures import STYLE, image_tag, png
 from kdlib.metrics import reliability_curve
 
 alt_text = Figure.get_label
@@ -37,7 +36,7 @@ P = scipy.special.softmax(TEACHER.numpy())
 PICTURES = torch.tensor(RANDOM.random((4, 1, 8, 8)), dtype=torch.float32)
 MATRIX = torch.tensor(scipy.special.softmax(RANDOM.normal(size=(10, 10)), axis=1))
 GRID = torch.tensor([[91.0, 93.4, 92.0], [95.6, 94.0, 90.1]])
-ARMS = {"alone": [82.0, 84.5, 83.0], "distilled, T = 4, α = 0.1": [93.9, 94.6, 93.2], "one run": [90.0]}
+RUNS = {"alone": [82.0, 84.5, 83.0], "distilled, T = 4, α = 0.1": [93.9, 94.6, 93.2], "one run": [90.0]}
 POINTS = np.linspace(-6, 6, 121)
 BELL = scipy.special.softmax(-0.5 * (POINTS - 1) ** 2)
 CURVE = reliability_curve(torch.tensor(RANDOM.normal(size=(300, 5))), torch.arange(300) % 5)
@@ -61,7 +60,7 @@ def catalogue(classes: list[str]) -> dict[str, Figure]:
             [1, 2, 3], {"left": series, "right": series}, xlabel="epoch", ylabel="nats", title="Panels"
         ),
         "densities": plots.densities(POINTS, {"one bell": {"p": BELL, "q": BELL[::-1].copy()}}),
-        "arms": plots.arms(ARMS, title="Three seeds"),
+        "arms": plots.arms(RUNS, title="Three seeds"),
         "heat_map": plots.heat_map(
             GRID, [0.1, 0.5], classes[:3], xlabel="T", ylabel="α", colour_label="accuracy (%)", title="Grid"
         ),
@@ -92,6 +91,11 @@ def catalogue(classes: list[str]) -> dict[str, Figure]:
             {classes[0]: torch.tensor([[1, 2, 2, 0, 0], [1, 1, 2, 2, 2]]),
              classes[1]: torch.tensor([[1, 2, 1, 2, 2]])}
         ),
+        "teacher_student": schematics.teacher_student(),
+        "soft_label": schematics.soft_label(PICTURES[0], torch.tensor(P)),
+        "loss": schematics.loss(),
+        "reasoning": schematics.reasoning(),
+        "fused_loss": schematics.fused_loss(),
     }
 
 
@@ -116,11 +120,13 @@ def numbers(text: str) -> list[float]:
 
 
 def test_the_catalogue_holds_every_figure_of_the_module():
-    """A figure added to kdlib.course.plots is added above, and so comes under all tests of this section."""
+    """A figure added to plots or schematics is added above, and so comes under all tests of this section."""
+    functions = inspect.getmembers(plots, inspect.isfunction)
+    functions += inspect.getmembers(schematics, inspect.isfunction)
     makers = {
         name
-        for name, function in inspect.getmembers(plots, inspect.isfunction)
-        if function.__module__ in (plots.__name__, charts.__name__)
+        for name, function in functions
+        if function.__module__ in (plots.__name__, charts.__name__, schematics.__name__)
         and not name.startswith("_")
         and inspect.signature(function).return_annotation is Figure
     }
@@ -141,6 +147,8 @@ def test_every_axis_has_a_label(figures, kind):
     for axes in figures[kind].axes:
         if axes.get_images() and not axes.get_xticks().size:
             continue  # a picture
+        if not axes.axison:
+            continue  # a schematic
         shares_y = axes.get_subplotspec() and not axes.get_subplotspec().is_first_col()
         assert axes.get_xlabel() or axes.get_label() == "<colorbar>"
         assert axes.get_ylabel() or shares_y
@@ -166,6 +174,9 @@ def drawn_text(figure: Figure) -> tuple[list[Text], list[list[Text]]]:
     for owner in (figure.legends, *([axes.get_legend()] for axes in figure.axes)):
         free += [text for shown in owner if shown for text in shown.get_texts()]
     for axes in figure.axes:
+        if not axes.axison:
+            free += axes.texts
+            continue
         free += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_ticklabels()  # brings the ticks up to date
@@ -276,83 +287,14 @@ def test_show_displays_the_picture_and_its_alt_text(ipython, figures, kind):
     assert captured.stdout == captured.stderr == ""
 
 
-# --- colours -----------------------------------------------------------------------------------------
-
-# Machado, Oliveira and Fernandes 2009, "A Physiologically-based Model for Simulation of Color Vision
-# Deficiency", severity 1.0, on linear RGB.
-SIGHT = {
-    "full colour vision": np.eye(3),
-    "protanopia": [
-        [0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998],
-    ],
-    "deuteranopia": [
-        [0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881],
-    ],
-    "tritanopia": [
-        [1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900],
-    ],
-}
+# --- numbers and pictures ------------------------------------------------------------------------------
 
 
-def linear_rgb(colour) -> np.ndarray:
-    rgb = np.array(to_rgb(colour))
-    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-
-
-def lab(linear: np.ndarray) -> np.ndarray:
-    """CIELAB, D65, from linear sRGB (IEC 61966-2-1)."""
-    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
-              [0.0193339, 0.1191920, 0.9503041]]
-    xyz = to_xyz @ np.clip(linear, 0, 1) / (0.95047, 1, 1.08883)
-    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
-    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
-
-
-@pytest.mark.parametrize("sight", SIGHT)
-def test_colours_are_told_apart_with_colour_blindness(sight):
-    """Two colours that lie 2.3 apart in Lab can just be told apart (Mahy et al. 1994); here 15 at least."""
-    seen = [lab(np.array(SIGHT[sight]) @ linear_rgb(colour)) for colour in COLOURS]
-    distances = {
-        (a, b): np.linalg.norm(seen[a] - seen[b]) for a, b in itertools.combinations(range(len(seen)), 2)
-    }
-    assert min(distances.values()) > 15, min(distances, key=distances.get)
-    # The first two, which most figures get by with, are far apart.
-    assert distances[0, 1] > 60
-
-
-def test_black_is_one_of_the_colours():
-    assert to_hex("black") in [to_hex(colour) for colour in COLOURS]
-
-
-def test_series_differ_without_colour():
-    seven = [[1.0, 2.0 + k] for k in range(7)]
-    figure = plots.lines([1, 2], {f"s{k}": v for k, v in enumerate(seven)}, xlabel="x", ylabel="y")
-    drawn = figure.axes[0].get_lines()
-    assert len({line.get_marker() for line in drawn}) == 7
-    assert len({str(line._unscaled_dash_pattern) for line in drawn}) == 7
-    assert len({line.get_color() for line in drawn}) == 7
-
-    many = np.linspace(0, 1, 50)  # too many points for markers: the lines alone must do
-    figure = plots.lines(many, {f"s{k}": many + k for k in range(7)}, xlabel="x", ylabel="y")
-    assert len({str(line._unscaled_dash_pattern) for line in figure.axes[0].get_lines()}) == 7
-
-    figure = plots.label_bars({f"s{k}": [0.4, 0.6] for k in range(7)}, ["cat", "dog"])
-    assert len({bars[0].get_hatch() for bars in figure.axes[0].containers}) == 7
-
-    figure = plots.arms({f"s{k}": [90.0 + k] for k in range(7)})
-    assert len({line.get_marker() for line in figure.axes[0].get_lines()}) == 7
-
-    figure = plots.reliability({f"s{k}": CURVE for k in range(7)})
-    shown = [line for line in figure.axes[0].get_lines() if line.get_label() != "perfect"]
-    assert len({line.get_marker() for line in shown}) == 7
-
-
-def test_more_series_than_colours_are_no_error():
-    eight = {f"s{k}": [0.4, 0.6] for k in range(8)}
-    assert len(plots.label_bars(eight, ["cat", "dog"]).axes[0].containers) == 8
-    assert len(plots.lines([1, 2], eight, xlabel="x", ylabel="y").axes[0].get_lines()) == 8
-    assert len(plots.arms(eight).axes[0].containers) == 8
-    assert len(plots.reliability({f"s{k}": CURVE for k in range(8)}).axes[0].get_lines()) == 9
+def luminance(colour) -> float:
+    """Relative luminance of WCAG 2.2."""
+    rgb = np.array(mpl.colors.to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return linear @ (0.2126, 0.7152, 0.0722)
 
 
 @pytest.mark.parametrize("kind", ["neighbours", "heat_map"])
@@ -364,7 +306,7 @@ def test_numbers_in_coloured_cells_can_be_read(figures, kind):
     for text in axes.texts:
         column, row = text.get_position()
         cell = shown.to_rgba(shown.get_array()[row, column])
-        bright = sorted(np.dot(linear_rgb(c), (0.2126, 0.7152, 0.0722)) for c in (cell, text.get_color()))
+        bright = sorted(luminance(colour) for colour in (cell, text.get_color()))
         assert (bright[1] + 0.05) / (bright[0] + 0.05) >= 4.5, text
 
 
