@@ -1,21 +1,28 @@
 """Metrics against scikit-learn, torchmetrics, scipy and simulation."""
 
 import math
+from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import accuracy_score, log_loss
 from torchmetrics.classification import MulticlassCalibrationError
 
+from kdlib import metrics
 from kdlib.metrics import (
     Scores,
     agreement,
+    bounded_interval,
     compare,
     fit_temperature,
     gap_closed,
+    holm,
     interval,
     kl_to_teacher,
     reliability_curve,
@@ -182,11 +189,14 @@ def test_a_clear_gain_is_better_and_a_clear_loss_is_worse():
 def test_a_difference_within_the_spread_of_the_seeds_is_inconclusive():
     verdict = compare([0.9, 0.7, 0.8], [0.8, 0.75, 0.77])
     assert verdict.verdict == "inconclusive"
-    assert abs(verdict.difference) < verdict.half_width
+    assert verdict.low < 0 < verdict.difference < verdict.high
+    assert verdict.p > 0.05
 
 
 def test_no_difference_at_all_is_inconclusive():
-    assert compare([0.5, 0.6], [0.5, 0.6]).verdict == "inconclusive"
+    for scores in ([0.5, 0.6], [right(1, 0, 1), right(0, 1, 1)]):
+        verdict = compare(scores, scores)
+        assert (verdict.verdict, verdict.low, verdict.high, verdict.p) == ("inconclusive", 0, 0, 1)
 
 
 def test_pairing_finds_a_gain_that_the_spread_over_seeds_would_hide():
@@ -201,12 +211,12 @@ def test_the_verdict_holds_the_paired_interval_of_scipy():
     student, baseline = random.normal(0.9, 0.02, 5), random.normal(0.88, 0.02, 5)
     verdict = compare(student.tolist(), baseline.tolist())
     low, high = stats.ttest_rel(student, baseline).confidence_interval(0.95)
-    assert verdict.difference - verdict.half_width == pytest.approx(low)
-    assert verdict.difference + verdict.half_width == pytest.approx(high)
+    assert (verdict.low, verdict.high) == pytest.approx((low, high))
+    assert verdict.p == pytest.approx(stats.ttest_rel(student, baseline).pvalue)
     assert verdict.student == pytest.approx(student.mean())
     assert verdict.baseline == pytest.approx(baseline.mean())
     assert verdict.seeds == 5
-    assert math.isnan(verdict.test_error)
+    assert verdict.examples is None
 
 
 def test_the_verdict_agrees_with_the_p_value_of_the_paired_t_test():
@@ -224,27 +234,20 @@ def test_the_verdict_agrees_with_the_p_value_of_the_paired_t_test():
     assert seen == {"better", "worse", "inconclusive"}
 
 
-def test_the_test_set_error_equals_a_bootstrap_over_examples():
+def test_seeds_without_spread_leave_the_t_interval_over_examples():
     random = np.random.default_rng(6)
     ease = random.normal(1, 1.5, 400)  # some examples are hard for every model
-    students, baselines = (
-        [right(*(random.normal(ease + skill) > 0)) for _ in range(3)] for skill in (0.2, 0.0)
-    )
-    verdict = compare(students, baselines)
-    gaps = np.mean(
-        [
-            s.correct.numpy().astype(float) - b.correct.numpy().astype(float)
-            for s, b in zip(students, baselines, strict=True)
-        ],
-        axis=0,
-    )
-    draws = random.integers(0, 400, (8000, 400))
-    bootstrap = gaps[draws].mean(1).std()
+    student, baseline = (right(*(random.normal(ease + skill) > 0)) for skill in (0.2, 0.0))
+    verdict = compare([student] * 3, [baseline] * 3)
+    gaps = student.correct.numpy().astype(float) - baseline.correct.numpy()
+    low, high = stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
+    assert (verdict.low, verdict.high) == pytest.approx((low, high))
+    bootstrap = gaps[random.integers(0, 400, (8000, 400))].mean(1).std()
     # A standard deviation from 8,000 draws is known to about 0.8%.
-    assert verdict.test_error == pytest.approx(bootstrap, rel=0.03)
+    assert (verdict.high - verdict.low) / 2 == pytest.approx(1.966 * bootstrap, rel=0.03)
 
 
-def test_the_test_set_error_of_one_pair_is_that_of_mcnemar():
+def test_seeds_without_spread_leave_the_error_of_mcnemar():
     both, only_student, only_baseline, neither = 60, 12, 5, 23
     student = right(*[1] * both, *[1] * only_student, *[0] * only_baseline, *[0] * neither)
     baseline = right(*[1] * both, *[0] * only_student, *[1] * only_baseline, *[0] * neither)
@@ -253,14 +256,36 @@ def test_the_test_set_error_of_one_pair_is_that_of_mcnemar():
     variance = ((only_student + only_baseline) / n - difference**2) / (n - 1)
     verdict = compare([student, student], [baseline, baseline])
     assert verdict.difference == pytest.approx(difference)
-    assert verdict.test_error == pytest.approx(math.sqrt(variance))
+    half = stats.t.ppf(0.975, n - 1) * math.sqrt(variance)
+    assert (verdict.low, verdict.high) == pytest.approx((difference - half, difference + half))
+    assert verdict.examples == n
+
+
+def test_a_table_of_two_seeds_and_three_examples_worked_by_hand():
+    verdict = compare([right(1, 1, 0), right(1, 1, 1)], [right(0, 1, 1), right(0, 0, 0)])
+    # Differences 1 0 -1 and 1 1 1: mean 1/2, of seeds 0 and 1, of examples 1, 1/2 and 0. Sums of squares
+    # 1.5 for seeds, 1 for examples, 1 for the rest; mean squares 3/2, 1/2, 1/2. Their combination 3/2.
+    assert verdict.difference == pytest.approx(0.5)
+    freedom = 1.5**2 / (1.5**2 / 1 + 0.5**2 / 2 + 0.5**2 / 2)
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(1.5 / 6)
+    assert half > 1.5, "so that the interval is cut to what a difference of accuracies can be"
+    assert (verdict.low, verdict.high) == (-1, 1)
+    assert verdict.p == pytest.approx(2 * stats.t.sf(0.5 / math.sqrt(1.5 / 6), freedom))
+
+
+def test_a_component_estimated_below_zero_counts_as_zero():
+    # Differences 1 1 0 -1 and 1 0 0 0: both seeds have the mean 1/4, so that only examples count.
+    verdict = compare([right(1, 1, 0, 0), right(1, 0, 1, 1)], [right(0, 0, 0, 1), right(0, 0, 1, 1)])
+    assert verdict.difference == pytest.approx(0.25)
+    # Means of the examples 1, 1/2, 0, -1/2: mean square 5/6. The rest are ± 1/2 twice, and zero: 1/3.
+    freedom = (5 / 6) ** 2 / ((5 / 6) ** 2 / 3 + (1 / 3) ** 2 / 3)
+    assert verdict.p == pytest.approx(2 * stats.t.sf(0.25 / math.sqrt(5 / 6 / 8), freedom))
 
 
 def test_a_gain_on_too_few_examples_is_inconclusive_though_every_seed_shows_it():
     student, baseline = right(1, 1, 1, 1, 1, 1, 1, 0), right(1, 1, 1, 1, 1, 1, 0, 0)
     by_examples = compare([student] * 4, [baseline] * 4)
-    assert by_examples.half_width == 0 < by_examples.difference
-    assert by_examples.difference < 1.96 * by_examples.test_error
+    assert by_examples.low < 0 < by_examples.difference
     assert by_examples.verdict == "inconclusive"
     numbers_only = compare([student.accuracy] * 4, [baseline.accuracy] * 4)
     assert numbers_only.verdict == "better"
@@ -269,11 +294,48 @@ def test_a_gain_on_too_few_examples_is_inconclusive_though_every_seed_shows_it()
 def test_the_same_gain_on_many_examples_is_better():
     answers, fewer = [1] * 7 + [0], [1] * 6 + [0] * 2
     verdict = compare([right(*answers * 50)] * 4, [right(*fewer * 50)] * 4)
-    assert verdict.difference > 1.96 * verdict.test_error
+    assert verdict.low > 0 and verdict.p < 0.001
     assert verdict.verdict == "better"
 
 
-def test_the_verdict_prints_points_names_interval_seeds_and_test_error():
+@st.composite
+def paired(draw):
+    """Right and wrong answers of student and baseline, two arrays (S, N) of 0 and 1."""
+    shape = draw(st.integers(2, 5)), draw(st.integers(2, 12))
+    cells = st.lists(st.integers(0, 1), min_size=math.prod(shape), max_size=math.prod(shape))
+    return np.array(draw(cells)).reshape(shape), np.array(draw(cells)).reshape(shape)
+
+
+def compared(student, baseline, **options):
+    return compare([right(*row) for row in student], [right(*row) for row in baseline], **options)
+
+
+@given(paired(), st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_p_is_below_5_percent_exactly_where_zero_is_outside_of_the_interval(answers, bounded):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "DRAWS", 9)
+        verdict = compared(*answers, bounded=bounded)
+    assert (verdict.p < 0.05) == (verdict.low > 0 or verdict.high < 0) == (verdict.verdict != "inconclusive")
+    assert -1 <= verdict.low <= verdict.difference <= verdict.high <= 1
+    assert 0 <= verdict.p <= 1
+
+
+@given(paired(), st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=60)
+def test_the_order_of_seeds_and_of_examples_does_not_matter_and_swapping_turns_the_sign(answers, random):
+    student, baseline = answers
+    verdict = compared(student, baseline)
+    rows, columns = (random.sample(range(n), n) for n in student.shape)
+    shuffled = compared(student[rows][:, columns], baseline[rows][:, columns])
+    swapped = compared(baseline, student)
+    for other in (shuffled, swapped):
+        assert other.p == pytest.approx(verdict.p)
+    assert (shuffled.low, shuffled.high) == pytest.approx((verdict.low, verdict.high))
+    assert (swapped.low, swapped.high) == pytest.approx((-verdict.high, -verdict.low))
+
+
+def test_the_verdict_prints_points_names_interval_seeds_examples_and_p():
     verdict = compare(
         [right(1, 1, 1, 0), right(1, 1, 1, 1)],
         [right(1, 1, 0, 0), right(1, 1, 1, 0)],
@@ -281,18 +343,149 @@ def test_the_verdict_prints_points_names_interval_seeds_and_test_error():
     )
     assert str(verdict) == (
         "distilled 87.50, plain 62.50: difference +25.00 points\n"
-        "95% interval [+25.00, +25.00] over 2 paired seeds; test-set standard error 14.43\n"
-        "verdict: inconclusive"
+        "95% interval [-100.00, +100.00] over 2 paired seeds and 4 test examples together\n"
+        "verdict: inconclusive (p = 0.436)"
     )
 
 
-def test_another_unit_is_printed_as_it_stands_and_without_a_test_error():
+def test_another_unit_is_printed_as_it_stands_and_without_test_examples():
     verdict = compare([1.0, 1.5], [2.0, 2.5], unit="nats")
     assert str(verdict) == (
         "student 1.25, baseline 2.25: difference -1.00 nats\n"
         "95% interval [-1.00, -1.00] over 2 paired seeds\n"
-        "verdict: worse"
+        "verdict: worse (p < 0.001)"
     )
+
+
+# --- does 95% mean 95%? -----------------------------------------------------------------------------
+
+
+def simulate(seeds, *, gain=0.2, kinds=0.0, spread=0.2, asked=0.4, repetitions=1500, examples=400):
+    """Right and wrong answers of student and baseline, (R, S, N) each, and the true difference.
+
+    An answer is right where ease + skill + noise > 0. Examples differ in ease and, by `asked`, in what
+    suits either model; skill differs from seed to seed with a standard deviation `spread`, and between two
+    kinds of student seeds, equally likely, by `kinds`; noise is partly common to the pair.
+    """
+    random = np.random.default_rng(0)
+    ease = 1.5 + random.normal(0, 1.5, (repetitions, 1, examples))
+    common = random.normal(0, math.sqrt(0.7), (repetitions, seeds, examples))
+    right, truth = [], []
+    for shift, apart in ((gain, kinds), (0.0, 0.0)):
+        suits = random.normal(0, asked, (repetitions, 1, examples))
+        skill = shift + random.normal(0, spread, (repetitions, seeds, 1))
+        skill = skill + apart * (random.integers(0, 2, (repetitions, seeds, 1)) - 0.5)
+        own = random.normal(0, math.sqrt(0.3), (repetitions, seeds, examples))
+        right.append(torch.from_numpy(ease + suits + skill + common + own > 0))
+        deviation = math.sqrt(1 + 1.5**2 + asked**2 + spread**2)
+        truth.append(stats.norm.cdf([(1.5 + shift + apart * x) / deviation for x in (-0.5, 0.5)]).mean())
+    return *right, truth[0] - truth[1]
+
+
+def coverage(seeds, bounded=False, **scenario):
+    """Share of repetitions whose interval holds the true difference, and mean width."""
+    *answers, truth = simulate(seeds, **scenario)
+    scored = ([[Scores(row.double().mean().item(), 0, 0, row) for row in run] for run in a] for a in answers)
+    found = [compare(*pair, bounded=bounded) for pair in zip(*scored, strict=True)]
+    widths = [verdict.high - verdict.low for verdict in found]
+    return np.mean([verdict.low <= truth <= verdict.high for verdict in found]), np.mean(widths)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize(
+    "scenario",
+    [{}, {"gain": 0.0, "spread": 0.1, "asked": 1.0}, {"kinds": 1.0, "spread": 0.4}],
+    ids=["seeds and examples", "no gain, mostly examples", "two humps of seeds"],
+)
+def test_the_interval_over_seeds_and_examples_covers_95_percent(seeds, scenario):
+    # Three standard errors of a share of 0.95 over 1,500 repetitions are 0.017. Without a gain, what is not
+    # covered is the error of the first kind.
+    covered, _ = coverage(seeds, **scenario)
+    assert abs(covered - 0.95) < 0.02
+
+
+APART = {"kinds": 3.0, "spread": 0.1, "repetitions": 600}  # students at 54 or at 97%, nothing between
+
+
+def test_three_seeds_of_two_kinds_far_apart_are_too_few_for_a_t_interval():
+    covered, _ = coverage(3, **APART)
+    assert 0.72 < covered < 0.8, "a quarter of all threesomes are of one kind, and cannot know of the other"
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_a_bounded_interval_covers_whatever_the_seeds_do(seeds, monkeypatch):
+    monkeypatch.setattr(metrics, "DRAWS", 10)
+    covered, _ = coverage(seeds, bounded=True, **APART)
+    assert covered > 0.95
+
+
+# --- seeds in a range ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 10, 20])
+def test_of_zeros_and_ones_the_bounded_interval_is_that_of_clopper_and_pearson(count):
+    for ones in range(count + 1):
+        mean, low, high = bounded_interval([1] * ones + [0] * (count - ones))
+        exact = stats.binomtest(ones, count).proportion_ci(0.95, "exact")
+        assert mean == ones / count
+        assert (low, high) == pytest.approx((exact.low, exact.high), abs=0.003)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(-5, 5), st.floats(0.1, 9))
+@settings(deadline=None, max_examples=40)
+def test_a_bounded_interval_stays_in_the_range_and_moves_with_it(values, shift, scale):
+    mean, low, high = bounded_interval(values)
+    assert 0 <= low <= mean <= high <= 1
+    moved = bounded_interval([min(shift + scale * x, shift + scale) for x in values], shift, shift + scale)
+    assert moved == pytest.approx([shift + scale * x for x in (mean, low, high)], abs=1e-9)
+    assert bounded_interval(values[::-1])[1:] == pytest.approx((low, high))
+    turned = bounded_interval([1 - x for x in values])
+    assert turned == pytest.approx((1 - mean, 1 - high, 1 - low), abs=1e-9)
+
+
+def test_bounded_verdicts_are_intervals_of_the_differences_and_say_so():
+    student, baseline = [0.9, 0.2, 0.95, 0.9, 0.85, 0.9], [0.1, 0.2, 0.1, 0.1, 0.15, 0.2]
+    verdict = compare(student, baseline, bounded=True)
+    expected = bounded_interval(np.subtract(student, baseline), -1, 1)
+    assert (verdict.difference, verdict.low, verdict.high) == pytest.approx(expected)
+    assert "over 6 paired seeds; seeds may spread in any way\n" in str(verdict)
+    # With two examples in the test set one knows less than with infinitely many.
+    few = compared([[1, 0], [1, 1]] * 6, [[0, 0], [0, 0]] * 6, bounded=True)
+    many = compare([0.5, 1.0] * 6, [0.0] * 12, bounded=True)
+    assert few.difference == many.difference and few.low < many.low - 0.05
+
+
+# --- many verdicts ------------------------------------------------------------------------------------
+
+
+def test_holm_by_hand():
+    single = compare([0.9, 0.8], [0.5, 0.6])
+    table = {
+        name: replace(single, p=p, verdict="better" if p < 0.05 else "inconclusive")
+        for name, p in {"a": 0.04, "b": 0.01, "c": 0.9, "d": 0.015}.items()
+    }
+    found = holm(table)
+    assert list(found) == list(table)
+    expected = {"a": 0.08, "b": 0.04, "c": 0.9, "d": 0.045}
+    assert {name: verdict.p for name, verdict in found.items()} == pytest.approx(expected)
+    verdicts = {name: verdict.verdict for name, verdict in found.items()}
+    assert verdicts == {"a": "inconclusive", "b": "better", "c": "inconclusive", "d": "better"}
+    assert (found["a"].low, found["a"].high) == (single.low, single.high)
+    assert str(found["a"]).endswith(
+        "verdict: inconclusive (p = 0.080, corrected for 4 verdicts by Holm; the interval is not)"
+    )
+    assert holm({}) == {} and holm({0: single})[0] == single
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_holm_equals_the_closed_test_of_bonferroni(values):
+    single = compare([0.9, 0.8], [0.5, 0.6])
+    found = holm({k: replace(single, p=p) for k, p in enumerate(values)})
+    # A hypothesis falls only if Bonferroni rejects every set of hypotheses that it belongs to.
+    for k in found:
+        sets = (s for n in range(1, len(values) + 1) for s in combinations(range(len(values)), n) if k in s)
+        closed = max(min(1, len(s) * min(values[i] for i in s)) for s in sets)
+        assert found[k].p == pytest.approx(closed)
 
 
 # --- refusals --------------------------------------------------------------------------------------
@@ -317,6 +510,30 @@ def test_a_score_that_is_not_finite_is_refused(value):
         interval([0.5, value])
     with pytest.raises(ValueError, match="two finite values; got"):
         compare([0.5, value], [0.5, 0.5])
+    with pytest.raises(ValueError, match="one finite value; got"):
+        bounded_interval([value])
+
+
+def test_scores_on_different_test_sets_are_refused():
+    with pytest.raises(ValueError, match=r"one test set of at least two examples; got sizes \[2, 3\]"):
+        compare([right(1, 1)] * 2, [right(1, 1, 0)] * 2)
+    with pytest.raises(ValueError, match=r"got sizes \[1\]"):
+        compare([right(1)] * 2, [right(0)] * 2)
+
+
+def test_values_outside_of_the_range_are_refused():
+    with pytest.raises(ValueError, match=r"in \[0, 1\]; got \[1.5\]"):
+        bounded_interval([1.5])
+    with pytest.raises(ValueError, match=r"in \[-1, 1\]; got \[50.0, 40.0\]"):
+        compare([90, 80], [40, 40], bounded=True)
+    with pytest.raises(ValueError, match="one finite value"):
+        bounded_interval([])
+
+
+def test_a_corrected_verdict_is_not_corrected_again():
+    table = holm({"a": compare([0.9, 0.8], [0.5, 0.6]), "b": compare([0.9, 0.8], [0.5, 0.6])})
+    with pytest.raises(ValueError, match="'a' is corrected for 2 already"):
+        holm(table)
 
 
 @pytest.mark.parametrize("metric", [reliability_curve, score])

@@ -13,7 +13,7 @@ from kdlib.course.studies import cat_or_dog as experiment
 from kdlib.course.studies.cat_or_dog import ALPHAS, TEMPERATURES, CatOrDogStudy, prepare, report
 from kdlib.course.studies.cat_or_dog_arms import PictureRecipe, Training
 from kdlib.course.studies.records import scores_of
-from kdlib.metrics import compare
+from kdlib.metrics import compare, holm
 from kdlib.vision.nets import convnet
 from kdlib.vision.sketches import load_sketches
 
@@ -46,14 +46,16 @@ def test_results_hold_every_arm_of_every_situation_and_are_json(results):
     assert all(len(c) == 2 for by in results["arms"].values() for arm in by.values() for c in arm.values())
 
 
-def test_verdicts_are_those_of_compare_on_the_stored_columns(results):
+def test_verdicts_are_those_of_compare_on_the_stored_columns_corrected_for_their_number(results):
     for situation, verdicts in results["verdicts"].items():
+        by = results["arms"][situation]
+        again = holm({
+            pair: compare(scores_of(by[ours]), scores_of(by[theirs]), names=(ours, theirs))
+            for pair, (ours, theirs) in ((pair, pair.split(" against ")) for pair in verdicts)
+        })  # fmt: skip
         for pair, verdict in verdicts.items():
-            ours, theirs = pair.split(" against ")
-            by = results["arms"][situation]
-            again = compare(scores_of(by[ours]), scores_of(by[theirs]), names=(ours, theirs))
-            assert verdict["text"] == str(again)
-            assert verdict["verdict"] == again.verdict
+            assert verdict["text"] == str(again[pair])
+            assert verdict["verdict"] == again[pair].verdict
 
 
 def test_temperature_and_alpha_are_the_best_on_validation(results):

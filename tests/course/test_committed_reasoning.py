@@ -8,8 +8,7 @@ import pytest
 
 from kdlib.course.studies.reasoning import PAIRS, report
 from kdlib.course.studies.reasoning_arms import ARMS, CHAINS
-from kdlib.course.studies.records import load_results, scores_of
-from kdlib.metrics import compare
+from kdlib.course.studies.records import load_results, scores_of, verdicts
 
 FILE = Path(__file__).resolve().parents[2] / "data" / "results" / "reasoning.json"
 SEEDS = 5
@@ -57,10 +56,8 @@ def test_verdicts_follow_from_the_columns(results):
     by = dict(situations(results))
     for situation, pairs in PAIRS.items():
         assert set(results["verdicts"][situation]) == {f"{ours} against {theirs}" for ours, theirs in pairs}
-        for ours, theirs in pairs:
-            arms = by[situation]
-            again = compare(scores_of(arms[ours]), scores_of(arms[theirs]), names=(ours, theirs))
-            assert results["verdicts"][situation][f"{ours} against {theirs}"]["text"] == str(again)
+        for pair, again in verdicts(by[situation], pairs).items():
+            assert results["verdicts"][situation][pair]["text"] == again["text"]
 
 
 def test_all_arms_read_as_many_tokens_where_compute_is_equal(results):

@@ -68,6 +68,7 @@ def test_verdicts_are_on_the_arms_there_are_and_say_how_much_of_the_gap_was_clos
     pairs = [("distilled", "alone"), ("alone", "distilled"), ("distilled", "nobody")]
     found = verdicts(arms, pairs, teacher_accuracy=0.95)
     assert list(found) == ["distilled against alone", "alone against distilled"]
+    assert "corrected for 2 verdicts" in found["distilled against alone"]["text"]
     assert found["distilled against alone"]["gap_closed"] == pytest.approx(0.5)
     assert "gap_closed" not in found["alone against distilled"]
     assert "gap_closed" not in verdicts(arms, pairs)["distilled against alone"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdlib.metrics import Scores, compare, gap_closed
+from kdlib.metrics import Scores, compare, gap_closed, holm
 from kdlib.storage import JsonLines, replaced
 
 
@@ -43,21 +43,26 @@ def scores_of(arm: Mapping[str, Sequence] | Sequence[Mapping]) -> list[Scores]:
 
 def verdicts(
     arms: Mapping[str, Mapping[str, Sequence]], pairs: Iterable[tuple[str, str]], *,
-    teacher_accuracy: float | None = None,
+    teacher_accuracy: float | None = None, bounded: bool = False,
 ) -> dict[str, dict]:
     """Each pair (arm, what it is measured against) of arms that are there compared, by "a against b".
 
-    With the teacher's accuracy, verdicts against "alone" also say how much of the gap was closed.
+    The table is one family, corrected by `holm`; `bounded` is that of `compare`. With the teacher's accuracy,
+    verdicts against "alone" also say how much of the gap was closed.
     """
+    table = {
+        (ours, theirs): compare(
+            scores_of(arms[ours]), scores_of(arms[theirs]), names=(ours, theirs), bounded=bounded
+        )
+        for ours, theirs in pairs if arms.keys() >= {ours, theirs}
+    }  # fmt: skip
     found = {}
-    for ours, theirs in pairs:
-        if arms.keys() >= {ours, theirs}:
-            verdict = compare(scores_of(arms[ours]), scores_of(arms[theirs]), names=(ours, theirs))
-            figures = ("verdict", "difference", "half_width", "test_error")
-            entry = {"text": str(verdict), **{figure: getattr(verdict, figure) for figure in figures}}
-            if theirs == "alone" and teacher_accuracy is not None:
-                entry["gap_closed"] = gap_closed(verdict.student, verdict.baseline, teacher_accuracy)
-            found[f"{ours} against {theirs}"] = entry
+    for (ours, theirs), verdict in holm(table).items():
+        figures = ("verdict", "difference", "low", "high", "p")
+        entry = {"text": str(verdict), **{figure: getattr(verdict, figure) for figure in figures}}
+        if theirs == "alone" and teacher_accuracy is not None:
+            entry["gap_closed"] = gap_closed(verdict.student, verdict.baseline, teacher_accuracy)
+        found[f"{ours} against {theirs}"] = entry
     return found
 
 
