@@ -57,7 +57,7 @@ def fit_many(
         for rows in order.split(batch_size, dim=1):
             z = answer(weights, images[own, rows]).flatten(0, 1)
             z_teacher = None if logits is None else logits[own, rows].flatten(0, 1)
-            # The mean over everyone's batch, times the number of students: each has the gradient it has alone.
+            # Everyone's mean times their number: each student has the gradient that it has alone.
             value = many * loss(z, z_teacher, labels[own, rows].flatten())
             optimizer.zero_grad()
             value.backward()
