@@ -53,7 +53,7 @@ def columns(values, names):
 def test_faces_of_each_log_odds_are_dogs_as_often_as_the_posterior_says(many):
     probability = many.posterior[:, 1]
     dog = many.labels.double()
-    below_half = [0.0, 0.001, 0.01, 0.05, 0.1, 0.2, 0.35, 0.5]
+    below_half = [0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5]
     edges = below_half + [1 - edge for edge in below_half[-2::-1]]
     counted = 0
     for low, high in pairwise(edges):
@@ -114,9 +114,16 @@ def test_bayes_accuracy_is_what_the_bayes_classifier_reaches(many):
     expected = many.bayes_accuracy
     assert abs(right - expected) < 4 * math.sqrt(expected * (1 - expected) / len(many))
     # The difficulty that the course is tuned to.
-    assert 0.97 < expected < 0.985
-    soft = ((many.posterior[:, 1] - 0.5).abs() < 0.4).double().mean()
-    assert 0.05 < soft < 0.10
+    assert 0.85 < expected < 0.88
+
+
+def test_a_quarter_of_the_pictures_and_more_are_truly_uncertain(many):
+    """Else the true posterior is nearly a hard label, and there is nothing for a soft label to say."""
+    doubtful = ((many.posterior[:, 1] - 0.5).abs() < 0.3).double().mean()
+    assert 0.25 < doubtful < 0.3
+    # And of these every doubt is there: each tenth of [0.2, 0.8] has its part.
+    share = torch.histc(many.posterior[:, 1], 6, 0.2, 0.8) / len(many)
+    assert share.min() > 0.035
 
 
 def test_posterior_and_true_logits_are_the_same_truth(many):
@@ -333,7 +340,9 @@ def test_morph_goes_from_certain_cat_to_certain_dog():
     assert images.shape == (11, 3, 16, 16)
     assert probability.dtype == torch.float64
     assert probability.diff().gt(0).all()
-    assert probability[0] < 1e-6 and probability[-1] > 1 - 1e-6
+    assert probability[0] < 1e-4 and probability[-1] > 1 - 1e-4
+    # Neither do the steps jump over what is doubtful.
+    assert ((probability > 0.2) & (probability < 0.8)).sum() >= 3
     assert probability[5].item() == pytest.approx(0.5)
     assert torch.allclose(probability + probability.flip(0), torch.ones(11, dtype=torch.float64))
     assert (images[1:].int() - images[:-1].int()).abs().flatten(1).max(1).values.gt(0).all()
@@ -397,15 +406,15 @@ def test_the_truth_moves_to_the_device():
 
 # One line for each channel of each picture.
 REFERENCE = (
-    128, 118, 123, 129, 129, 95, 106, 113, 131, 105, 99, 118, 135, 129, 114, 127,
-    139, 122, 133, 131, 138, 72, 100, 130, 137, 74, 69, 112, 148, 134, 123, 139,
-    116, 101, 111, 116, 116, 46, 70, 104, 115, 52, 40, 93, 123, 108, 95, 116,
-    138, 135, 108, 128, 126, 94, 67, 105, 120, 79, 72, 99, 126, 118, 104, 118,
-    108, 105, 88, 102, 99, 75, 56, 87, 95, 67, 69, 80, 99, 94, 85, 93,
-    97, 95, 80, 91, 89, 69, 52, 79, 86, 62, 71, 75, 88, 86, 76, 83,
-    114, 132, 148, 166, 123, 88, 85, 153, 138, 103, 88, 196, 159, 170, 177, 212,
-    111, 129, 145, 162, 120, 85, 79, 149, 134, 97, 83, 190, 156, 167, 172, 205,
-    102, 117, 132, 149, 109, 78, 72, 136, 122, 89, 83, 174, 140, 152, 158, 186,
+    127, 117, 123, 129, 129, 86, 107, 114, 131, 105, 96, 107, 135, 129, 114, 127,
+    139, 122, 133, 131, 138, 60, 101, 130, 138, 74, 66, 101, 148, 134, 123, 139,
+    116, 102, 111, 116, 115, 36, 72, 105, 115, 53, 39, 82, 123, 108, 95, 116,
+    138, 135, 110, 120, 130, 90, 62, 105, 112, 76, 72, 98, 126, 118, 104, 118,
+    108, 105, 89, 95, 102, 72, 52, 86, 89, 64, 69, 80, 99, 94, 84, 93,
+    97, 95, 81, 85, 91, 66, 48, 79, 80, 59, 71, 75, 88, 86, 76, 83,
+    114, 132, 148, 166, 128, 91, 87, 151, 132, 89, 88, 182, 159, 170, 176, 212,
+    111, 129, 145, 162, 125, 88, 81, 147, 127, 84, 82, 176, 156, 167, 171, 205,
+    102, 117, 132, 149, 113, 81, 74, 134, 117, 77, 82, 162, 140, 152, 157, 186,
 )  # fmt: skip
 
 
