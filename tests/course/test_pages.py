@@ -76,6 +76,15 @@ def test_hint_stays_in_its_fold():
     assert tree.formulas == ["b"]
 
 
+def test_code_that_jupyter_folds_is_folded_with_its_outputs_in_sight():
+    cells = [new_code_cell("assert loss < 1", metadata={"jupyter": {"source_hidden": True}}),
+             new_code_cell("print(loss)")]  # fmt: skip
+    cells[0].outputs = [new_output("stream", text="as claimed")]
+    tree = Tree(rendered(new_notebook(cells=cells)))
+    assert "details" in tree.texts["assert"] and "details" not in tree.texts["print"]
+    assert "details" not in tree.texts["as claimed"]
+
+
 def test_formulas_of_markdown_outputs_are_drawn_and_printed_dollars_stay():
     outputs = [
         new_output("display_data", {"text/markdown": "so $c_1$ and *d*"}),

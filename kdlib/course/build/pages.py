@@ -12,16 +12,24 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
-# No scripts from the network, but for the sliders of a page that has some. And pictures keep their alt text
-# (https://github.com/jupyter/nbconvert/issues/1993).
+# No scripts from the network, but for the sliders of a page that has some. Pictures keep their alt text
+# (https://github.com/jupyter/nbconvert/issues/1993), and cells that Jupyter folds are folded here too.
 _TEMPLATE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js_mathjax %}
 <style>
 math { font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", "DejaVu Math TeX Gyre", math; }
+details.claim > summary { color: #616161; cursor: pointer; font-size: 90%; }
 </style>
 {% endblock %}
 {% block html_head_js_mermaidjs %}{% endblock %}
 {% block html_head_js_requirejs %}{% if 'widgets' in nb.metadata %}{{ super() }}{% endif %}{% endblock %}
+{% block input %}
+{%- if cell.metadata.get('jupyter', {}).get('source_hidden') -%}
+<details class="claim"><summary>The claim above, as a check that the tests run</summary>
+{{ super() }}
+</details>
+{%- else -%}{{ super() }}{%- endif -%}
+{% endblock %}
 {% block data_png scoped %}
 {%- set about = output.metadata.get('image/png', {}) -%}
 <div class="jp-RenderedImage jp-OutputArea-output">
