@@ -29,7 +29,7 @@ from kdlib.course.figures import (
     show,
 )
 from kdlib.losses.kd import kd_loss, soft_target_loss, soften
-from kdlib.metrics import ReliabilityCurve, Scores, interval
+from kdlib.metrics import ReliabilityCurve, Scores, bounded_interval, interval
 
 __all__ = [
     "arms", "densities", "digit_gallery", "heat_map", "label_bars", "lines", "loss_picture", "memory_bars",
@@ -154,12 +154,19 @@ def temperature_curves(logits: Tensor, temperatures: Tensor, classes: Sequence[s
 
 def lines(
     x: Numbers, series: Mapping[str, Numbers], *, xlabel: str, ylabel: str, title: str = "",
-    log_x: bool = False, log_y: bool = False, half_widths: Mapping[str, Sequence[float]] | None = None,
+    log_x: bool = False, log_y: bool = False, half_widths: Mapping[str, Sequence] | None = None,
+    seeds: Mapping[str, Sequence[Sequence[float]]] | None = None,
 ) -> Figure:
-    """Curves, (K,) by name, over x (K,); half_widths (K,) of intervals for the series that it names."""
+    """Curves, (K,) by name, over x (K,), with intervals and seeds for the series that these name.
+
+    half_widths (K,) of intervals, or (2, K), below and above; seeds are (K, S), dots round the curve.
+    """
     figure = panels(x, {title: series}, xlabel=xlabel, ylabel=ylabel, log_x=log_x, log_y=log_y)
     figure.set_size_inches(8, 4.4)
     for name, colour in zip(series, colours(series), strict=True):
+        for at, values in zip(x, (seeds or {}).get(name, ()), strict=False):
+            dots = {"linestyle": "", "marker": ".", "alpha": 0.5, "color": colour}
+            figure.axes[0].plot([float(at)] * len(values), values, **dots)
         if name in (half_widths or {}):
             figure.axes[0].errorbar(x, series[name], half_widths[name], fmt="none", color=colour, capsize=5)
     return figure
@@ -219,26 +226,44 @@ def _describe_groups(
 
 
 def arms(
-    scores: Mapping[str, Sequence[Scores | float]], *, title: str = "", ylabel: str = "test accuracy (%)"
+    scores: Mapping[str, Sequence[Scores | float]], *, title: str = "", ylabel: str = "test accuracy (%)",
+    limits: tuple[float, float] | None = (0, 100), bounded: bool | None = None,
 ) -> Figure:
-    """Every seed of every arm as a dot, a number or the accuracy of `Scores`, with mean and 95% interval."""
-    parts, coloured = [], colours(scores)
-    with canvas(max(6.5, 1.7 * len(scores)), 4.4) as (figure, axes):
-        for k, (name, entries) in enumerate(scores.items()):
-            values = [100 * e.accuracy if isinstance(e, Scores) else float(e) for e in entries]
+    """Every seed of every arm as a dot, a number or the accuracy of `Scores`, with mean and 95% interval.
+
+    No interval leaves `limits`, the possible range; None if there is none. They are Student's t or, if
+    `bounded`, those of `bounded_interval`, as a handful of seeds of two kinds needs; None chooses t for all
+    arms unless one of them would leave the limits.
+    """
+    rows = {name: [100 * e.accuracy if isinstance(e, Scores) else float(e) for e in entries]
+            for name, entries in scores.items()}  # fmt: skip
+    parts, coloured = [], colours(rows)
+    ends = {name: _t_ends(values) for name, values in rows.items() if len(values) > 1}
+    low, high = limits or (-math.inf, math.inf)
+    if bounded or (bounded is None and any(a < low or b > high for _, a, b in ends.values())):
+        bounded = True
+        ends = {name: bounded_interval(rows[name], low, high) for name in ends}
+    with canvas(max(6.5, 1.7 * len(rows)), 4.4) as (figure, axes):
+        for k, (name, values) in enumerate(rows.items()):
             places = np.linspace(k - 0.12, k + 0.12, len(values)) if len(values) > 1 else [k]
             axes.plot(places, values, linestyle="", alpha=0.6, **point_style(k, coloured[k]))
-            if len(values) == 1:
+            if name not in ends:
                 parts.append(f"{name} {values[0]:.1f}")
                 continue
-            mean, half = interval(values)
-            axes.errorbar(k + 0.28, mean, half, fmt="_", color="black", capsize=6, markersize=14)
-            parts.append(f"{name} {mean:.1f} ± {half:.1f}")
-        room = 0.8 * figure.get_figwidth() / (len(scores) + 0.2)
-        figure.set_figheight(4.4 + name_ticks(axes, list(scores), room))
-        meaning = "One dot a seed; black: mean and 95% interval"
-        axes.set(xlabel=meaning, ylabel=ylabel, title=title, xlim=(-0.5, len(scores) - 0.3))
+            mean, a, b = ends[name]
+            reach = [[mean - a], [b - mean]]
+            axes.errorbar(k + 0.28, mean, reach, fmt="_", color="black", capsize=6, markersize=14)
+            parts.append(f"{name} {mean:.1f}, interval {a:.1f} to {b:.1f}")
+        room = 0.8 * figure.get_figwidth() / (len(rows) + 0.2)
+        figure.set_figheight(4.4 + name_ticks(axes, list(rows), room))
+        meaning = "One dot a seed; black: mean and 95% interval" + ", bounded" * bool(bounded)
+        axes.set(xlabel=meaning, ylabel=ylabel, title=title, xlim=(-0.5, len(rows) - 0.3))
     return describe(figure, title, meaning, parts)
+
+
+def _t_ends(values: Sequence[float]) -> tuple[float, float, float]:
+    mean, half = interval(values)
+    return mean, mean - half, mean + half
 
 
 def reliability(curves: Mapping[str, ReliabilityCurve], *, title: str = "") -> Figure:

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
 
 from kdlib.course import plots
-from kdlib.course.figures import COLOURS, MARKERS, png
+from kdlib.course.figures import ARMS, COLOURS, MARKERS, png
 from kdlib.losses.kd import kd_loss, soft_target_loss
-from kdlib.metrics import ReliabilityCurve, Scores, reliability_curve
+from kdlib.metrics import ReliabilityCurve, Scores, bounded_interval, reliability_curve
 
 alt_text = Figure.get_label
 DIGITS = [str(k) for k in range(10)]
@@ -288,7 +288,7 @@ def test_arms_show_every_seed_and_the_t_interval():
         bar = axes.containers[k]
         assert_allclose(bar.lines[2][0].get_segments()[0][:, 1], [low, high])
         assert float(bar.lines[0].get_ydata()[0]) == pytest.approx(np.mean(values))
-        said = f"{list(runs)[k]} {np.mean(values):.1f} ± {(high - low) / 2:.1f}"
+        said = f"{list(runs)[k]} {np.mean(values):.1f}, interval {low:.1f} to {high:.1f}"
         assert said in alt_text(figure)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["alone", "distilled"]
     assert axes.get_ylabel() == "validation accuracy (%)"
@@ -303,8 +303,49 @@ def test_one_seed_is_a_dot_without_an_interval():
     assert_allclose(dot.get_xydata(), [[0, 90.04]])
     assert not axes.containers
     assert "alone 90.0." in alt_text(figure)
-    assert "±" not in alt_text(figure)
+    assert "interval 9" not in alt_text(figure)
     png(figure)
+
+
+def bars_of(figure: Figure) -> list[np.ndarray]:
+    return [bar.lines[2][0].get_segments()[0][:, 1] for bar in figure.axes[0].containers]
+
+
+def test_no_interval_of_arms_leaves_the_possible_range():
+    """Seeds of two kinds: Student's t would reach from below 0 to above 100 %."""
+    two_kinds = {"logits": [2.0, 3.0, 98.0], "answers": [50.0, 51.0, 52.0]}
+    figure = plots.arms(two_kinds)
+    for (low, high), values in zip(bars_of(figure), two_kinds.values(), strict=True):
+        _, *wanted = bounded_interval(values, 0, 100)
+        assert_allclose((low, high), wanted)
+        assert 0 <= low < high <= 100
+    assert "bounded" in figure.axes[0].get_xlabel()
+
+
+def test_the_caller_chooses_the_interval_and_the_range():
+    runs = {"a": [98.0, 99.0, 99.5]}
+    low, high = bars_of(plots.arms(runs, bounded=True))[0]
+    assert high <= 100 and low < 60, "three seeds say little of a mean that may lie anywhere"
+    free = plots.arms({"a": [0.1, 0.2, 2.0]}, ylabel="nats", limits=None)
+    assert bars_of(free)[0][0] < 0 and "bounded" not in free.axes[0].get_xlabel()
+    nats = plots.arms({"a": [0.1, 0.2, 2.0]}, ylabel="nats", limits=(0, 5))
+    assert 0 <= bars_of(nats)[0][0] < bars_of(nats)[0][1] <= 5
+    wide = bars_of(plots.arms({"a": [2.0, 98.0]}, bounded=False))[0]
+    assert wide[0] < 0 and wide[1] > 100
+
+
+def test_lines_show_seeds_and_intervals_that_are_not_symmetric():
+    figure = plots.lines(
+        [1, 2], {"alone": [50.0, 90.0], "x": [1, 2]}, xlabel="x", ylabel="y",
+        half_widths={"alone": [[10, 20], [5, 8]]}, seeds={"alone": [[49.0, 51.0], [85.0, 90.0, 95.0]]},
+    )  # fmt: skip
+    (errors,) = figure.axes[0].containers
+    ends = [segment[:, 1].tolist() for segment in errors.lines[2][0].get_segments()]
+    assert ends == [[40, 55], [70, 98]]
+    dots = [line for line in figure.axes[0].get_lines() if line.get_marker() == "."]
+    assert [list(line.get_ydata()) for line in dots] == [[49.0, 51.0], [85.0, 90.0, 95.0]]
+    assert {line.get_color() for line in dots} == {ARMS["alone"]}
+    assert legend(figure.axes[0]) == ["alone", "x"]
 
 
 # --- heat maps ---------------------------------------------------------------------------------------
