@@ -41,16 +41,21 @@ Numbers = Sequence[float] | Tensor
 
 
 def label_bars(
-    rows: Mapping[str, Numbers], classes: Sequence[str], *, title: str = "", xlabel: str = "class"
+    rows: Mapping[str, Numbers], classes: Sequence[str], *, title: str = "", xlabel: str = "class",
+    ylabel: str = "probability",
 ) -> Figure:
-    """Distributions over the same classes, (C,) by name, bar beside bar; xlabel says what classes are."""
+    """Distributions over the same classes, (C,) by name, bar beside bar; xlabel says what classes are.
+
+    Other shares of at most 1 go too, if `ylabel` names them.
+    """
     with canvas(9, 3.8) as (figure, axes):
         figure.set_figheight(3.8 + _bars(axes, rows, classes))
-        axes.set(xlabel=xlabel, ylabel="probability", ylim=(0, 1.08), title=title)
+        axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.08), title=title)
         if len(rows) > 1:
             axes.legend()
     parts = [f"{name}: {_largest(values, classes)}" for name, values in rows.items()]
-    return describe(figure, title, f"Bar chart of probabilities by {xlabel}", parts)
+    shown = "probabilities" if ylabel == "probability" else ylabel
+    return describe(figure, title, f"Bar chart of {shown} by {xlabel}", parts)
 
 
 def digit_gallery(

@@ -51,7 +51,7 @@ def distill_language_model(
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     alpha: float | None = None, temperature: float = 1.0, divergence: Divergence | None = None,
     beta: float = 0.5, top_k: int | None = None, fused: bool | None = None,
-    on_policy: bool = False, max_new_tokens: int = 512, sampling_temperature: float = 1.0,
+    on_policy: bool | float = False, max_new_tokens: int = 512, sampling_temperature: float = 1.0,
     steps: int | None = None, epochs: float | None = None, lr: float, batch_size: int = 32,
     accumulation: int = 1, group_by_length: bool = False, packing: bool = False, seed: int = 0,
     save_steps: int | None = None, resume: bool = True, device: torch.device | str | None = None,
@@ -64,8 +64,10 @@ def distill_language_model(
     - With a teacher: α·CE(next token) + (1 − α)·T²·D(teacher, student) on every token of those texts (Hinton
       et al. 2015, arXiv 1503.02531).
     - With a teacher and `on_policy`: the examples are only prompts; in each step the student completes them,
-      and is compared with the teacher on each token. Agarwal et al. 2024 (arXiv 2306.13649) with λ = 1,
-      without gradient through the sampling; in Qwen3 it followed training on texts (arXiv 2505.09388, §4.5).
+      and is compared with the teacher on each token. Agarwal et al. 2024 (arXiv 2306.13649v3) with λ = 1,
+      without gradient through the sampling; in Qwen3 it followed training on texts (arXiv 2505.09388v1,
+      §4.5). A number between 0 and 1 is their λ: the share of steps in which the student writes; in the
+      others it is compared with the teacher on the completions that the examples have.
 
     `transformers.Trainer` trains, with AdamW. Under `accelerate launch` or `torchrun` processes share each
     step, each with the whole student (DDP) or, as accelerate's configuration says, with a part of student and
@@ -85,6 +87,7 @@ def distill_language_model(
             Or its stored outputs for these examples, by `cache_teacher_tokens`.
         teacher_tokenizer: to be compared with `tokenizer`; None if the teacher's is the same. Logits beyond
             the tokens, which pad vocabularies to different sizes, are cut off.
+        on_policy: True, or the share λ of the steps, spread evenly, in which the student writes.
         alpha: weight of the hard label; default 0.5 with a teacher, 1 without, 0 (the only one) on-policy.
         temperature: T of the soft term, for teacher and student; R1-scale work takes 1.
         divergence: "forward", "reverse" or "jsd", see `kd_loss`; default "forward", on-policy "reverse".
@@ -131,13 +134,14 @@ def distill_language_model(
     check_settings(loss, "sum")
     models = {"student": student} | ({"teacher": teacher} if isinstance(teacher, PreTrainedModel) else {})
     width = check_same_tokens(tokenizer, teacher_tokenizer, **models)
-    encoded = (tokenize_prompts if on_policy else tokenize)(tokenizer, examples)
+    encoded = (tokenize_prompts if on_policy == 1 else tokenize)(tokenizer, examples)
     if isinstance(teacher, CachedTokens):
         teacher.check(encoded, temperature, width)
     fused = _fused(fused, models if alpha < 1 and top_k is None else {"student": student})
     sampling = {"max_new_tokens": max_new_tokens, "temperature": sampling_temperature} if on_policy else None
+    written = sampling and {"share": float(on_policy), **sampling}
     run = {
-        **loss._asdict(), "on_policy": sampling, "top_k": top_k, "fused": fused, "lr": lr,
+        **loss._asdict(), "on_policy": written, "top_k": top_k, "fused": fused, "lr": lr,
         "batch_size": batch_size, "accumulation": accumulation, "packing": packing, "seed": seed,
         "group_by_length": group_by_length, "training_arguments": training_arguments, "sharding": sharding(),
     }  # fmt: skip
@@ -166,8 +170,8 @@ def distill_language_model(
         flash = any("flash" in (model.config._attn_implementation or "") for model in models.values())
         trainer = DistillationTrainer(
             student, arguments, encoded, tokenizer, loss, teacher=teacher, width=width, fused=fused,
-            sampling=sampling, packing=("one row" if flash else "rows") if packing else None,
-            group_by_length=group_by_length, progress=progress,
+            sampling=sampling, share=float(on_policy), group_by_length=group_by_length, progress=progress,
+            packing=("one row" if flash else "rows") if packing else None,
         )  # fmt: skip
         _train(trainer, **models, save=output_dir is not None)
     return trainer.history()
@@ -185,15 +189,17 @@ def _check_length(steps: int | None, epochs: float | None, **counts: int | None)
 
 def _check_teacher(
     student: PreTrainedModel, teacher: PreTrainedModel | CachedTokens | None, alpha: float | None,
-    top_k: int | None, on_policy: bool, sampling_temperature: float,
+    top_k: int | None, on_policy: bool | float, sampling_temperature: float,
 ) -> None:  # fmt: skip
     live = isinstance(teacher, PreTrainedModel)
     if teacher is student:
         raise ValueError("teacher and student are the same module; expected two")
     if is_sharded(student) or live and is_sharded(teacher):
         raise ValueError("student or teacher is spread over processes by an earlier run; load it anew")
+    if not 0 <= on_policy <= 1:
+        raise ValueError(f"on_policy={on_policy}; expected False, True or a share of the steps, 0 to 1")
     if on_policy and not live:
-        raise ValueError("on_policy=True needs a model as teacher, to judge what the student will write")
+        raise ValueError(f"on_policy={on_policy} needs a model as teacher, to judge what the student writes")
     if on_policy and not 0 < sampling_temperature < math.inf:
         raise ValueError(f"sampling_temperature={sampling_temperature}; expected a positive finite number")
     if on_policy and alpha not in (None, 0):

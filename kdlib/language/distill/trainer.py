@@ -32,6 +32,14 @@ from kdlib.losses.top_k import TopK, top_k_loss
 from kdlib.runtime import eval_mode, seeded, substream
 
 
+def student_writes(step: int, share: float) -> bool:
+    """Whether the student writes the texts of a step, counted from 0, if it does so in a share of them.
+
+    Agarwal et al. draw it at random; evenly spread, the share is kept in short runs too.
+    """
+    return int((step + 1) * share) > int(step * share)
+
+
 @dataclass
 class LanguageHistory:
     """What happened, step by step.
@@ -75,6 +83,7 @@ class DistillationTrainer(Trainer, TrainerCallback):
     Args:
         examples: with completions, or prompts alone where `sampling` (max_new_tokens and temperature) says
             how the student completes them.
+        share: of the steps in which it does; in the others it reads the completions of the examples.
         teacher: None where alpha is 1.
         width: number of logits that belong to a token, for teacher and student alike.
     """
@@ -82,11 +91,11 @@ class DistillationTrainer(Trainer, TrainerCallback):
     def __init__(
         self, student: PreTrainedModel, args: TrainingArguments, examples: list[TokenExample],
         tokenizer: PreTrainedTokenizerBase, settings: LossSettings, *, teacher: Teacher | None, width: int,
-        fused: bool, sampling: dict[str, float] | None, packing: Packing | None, group_by_length: bool,
-        progress: bool,
+        fused: bool, sampling: dict[str, float] | None, share: float, packing: Packing | None,
+        group_by_length: bool, progress: bool,
     ) -> None:  # fmt: skip
         self._settings, self._teacher, self._width, self._fused = settings, teacher, width, fused
-        self._sampling, self._progress = sampling, progress
+        self._sampling, self._share, self._progress = sampling, share, progress
         self._names = ("loss", "hard", "soft") if 0 < settings.alpha < 1 else ("loss",)
         self._collate = partial(collate, pad=tokenizer.pad_token_id, packing=packing)
         collator = self._collate if sampling is None else list
@@ -108,12 +117,16 @@ class DistillationTrainer(Trainer, TrainerCallback):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         """The micro-batches of a step, and how many tokens count in them, over all processes.
 
-        On-policy the completions are written here, all of them: a step's tokens must be counted before the
+        On-policy the completions are written here, all of a step: a step's tokens must be counted before the
         gradient of its first micro-batch.
         """
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         if self._sampling is not None:
-            batches = [self._completed(examples, number) for number, examples in enumerate(batches)]
+            writes = student_writes(self.state.global_step, self._share)
+            batches = [
+                self._completed(examples, number) if writes else self._collate(examples)
+                for number, examples in enumerate(batches)
+            ]
         items = torch.tensor(sum(len(batch["targets"]) for batch in batches), device=device)
         if self.args.world_size > 1:
             items = self.accelerator.reduce(items, "sum")

@@ -205,6 +205,7 @@ def test_refusals():
         ({"steps": 1, "temperature": 0.0, "teacher": teacher}, "temperature must be"),
         ({"steps": 1, "divergence": "kl", "teacher": teacher}, "divergence must be"),
         ({"steps": 1, "on_policy": True}, "on_policy=True needs a model as teacher"),
+        ({"steps": 1, "on_policy": 1.5, "teacher": teacher}, "on_policy=1.5; expected False, True or"),
         ({"steps": 1, "on_policy": True, "teacher": teacher, "alpha": 0.5}, "0.5; expected 0 on-policy"),
         ({"steps": 1, "on_policy": True, "teacher": teacher, "max_new_tokens": 0}, "max_new_tokens=0"),
         ({"steps": 1, "on_policy": True, "teacher": teacher, "sampling_temperature": 0.0}, "temperature=0.0"),

@@ -5,8 +5,9 @@ import torch
 from small_models import WORDS, pairs, qwen, word_tokenizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from kdlib.language.distill.batches import tokenize
 from kdlib.language.distill.distill import distill_language_model
-from kdlib.language.distill.trainer import DistillationTrainer
+from kdlib.language.distill.trainer import DistillationTrainer, student_writes
 from kdlib.losses.kd import soft_target_loss
 
 
@@ -126,6 +127,29 @@ def test_on_policy_the_teacher_judges_each_token_that_the_student_wrote(gradient
     assert history.tokens == [count]
     assert history.loss == pytest.approx([loss.item() / count])
     assert history.hard == history.soft == []
+
+
+@pytest.mark.parametrize(("share", "writes"), [(0.5, [1, 3]), (0.25, [3]), (0.75, [1, 2, 3])])
+def test_in_a_share_of_the_steps_the_student_writes_and_in_the_others_it_reads(share, writes, monkeypatch):
+    student, teacher = qwen(vocabulary=64), qwen(1, vocabulary=64)
+    notes, data = written_by(student, monkeypatch), pairs(4)
+    read = sum(len(text.split()) + 1 for _, text in data)
+    history = distill_language_model(
+        student, word_tokenizer(), data, teacher=teacher, on_policy=share, max_new_tokens=50, steps=4,
+        lr=1e-9, batch_size=4, device="cpu", alpha=0.0,
+    )  # fmt: skip
+    assert len(notes) == len(writes)
+    assert [step for step in range(4) if student_writes(step, share)] == writes
+    assert [step for step, tokens in enumerate(history.tokens) if tokens != read] == writes
+    with torch.no_grad():  # what is read is compared by the same divergence as what is written
+        total = count = 0.0
+        for example in tokenize(word_tokenizer(), data):
+            ids = torch.tensor([example.prompt + example.completion])
+            places = slice(len(example.prompt) - 1, -1)
+            zs, zt = (model(ids).logits[0, places, :60] for model in (student, teacher))
+            total += soft_target_loss(zs, zt, temperature=1.0, divergence="reverse", reduction="sum").item()
+            count += len(example.completion)
+    assert history.loss[0] == pytest.approx(total / count, rel=1e-4)
 
 
 def test_the_student_samples_from_its_own_distribution(monkeypatch):
