@@ -116,3 +116,8 @@ def test_every_formula_of_the_course_is_drawn(name):
 def test_index_shows_titles_and_minutes():
     text = pages.index_page({"01_a": "Hard & soft"}, {"01_a": 0.4249})
     assert '<a href="01_a.html">Hard &amp; soft</a> (0.42 min)' in text
+
+def test_links_to_documents_beside_the_notebooks_lead_out_of_the_build_folder():
+    page = pages.markdown_to_html("[a](teaching.md) [b](02_b.ipynb#x) [c](../data/y.json) [d](https://z/e.md)")
+    targets = ["../../notebooks/teaching.md", "02_b.html#x", "../../data/y.json", "https://z/e.md"]
+    assert re.findall('href="([^"]*)"', page) == targets

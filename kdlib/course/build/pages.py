@@ -65,6 +65,8 @@ class _Renderer(IPythonRenderer):
             url = url.replace(".ipynb", ".html", 1)
         elif url.startswith("../"):  # build/course lies one folder deeper than notebooks
             url = "../" + url
+        elif re.fullmatch(r"[\w-]+\.md", url):  # stays where it is
+            url = "../../notebooks/" + url
         return super().link(text, url, title)
 
 
