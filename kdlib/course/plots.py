@@ -80,16 +80,16 @@ def digit_gallery(
 
 def neighbours(matrix: Tensor, classes: Sequence[str], *, title: str = "") -> Figure:
     """Which other classes the mean soft label of each class, a row of (C, C), leans to."""
-    off = torch.as_tensor(matrix).double().clone().fill_diagonal_(math.nan).numpy()
+    off = 100 * torch.as_tensor(matrix).double().clone().fill_diagonal_(math.nan).numpy()
     with canvas(7.2, 6) as (figure, axes):
         shown = axes.imshow(off, cmap="Blues", vmin=0)
-        figure.colorbar(shown, label="mean probability", shrink=0.8)
+        figure.colorbar(shown, label="mean probability (%)", shrink=0.8)
         axes.set(xlabel="class in the soft label", ylabel="true class", title=title)
-        words = np.where(off > 0.25 * np.nanmax(off), np.char.mod("%.1f", 100 * off), "")
+        words = np.where(off > 0.25 * np.nanmax(off), np.char.mod("%.1f", off), "")
         figure.set_figheight(6 + _label_cells(shown, words, classes, classes, 4 / len(classes), size=11))
     best = np.nan_to_num(off, nan=-1).argmax(1)
-    parts = [f"{classes[i]} leans to {classes[j]} ({off[i, j]:.3f})" for i, j in enumerate(best)]
-    return describe(figure, title, "Heat map of mean soft labels; in per cent where large", parts)
+    parts = [f"{classes[i]} leans to {classes[j]} ({off[i, j]:.1f} %)" for i, j in enumerate(best)]
+    return describe(figure, title, "Heat map of mean soft labels, in per cent", parts)
 
 
 def heat_map(

@@ -404,16 +404,16 @@ def test_neighbours_leave_out_the_diagonal():
     values = axes.get_images()[0].get_array()
     off = ~np.eye(3, dtype=bool)
     assert np.array_equal(np.ma.getmaskarray(np.ma.masked_invalid(values)), ~off)
-    assert_allclose(np.asarray(values)[off], matrix.numpy()[off], rtol=1e-6)
+    assert_allclose(np.asarray(values)[off], 100 * matrix.numpy()[off], rtol=1e-6)
     assert torch.equal(matrix, before), "the caller's matrix is left alone"
     # Written in per cent where above a quarter of the largest.
     assert {t.get_position(): t.get_text() for t in axes.texts} == {
         (1, 0): "8.0", (0, 1): "30.0", (2, 1): "10.0",
     }
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("class in the soft label", "true class")
-    assert bar.get_ylabel() == "mean probability"
+    assert bar.get_ylabel() == "mean probability (%)"
     alt = alt_text(figure)
-    assert "cat leans to dog (0.080); dog leans to cat (0.300); hare leans to dog (0.004)." in alt
+    assert "cat leans to dog (8.0 %); dog leans to cat (30.0 %); hare leans to dog (0.4 %)." in alt
 
 
 # --- reliability -------------------------------------------------------------------------------------

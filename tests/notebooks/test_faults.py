@@ -235,8 +235,8 @@ FAULTS = [
           source(HINT_2, "It is short", "Temperature")), HINT_2, "'Temperature'"),
     #
     Fault("style", "long cell", append("claim", "\n" * 24 + "x = 1"), "claim", "found 25"),
-    Fault("style", "too long to take", append("take-with-you", "\n" * 49 + "x = 1"), "take-with-you",
-          "under 50"),
+    Fault("style", "too long to take", append("take-with-you", "\n" * 59 + "x = 1"), "take-with-you",
+          "under 60"),
     Fault("style", "magic", append(ENTROPY, "\n%matplotlib inline"), ENTROPY, "line 2"),
     Fault("style", "empty", clear(ENTROPY), ENTROPY, "an empty cell"),
     Fault("style", "no show", source("plots.show", "plots.show(figure)", "figure = None"),

@@ -10,7 +10,7 @@ from .page import Page, tags, tree
 LINE = 80
 LINES = 25
 # Take it with you is one piece that runs alone, with device, batches, evaluation and saving.
-LINES_TO_TAKE = 50
+LINES_TO_TAKE = 60
 UNFINISHED = re.compile(r"\b(?:TODO|FIXME|XXX)\b")
 
 
