@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from kdlib.course.figures import bar_style, canvas, colours, describe, log_ticks, name_ticks, point_style
+from kdlib.course.figures import bar_style, canvas, colours, describe, log_ticks, point_style
 
 # Of plans: these have the same colour in all figures, and stand in this order.
 _COMPONENTS = (
@@ -89,30 +89,6 @@ def memory_bars(rows: Mapping[str, Mapping[str, float]], *, limit: float, title:
     parts = [f"{name}: {end:.1f} ({_sizes(row, '.1f')})"
              for (name, row), end in zip(cases.items(), ends, strict=True)]
     return describe(figure, title, "Bars of memory in GB by component", [*parts, f"line at {limit:.1f}"])
-
-
-def stacked_groups(
-    groups: Mapping[str, Mapping[str, Mapping[str, float]]], *, xlabel: str, ylabel: str, title: str = ""
-) -> Figure:
-    """For each group as many bars side by side, each with its components, by name, one above the other."""
-    count = max(map(len, groups.values()))
-    bars = [bar for group in groups.values() for bar in group.values()]
-    kinds = dict.fromkeys(kind for bar in bars for kind in bar)
-    around = (np.arange(count) - (count - 1) / 2) * 0.84 / count
-    places = [group + offset for group in range(len(groups)) for offset in around]
-    with canvas(9.6, 4.6) as (figure, axes):
-        ends = _stack(axes.bar, places, bars, 0.76 / count, kinds)
-        for place, end in zip(places, ends, strict=True):
-            axes.annotate(f"{end:.3g}", (place, end), (0, 3), va="bottom", **_BESIDE)
-        name_ticks(axes, list(groups), 9.6 / (1.2 * len(groups)))
-        axes.grid(axis="x", visible=False)
-        axes.set(xlabel=xlabel, ylabel=ylabel, title=title, ylim=(0, 1.12 * max(ends)))
-        figure.legend(loc="outside lower center", ncols=3)
-    parts = []
-    for name, group in groups.items():
-        said = (f"{bar} {sum(row.values()):.3g} ({_sizes(row, '.3g')})" for bar, row in group.items())
-        parts.append(f"{name}: {', '.join(said)}")
-    return describe(figure, title, f"Stacked bars of {ylabel} by {xlabel}", parts)
 
 
 def _sizes(row: Mapping[str, float], digits: str) -> str:

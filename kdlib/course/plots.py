@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from kdlib.course.charts import memory_bars, named_points, pictures, stacked_groups, token_grid, truth_scatter
+from kdlib.course.charts import memory_bars, named_points, pictures, token_grid, truth_scatter
 from kdlib.course.figures import (
     LINES,
     bar_style,
@@ -33,7 +33,7 @@ from kdlib.metrics import ReliabilityCurve, Scores, bounded_interval, interval
 
 __all__ = [
     "arms", "densities", "digit_gallery", "heat_map", "label_bars", "lines", "loss_picture", "memory_bars",
-    "named_points", "neighbours", "panels", "pictures", "reliability", "show", "softened", "stacked_groups",
+    "named_points", "neighbours", "panels", "pictures", "reliability", "show", "softened",
     "temperature_curves", "token_grid", "truth_scatter",
 ]
 

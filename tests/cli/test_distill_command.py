@@ -68,7 +68,7 @@ def test_supplied_configurations_are_whole(ran):
     one, eight = ran
     assert (one.teacher, one.student, one.top_k) == ("Qwen-7B", "Qwen-1.5B", None)
     assert (eight.teacher, eight.student) == ("Qwen-32B", "Qwen-7B")
-    # 64 texts a step, as R1-Distill had.
+    # 64 texts a step, as R1-Distill had (arXiv 2501.12948v2, appendix B.4.3).
     assert one.batch_size * one.accumulation == 64 == 8 * eight.batch_size * eight.accumulation
 
 

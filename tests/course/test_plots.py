@@ -1,6 +1,5 @@
 """Each figure shows the data it is given, and says so in words."""
 
-import itertools
 import math
 
 import numpy as np
@@ -564,41 +563,6 @@ def test_memory_bars_put_components_end_to_end():
         alt_text(figure)
     )
     assert alt_text(figure).endswith("line at 20.0.")
-
-
-def test_stacked_groups_put_bars_side_by_side_and_components_one_above_the_other():
-    groups = {
-        "1,024": {"whole": {"kept": 2.0, "logits": 26.0}, "chunks": {"kept": 2.0, "chunk": 3.0}},
-        "4,096": {"whole": {"kept": 8.0, "logits": 104.0}, "chunks": {"kept": 8.0, "chunk": 12.0}},
-    }
-    figure = plots.stacked_groups(groups, xlabel="vocabulary", ylabel="peak (MB)", title="Peaks")
-    (axes,) = figure.axes
-    spans = {
-        bars.get_label(): [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in bars]
-        for bars in axes.containers
-    }
-    assert spans == {
-        "kept": [(0, 2), (0, 2), (0, 8), (0, 8)],
-        "logits": [(2, 28), (2, 2), (8, 112), (8, 8)],
-        "chunk": [(28, 28), (2, 5), (112, 112), (8, 20)],
-    }
-    left = [bar.get_x() for bar in axes.containers[0]]
-    width = axes.containers[0][0].get_width()
-    assert all(b - a >= width for a, b in itertools.pairwise(left)), "no bar stands in front of another"
-    middles = [x + width / 2 for x in left]
-    assert_allclose([(middles[0] + middles[1]) / 2, (middles[2] + middles[3]) / 2], [0, 1], atol=1e-9)
-    assert list(axes.get_xticks()) == [0, 1]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["1,024", "4,096"]
-    assert [text.get_text() for text in axes.texts] == ["28", "5", "112", "20"]
-    assert_allclose([text.xy for text in axes.texts], list(zip(middles, [28, 5, 112, 20], strict=True)))
-    colours = [bars[0].get_facecolor() for bars in axes.containers]
-    assert len(set(colours)) == 3
-    assert len({bars[0].get_hatch() for bars in axes.containers}) == 3, "told apart without colour"
-    assert legend(figure) == ["kept", "logits", "chunk"]
-    assert alt_text(figure).startswith("Peaks. Stacked bars of peak (MB) by vocabulary. ")
-    assert "1,024: whole 28 (kept 2, logits 26), chunks 5 (kept 2, chunk 3); 4,096: whole 112" in (
-        alt_text(figure)
-    )
 
 
 def test_token_grid_shows_each_token_and_the_shares():

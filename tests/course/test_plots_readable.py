@@ -82,11 +82,6 @@ def catalogue(classes: list[str]) -> dict[str, Figure]:
             {classes[k]: {f"part {j}": 1e9 * (j + k + 1) for j in range(8)} for k in range(2)},
             limit=40e9, title="Where memory goes",
         ),
-        "stacked_groups": plots.stacked_groups(
-            {name: {"whole": {"kept": 1.0, "all of it": 40.0 * k}, "parts": {"kept": 1.0, "a part": 5.0}}
-             for k, name in enumerate(classes[:3], 1)},
-            xlabel="classes", ylabel="memory (MB)", title="Whole and in parts",
-        ),
         "token_grid": plots.token_grid(
             {classes[0]: torch.tensor([[1, 2, 2, 0, 0], [1, 1, 2, 2, 2]]),
              classes[1]: torch.tensor([[1, 2, 1, 2, 2]])}
