@@ -151,13 +151,22 @@ def pictures(
 
 
 def truth_scatter(truth: Tensor, models: Mapping[str, Tensor], *, event: str, title: str = "") -> Figure:
-    """What models say, (N) by name, against true probabilities (N) of an event; the line is agreement."""
+    """What models say, (N) by name, against true probabilities (N) of an event; the line is agreement.
+
+    The curve is the mean of what a model says in each tenth of the truth that holds five examples.
+    """
     exact, parts, coloured = torch.as_tensor(truth).double().cpu(), [], colours(models)
     size = {"ncols": len(models), "squeeze": False, "sharey": True}
     with canvas(max(5.5, 4.2 * len(models)), 4.6, heading=title, **size) as (figure, grid):
         for k, (axes, (name, values)) in enumerate(zip(grid[0], models.items(), strict=True)):
             said = torch.as_tensor(values).double().cpu()
-            axes.plot(exact, said, linestyle="", alpha=0.25, markersize=3.5, **point_style(k, coloured[k]))
+            axes.plot(exact, said, linestyle="", alpha=0.25, markersize=3, **point_style(k, coloured[k]))
+            tenth = (10 * exact).long().clamp(0, 9)
+            means = [(exact[row].mean(), said[row].mean()) for row in
+                     (tenth == t for t in range(10)) if row.sum() >= 5]  # fmt: skip
+            if means:
+                outline = [withStroke(linewidth=5, foreground="white")]
+                axes.plot(*zip(*means, strict=True), color=coloured[k], linewidth=3, path_effects=outline)
             axes.plot([0, 1], [0, 1], color="black", linestyle=":")
             axes.set(xlabel=f"true P({event})", title=name, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
             axes.set(xticks=np.linspace(0, 1, 6), yticks=np.linspace(0, 1, 6))

@@ -107,16 +107,19 @@ def point_style(k: int, colour: str = "") -> dict[str, object]:
 
 
 def name_ticks(axes: Axes, names: Sequence[object], room: float) -> float:
-    """Names under the x-axis, slanted where `room` inches for each do not suffice.
+    """Names under the x-axis, cut behind commas or slanted where `room` inches for each do not suffice.
 
     Returns the inches that they reach further down than one line of text.
     """
     size = mpl.rcParams["font.size"]
-    longest = max(TextPath((0, 0), f"{name}", size=size).get_extents().width / 72 for name in names)
-    if longest < 0.9 * room:
-        axes.set_xticks(range(len(names)), names)
-        return 0.0
     line = 1.2 * size / 72
+    whole = [f"{name}" for name in names]
+    for words in (whole, [name.replace(", ", ",\n") for name in whole]):
+        longest = max(_inches(part, size) for name in words for part in name.split("\n"))
+        if longest < 0.9 * room:
+            axes.set_xticks(range(len(names)), words)
+            return line * max(name.count("\n") for name in words)
+    longest = max(_inches(name, size) for name in whole)
     angle = 35 if room * math.sin(math.radians(35)) > line else 90
     smaller = min(1, room / line)
     axes.set_xticks(
@@ -124,6 +127,10 @@ def name_ticks(axes: Axes, names: Sequence[object], room: float) -> float:
         ha="right", va="center" if angle == 90 else "top",
     )
     return smaller * longest * math.sin(math.radians(angle))
+
+
+def _inches(words: str, size: float) -> float:
+    return TextPath((0, 0), words, size=size).get_extents().width / 72
 
 
 def log_ticks(axes: Axes, marks: Sequence[float]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kdlib.course.charts import memory_bars, named_points, pictures, token_grid, truth_scatter
 from kdlib.course.figures import (
+    ARMS,
     LINES,
     bar_style,
     canvas,
@@ -68,6 +69,7 @@ def digit_gallery(
         for picture, bars, image, row, caption in zip(*grid, images, rows, captions, strict=True):
             picture.imshow(image[0].numpy(force=True), cmap="gray_r", vmin=0, vmax=1)
             picture.set(title=caption, xticks=[], yticks=[])
+            picture.spines[:].set(visible=True, color="0.6")
             figure.set_figheight(5.6 + _bars(bars, row, classes))
             bars.set(xlabel="class", ylim=(0, 1.02), yticks=(0, 0.5, 1))
             said = (f"{name} {_largest(values, classes)}" for name, values in row.items())
@@ -259,7 +261,7 @@ def arms(
             reach = [[mean - a], [b - mean]]
             axes.errorbar(k + 0.28, mean, reach, fmt="_", color="black", capsize=6, markersize=14)
             parts.append(f"{name} {mean:.1f}, interval {a:.1f} to {b:.1f}")
-        room = 0.8 * figure.get_figwidth() / (len(rows) + 0.2)
+        room = 0.87 * figure.get_figwidth() / (len(rows) + 0.2)
         figure.set_figheight(4.4 + name_ticks(axes, list(rows), room))
         meaning = "One dot a seed; black: mean and 95% interval" + ", bounded" * bool(bounded)
         axes.set(xlabel=meaning, ylabel=ylabel, title=title, xlim=(-0.5, len(rows) - 0.3))
@@ -272,16 +274,23 @@ def _t_ends(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def reliability(curves: Mapping[str, ReliabilityCurve], *, title: str = "") -> Figure:
-    """Accuracy against confidence; on the diagonal a model is as often right as it says."""
+    """Accuracy against confidence; on the diagonal a model is as often right as it says.
+
+    The size of a mark says how many of the examples its bin holds.
+    """
     parts, coloured = [], colours(curves)
     with canvas(6, 5) as (figure, axes):
         axes.plot([0, 1], [0, 1], color="black", linestyle=":", label="perfect")
         for k, (name, curve) in enumerate(curves.items()):
             full = curve.count > 0
-            style = {"linestyle": LINES[k % 7], **point_style(k, coloured[k])}
-            axes.plot(curve.confidence[full], curve.accuracy[full], label=name, **style)
+            shares = curve.count[full] / curve.count.sum()
+            style, places = point_style(k, coloured[k]), (curve.confidence[full], curve.accuracy[full])
+            axes.plot(*places, linestyle=LINES[k % 7], label=name, **style | {"markersize": 5})
+            axes.scatter(*places, s=20 + 300 * shares, **style)
             parts.append(f"{name}: mean gap {curve.mean_gap:.3f}")
-        axes.set(xlabel="confidence", ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1.02))
+        lowest = min(curve.confidence[curve.count > 0].min() for curve in curves.values())
+        axes.set(xlabel="confidence (size: share of the examples)", ylabel="accuracy", title=title)
+        axes.set(xlim=(0.48 if lowest >= 0.5 else 0, 1.02), ylim=(0, 1.04))
         axes.legend()
     return describe(figure, title, "Reliability diagram", parts)
 
@@ -306,7 +315,7 @@ def loss_picture(
         figure.set_figheight(4.2 + _bars(left, {"teacher p": p, "student q": q}, classes))
         left.set(xlabel="class", ylabel=f"probability at T = {temperature:.3g}", ylim=(0, 1.08))
         left.legend()
-        _bars(right, pulls, classes)
+        _bars(right, pulls, classes, [ARMS["alone"], ARMS["teacher"]])
         right.axhline(0, color="black", linewidth=1)
         right.set(xlabel="class", ylabel="push on the student's logit")
         right.legend()
@@ -314,9 +323,11 @@ def loss_picture(
     return describe(figure, title, "Two bar charts: probabilities, and the push on each logit", parts)
 
 
-def _bars(axes: Axes, rows: Mapping[str, Numbers], classes: Sequence[str]) -> float:
+def _bars(
+    axes: Axes, rows: Mapping[str, Numbers], classes: Sequence[str], coloured: Sequence[str] = ()
+) -> float:
     """Bars beside bars; returns what `name_ticks` returns."""
-    width, coloured = 0.8 / len(rows), colours(rows)
+    width, coloured = 0.8 / len(rows), coloured or colours(rows)
     for k, (name, values) in enumerate(rows.items()):
         places = np.arange(len(classes)) + (k - (len(rows) - 1) / 2) * width
         axes.bar(places, [float(v) for v in values], width, label=name, **bar_style(k, coloured[k]))

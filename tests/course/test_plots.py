@@ -431,10 +431,22 @@ def test_reliability_draws_the_bins_that_hold_examples():
     assert_allclose(curves(axes)["teacher"], [[0.4, 0.7, 0.9], [0.5, 0.4, 0.9]])
     assert_allclose(curves(axes)["perfect"], [[0, 1], [0, 1]])
     assert legend(axes) == ["perfect", "teacher"]
-    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("confidence", "accuracy", "R")
+    assert axes.get_xlabel() == "confidence (size: share of the examples)"
+    assert (axes.get_ylabel(), axes.get_title()) == ("accuracy", "R")
+    (marks,) = axes.collections
+    assert_allclose(marks.get_offsets(), [[0.4, 0.5], [0.7, 0.4], [0.9, 0.9]])
+    areas = marks.get_sizes()
+    assert_allclose(np.diff(areas) / (areas[2] - areas[0]), [0.4, 0.6], err_msg="areas grow with the counts")
+    assert axes.get_xlim()[0] == 0
     # 0.1 · 10 % + 0.3 · 30 % + 0
     assert alt_text(figure) == "R. Reliability diagram. teacher: mean gap 0.100."
     png(figure)
+
+
+def test_reliability_of_two_classes_begins_at_one_half():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0], [0.0, 0.5]])
+    figure = plots.reliability({"m": reliability_curve(logits, torch.tensor([0, 1, 0, 1]))})
+    assert figure.axes[0].get_xlim()[0] > 0.4
 
 
 def test_reliability_follows_the_model():

@@ -323,3 +323,20 @@ def test_the_scatter_shows_every_pair_and_says_how_far_apart_they_are():
     assert np.allclose(dots.get_xydata(), torch.stack([truth, said], 1))
     assert np.array_equal(perfect.get_xydata(), [[0, 0], [1, 1]])
     assert "teacher: mean distance 0.30" in alt_text(figure)  # (0.3 + 0 + 0.6) / 3
+
+
+def test_the_scatter_shows_means_where_a_tenth_of_the_truth_holds_enough_examples():
+    truth = torch.tensor([0.15] * 5 + [0.71] * 4 + [0.79] * 2 + [0.95] * 4)
+    said = torch.linspace(0, 1, len(truth))
+    figure = plots.truth_scatter(truth, {"teacher": said}, event="dog")
+    _, means, _ = figure.axes[0].get_lines()
+    wanted = [[0.15, said[:5].mean()], [truth[5:11].mean(), said[5:11].mean()]]
+    assert np.allclose(means.get_xydata(), wanted)
+
+
+def test_names_of_arms_are_cut_behind_commas_before_they_are_slanted():
+    names = "alone, 300 labels", "pseudo-labels, 300 labels", "distilled, all", "distilled, fine-tuned"
+    rows = {name: [80.0] for name in names}
+    labels = plots.arms(rows).axes[0].get_xticklabels()
+    assert [label.get_text() for label in labels] == [name.replace(", ", ",\n") for name in rows]
+    assert {label.get_rotation() for label in labels} == {0}
