@@ -60,7 +60,7 @@ def anchors(page: Page) -> set[str]:
 
 def documents(root: Path) -> list[Path]:
     """The Markdown files that are read together with the notebooks."""
-    names = ("README.md", "CONTRIBUTING.md", "data/README.md")
+    names = ("README.md", "CONTRIBUTING.md", "data/README.md", "notebooks/teaching.md")
     return [root / name for name in names if (root / name).is_file()]
 
 
