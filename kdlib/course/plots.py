@@ -250,7 +250,7 @@ def arms(
     if bounded or (bounded is None and any(a < low or b > high for _, a, b in ends.values())):
         bounded = True
         ends = {name: bounded_interval(rows[name], low, high) for name in ends}
-    with canvas(max(6.5, 1.7 * len(rows)), 4.4) as (figure, axes):
+    with canvas(max(6.5, 1.8 * len(rows)), 4.4) as (figure, axes):
         for k, (name, values) in enumerate(rows.items()):
             places = np.linspace(k - 0.12, k + 0.12, len(values)) if len(values) > 1 else [k]
             axes.plot(places, values, linestyle="", alpha=0.6, **point_style(k, coloured[k]))
