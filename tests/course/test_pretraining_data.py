@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdlib.course.studies.pretraining_data import pretraining_data, sums
-from kdlib.course.studies.reasoning_arms import CHAINS, LIVE, style_of
+from kdlib.course.studies.reasoning_arms import CHAINS, style_of
 from kdlib.language.answers.arithmetic import arithmetic_steps, first_wrong_step
 from kdlib.language.answers.final_answer import has_format, verify_answer
 from kdlib.language.distill.distill import distill_language_model
@@ -94,11 +94,11 @@ def test_each_cage_comes_in_both_styles_and_without_steps_and_as_many_rows_of_su
                for asked, text in lessons) == 3 * len(cages)  # fmt: skip
 
 
-@pytest.mark.parametrize("recipe", [CHAINS, LIVE], ids=["committed", "live"])
-def test_the_pretraining_of_the_recipes_holds_single_cages_only(recipe):
+def test_the_pretraining_of_the_recipe_holds_single_cages_only():
+    recipe = CHAINS
     cages = recipe.cages()
     assert {puzzle.kind for puzzle in cages} == {"pair"}
-    assert len({puzzle.key for puzzle in cages}) == len(cages) >= 100
+    assert len({puzzle.key for puzzle in cages}) == len(cages) >= 80
     for puzzle in cages:
         assert len(puzzle.cages) == 1
         assert recipe.heads[0] <= puzzle.cages[0].heads <= recipe.heads[1]

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from kdlib.course.studies import reasoning as experiment
 from kdlib.course.studies import reasoning_arms
-from kdlib.course.studies.reasoning import ReasoningStudy
-from kdlib.course.studies.reasoning_arms import CHAINS, LIVE, TINY, reading, tokens_a_step
+from kdlib.course.studies.reasoning import STYLES, ReasoningStudy
+from kdlib.course.studies.reasoning_arms import CHAINS, TINY, reading, tokens_a_step
 from kdlib.course.studies.records import unpack_bits
 from kdlib.language.puzzles.make import PuzzleSplits
 from kdlib.language.puzzles.text import statement, written_solution
@@ -56,7 +56,7 @@ def refuse(*arguments, **options):
 # --- which problems -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", [CHAINS, LIVE, TINY], ids=["committed", "live", "tiny"])
+@pytest.mark.parametrize("recipe", [CHAINS, TINY], ids=["chains", "tiny"])
 def test_no_problem_is_in_two_parts(recipe):
     splits = recipe.chains()
     sizes = {"train": recipe.pool, "validation": recipe.validation, "test": recipe.test,
@@ -86,7 +86,7 @@ def test_fewer_problems_are_the_first_of_more_and_none_is_a_test_problem(study):
 
 
 def test_the_bigger_pool_is_drawn_from_in_full():
-    study = ReasoningStudy(None, LIVE, problems=300)
+    study = ReasoningStudy(None, CHAINS, problems=300)
     drawn = [set(study.drawn(seed)) for seed in range(3)]
     assert [len(problems) for problems in drawn] == [300] * 3
     assert drawn[0] <= set(study.chains.train)
@@ -106,8 +106,8 @@ def test_runs_are_by_arm_in_the_order_of_the_seeds(study, runs):
     assert list(runs) == list(ARMS)
     for arm, done in runs.items():
         assert [(run["arm"], run["seed"]) for run in done] == [(arm, seed) for seed in SEEDS]
-    wanted = {"key", "arm", "seed", "steps", "tokens", "written", "seconds", "accuracy", "correct", "beyond",
-              "answer_tokens", "malformed", "truncated", "suppose", "equations"}  # fmt: skip
+    wanted = {"key", "arm", "seed", "steps", "tokens", "seconds", "accuracy", "correct", "beyond",
+              "malformed", "answer_tokens", "truncated", *STYLES, "begins_suppose"}  # fmt: skip
     assert all(set(run) == wanted for done in runs.values() for run in done)
 
 
@@ -182,8 +182,8 @@ def test_a_worse_teacher_lies_in_a_folder_of_its_own_and_shares_the_base(study, 
 
 
 def test_nothing_is_shown_unless_it_is_asked_for(study, runs, capfd):
-    study.run("logits", 0)
-    study.student("logits", 0)
+    study.run("shortest", 0)
+    study.student("shortest", 0)
     assert capfd.readouterr() == ("", "")
 
 
@@ -216,23 +216,41 @@ def test_every_arm_gets_the_base_of_its_seed_its_texts_and_the_budget_of_verifie
     start = weights(study.base(0))
     verified = reading("verified", drawn, traces)
     tokens = 6 * tokens_a_step(study.tokenizer, verified, 4)
-    for arm in ("answers", "unverified", "verified", "shortest", "logits", "on-policy"):
+    for arm in ("answers", "unverified", "verified", "shortest"):
         # Another rate: not one of the runs that are done.
         given = told(arm, lr=1e-4)
         assert same(weights(given["student"]), start)
         assert given["texts"] == reading(arm, drawn, traces)
         assert (given["arm"], given["tokens"]) == (arm, tokens)
         assert given["recipe"] == TINY and given["lr"] == 1e-4 and given["seed"] == 0
-        assert (given["teacher"] is not None) == (arm in ("logits", "on-policy"))
-    assert same(weights(told("logits", lr=1e-4)["teacher"]), weights(study.teacher()))
 
 
 def test_options_reach_the_student(study, told):
     assert told("answers", budget="steps")["tokens"] is None
+    half = told("verified", read=0.5)["tokens"]
+    assert half == told("verified", lr=1e-4)["tokens"] / 2
     few = told("verified", count=2)
     assert few["texts"] == reading("verified", study.drawn(0, 2), study.traces(0, 2))
-    for given in ({"temperature": 3.0, "alpha": 0.1}, {"temperature": 3.0}, {"alpha": 0.1}):
-        assert told("logits", **given)["recipe"] == replace(TINY, **given)
+
+
+def test_a_student_goes_on_from_where_it_was_handed_over(study, runs, monkeypatch):
+    given = {}
+
+    def stop(recipe, student, tokenizer, way, texts, **options):
+        given.update(way=way, start=weights(student), texts=texts, **options)
+        return {"steps": 1, "seconds": 0.0}
+
+    monkeypatch.setattr(reasoning_arms, "teach_further", stop)
+    usual = study.run("on-policy", 0, after=1.0)
+    assert same(given["start"], weights(study.student("verified", 0)))
+    assert (given["way"], given["lr"], given["seed"]) == ("on-policy", None, 0)
+    assert given["texts"] == reading("verified", study.drawn(0), study.traces(0))
+    assert same(weights(given["teacher"]), weights(study.teacher()))
+    assert usual["key"][0] == "on-policy-0-after=1.0" and "accuracy" in usual
+    study.run("verified", 0, after=0.5, lr=1e-4)
+    assert given["lr"] == 1e-4 and study.handed_over(0, 0.5)["steps"] == 3  # of six
+    assert same(given["start"], weights(study.student("verified", 0, read=0.5)))
+    assert study.handed_over(0, 1.0) == runs["verified"][0]
 
 
 def test_a_choice_looks_at_validation_only(study, runs, monkeypatch):
@@ -249,7 +267,7 @@ def test_a_choice_looks_at_validation_only(study, runs, monkeypatch):
     assert set(chosen) == {"key", "arm", "seed", "steps", "seconds", "validation"}
     assert study.run("answers", 0, test=False, lr=2e-3) == chosen and len(looked) == 1
     final = study.run("answers", 0, lr=2e-3)  # a run of its own
-    assert looked[1:] == [study.chains.test, study.chains.beyond]
+    assert looked[1:] == [[*study.chains.test, *study.chains.beyond]]
     assert "accuracy" in final and "validation" not in final
 
 
@@ -278,8 +296,14 @@ def test_figures_are_those_counted_by_hand(study, monkeypatch):
         *(answered(puzzle, correct=number != 0) for number, puzzle in enumerate(validation)),
     ]
     monkeypatch.setattr(experiment, "collect_traces", answering({trace.key: trace for trace in answers}))
-    figures = study.examine(None)
-    correct = figures.pop("correct")
+    figures = study.examine(study.base(0))
+    correct, first = figures.pop("correct"), figures.pop("begins_suppose")
+    by_hand, said = [], study.tokenizer.convert_tokens_to_ids("Suppose")
+    for puzzle in test:
+        turn = [{"role": "user", "content": statement(puzzle)}]
+        ids = study.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt")
+        by_hand.append(study.base(0)(**ids).logits[0, -1].softmax(-1)[said].item())
+    assert first == pytest.approx(sum(by_hand) / 5, rel=1e-4)
     assert unpack_bits(*correct).tolist() == [True, True, False, False, False]
     assert figures == {
         "accuracy": 2 / 5, "beyond": 1 / 4, "answer_tokens": (80 + 90 + 70 + 5 + 96) / 5,

@@ -3,17 +3,18 @@
 from dataclasses import replace
 
 import pytest
-from tiny_study import answered, same, weights
+from tiny_study import answered
 
 from kdlib.course.studies import reasoning_arms as arms
 from kdlib.course.studies.reasoning_arms import (
     ARMS,
     CHAINS,
-    LIVE,
+    FURTHER,
     TINY,
     Stage,
     reading,
     style_of,
+    teach_further,
     teach_student,
     tokens_a_step,
 )
@@ -71,8 +72,6 @@ def expected(arm, kinds, chains):
     others = [number for number in range(len(chains)) if number != 1]
     kept = {
         "unverified": [(kind, n) for kind, n in kinds if kind != "cut off"],
-        "suppose": [(kind, n) for kind, n in kinds if n != 1 and kind in ("suppose", "again")],
-        "equations": [("equations", n) for n in others],
         # The first of equally short ones; equations are shorter from the fourth on (70 + 3 > 74 − 3).
         "shortest": [("suppose" if n <= 2 else "equations", n) for n in others],
     }.get(arm, [(kind, n) for kind, n in kinds if n != 1 and kind in ("suppose", "again", "equations")])
@@ -93,7 +92,7 @@ def test_answers_are_read_without_a_step_and_without_a_trace(chains):
 
 
 def test_an_unknown_arm_is_refused(chains, kinds):
-    with pytest.raises(ValueError, match="arm must be one of answers, unverified, .*on-policy; got 'verify'"):
+    with pytest.raises(ValueError, match="arm must be one of answers, unverified, .*shortest; got 'verify'"):
         reading("verify", chains, list(kinds.values()))
 
 
@@ -156,13 +155,13 @@ def test_equal_compute_is_equally_many_tokens_read(tokenizer, chains):
     budget = round(6 * 4 * tokens_a_step(tokenizer, solved, 1))
     steps = {}
     # Of six texts an epoch's second step holds two.
-    read_by = {"answers": answers, "verified": solved, "suppose": solved[:4], "equations": solved[:6]}
+    read_by = {"answers": answers, "verified": solved, "unverified": solved[:4], "shortest": solved[:6]}
     for arm, texts in read_by.items():
         figures, read = taught(tokenizer, arm, texts, tokens=budget)
         step = 4 * tokens_a_step(tokenizer, texts, 1)
         assert abs(read - budget) <= step
         assert abs(figures["tokens"] - read) <= step
-        assert figures["written"] == 0 and figures["seconds"] > 0
+        assert figures["seconds"] > 0
         steps[arm] = figures["steps"]
     assert steps["verified"] == 6 < steps["answers"]
 
@@ -185,52 +184,68 @@ def test_a_learning_rate_and_a_seed_that_are_given_count(tokenizer, calls):
 
 
 def test_a_budget_smaller_than_a_step_is_a_step(tokenizer):
-    teacher = tiny_model(tokenizer, width=8, layers=1)
-    for arm, given in (("verified", {}), ("on-policy", {"teacher": teacher})):
-        figures, _ = taught(tokenizer, arm, [("A cage", "4")] * 4, tokens=1, **given)
-        assert figures["steps"] == 1
+    figures, _ = taught(tokenizer, "verified", [("A cage", "4")] * 4, tokens=1)
+    assert figures["steps"] == 1
 
 
-def test_logits_are_the_teachers_at_the_recipes_temperature_and_weight(tokenizer, chains, calls):
-    teacher = tiny_model(tokenizer, width=24, layers=1, family="llama", seed=2)
-    before, recipe = weights(teacher), replace(TINY, temperature=2.0, alpha=0.25)
-    texts = reading("answers", chains, [])
-    taught(tokenizer, "logits", texts, recipe, teacher=teacher)
-    taught(tokenizer, "verified", texts, recipe, teacher=teacher)
-    logits, verified = calls
-    assert (logits["teacher"], logits["temperature"], logits["alpha"]) == (teacher, 2.0, 0.25)
-    assert not logits.keys() & {"on_policy"} and not verified.keys() & {"teacher", "alpha", "temperature"}
-    assert same(weights(teacher), before)
+# --- how they go on -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", ["steps", "compute"])
-def test_on_policy_follows_a_share_of_the_budget_spent_on_texts(tokenizer, chains, calls, budget):
-    teacher = tiny_model(tokenizer, width=24, layers=1, seed=2)
+@pytest.fixture(scope="module")
+def teacher(tokenizer):
+    return tiny_model(tokenizer, width=24, layers=1, seed=2)
+
+
+@pytest.fixture
+def went_on(tokenizer, chains, teacher, calls):
+    """For each way its figures, and what `distill_language_model` was asked to do."""
     texts = [(statement(p), written_solution(p)) for p in chains]
-    tokens = round(9 * 4 * tokens_a_step(tokenizer, texts, 1))
-    recipe = replace(TINY, max_new_tokens=7, student=Stage(9, 5e-3, 4))
-    given = {"tokens": tokens} if budget == "compute" else {}
-    figures, _ = taught(tokenizer, "on-policy", texts, recipe, teacher=teacher, seed=3, **given)
-    first, second = calls
-    assert first["examples"] == texts and "teacher" not in first and "on_policy" not in first
-    assert first["steps"] == figures["steps"] == 6  # two thirds of nine
-    assert figures["tokens"] == pytest.approx(tokens * 6 / 9, abs=1)
-    assert second["examples"] == [asked for asked, _ in texts]
-    assert second["on_policy"] and second["teacher"] is teacher and second["max_new_tokens"] == 7
-    assert (second["steps"], second["lr"], second["batch_size"], second["seed"]) == (2, 1e-3, 3, 3)
-    assert 2 * 3 <= figures["written"] <= 2 * 3 * 7
+    recipe = replace(TINY, max_new_tokens=7, further=Stage(8, 1e-3, 3), on_policy_lr=3e-3)
+    figures = {
+        way: teach_further(recipe, tiny_model(tokenizer, width=16, layers=1), tokenizer, way, texts,
+                           teacher=teacher, seed=3)
+        for way in FURTHER
+    }  # fmt: skip
+    return texts, figures, dict(zip(FURTHER, calls, strict=True))
 
 
-def test_what_cannot_be_taught_is_refused_before_anything_is_learnt(tokenizer, calls):
-    given = {"texts": [("A", "4")], "tokens": 10}
-    for arm in ("logits", "on-policy"):
-        with pytest.raises(ValueError, match=f"arm '{arm}' needs a teacher; got None"):
-            taught(tokenizer, arm, **given)
-    assert not calls
+def test_ways_differ_in_whose_texts_and_what_is_compared(went_on, teacher):
+    texts, _, asked = went_on
+    for way, call in asked.items():
+        prompts = [statement for statement, _ in texts]
+        assert call["examples"] == (prompts if way == "on-policy" else texts)
+        assert call.get("teacher") is (None if way == "verified" else teacher)
+        assert call.get("on_policy", False) == FURTHER[way] and (call["batch_size"], call["seed"]) == (3, 3)
+        assert call.get("divergence") == ("reverse" if FURTHER[way] else None)
+        assert call["lr"] == (3e-3 if FURTHER[way] else 1e-3)
+    assert asked["logits"]["alpha"] == 0 and "alpha" not in asked["verified"]
 
 
-@pytest.mark.parametrize("recipe", [CHAINS, LIVE], ids=["committed", "live"])
-def test_the_student_is_at_least_five_times_smaller(tokenizer, recipe):
+def test_the_price_of_writing_is_paid_with_steps(went_on):
+    _, figures, _ = went_on
+    # A third more for each token that is written too: 8 = 7 · (1 + 1/6) = 6 · (1 + 1/3), rounded.
+    assert [figures[way]["steps"] for way in FURTHER] == [8, 8, 7, 6]
+    assert {way: found["written"] > 0 for way, found in figures.items()} == {
+        "verified": False, "logits": False, "mixture": True, "on-policy": True,
+    }  # fmt: skip
+    assert figures["on-policy"]["written"] == figures["on-policy"]["learnt"] == figures["on-policy"]["judged"]
+    assert 0 < figures["mixture"]["written"] <= 3 * 3 * 7  # three of seven steps
+    assert figures["mixture"]["written"] < figures["mixture"]["learnt"] == figures["mixture"]["judged"]
+    assert figures["verified"]["judged"] == 0 < figures["logits"]["judged"] == figures["verified"]["learnt"]
+
+
+def test_a_rate_that_is_given_counts_and_another_way_is_refused(tokenizer, chains, teacher, calls):
+    texts = reading("answers", chains, [])
+    student = tiny_model(tokenizer, width=16, layers=1)
+    for way in ("verified", "on-policy"):
+        teach_further(TINY, student, tokenizer, way, texts, teacher=teacher, lr=5e-4)
+    assert [call["lr"] for call in calls] == [5e-4, 5e-4]
+    with pytest.raises(ValueError, match="way must be one of verified, .*on-policy; got 'shortest'"):
+        teach_further(TINY, student, tokenizer, "shortest", texts, teacher=teacher)
+
+
+def test_the_student_is_at_least_five_times_smaller(tokenizer):
+    recipe = CHAINS
     student, teacher = (
         tiny_model(tokenizer, width=width, layers=recipe.layers, family=family).num_parameters()
         for width, family in (

@@ -1,11 +1,11 @@
 """Reasoning distillation in full: what are a teacher's texts worth, with error bars?
 
-The arms of `kdlib.course.studies.reasoning_arms` on chains of two cages; then the number of problems, a
-teacher made worse on purpose, samples of the student that learnt answers only, and the easy puzzle, where
-steps are not needed. Two budgets: "steps", as many for all, and "compute", as many tokens read in training.
+The arms of `kdlib.course.studies.reasoning_arms` on chains of two cages; a teacher made worse on purpose; and
+four ways to go on for a student that has read traces for a while: more of them, the teacher's logits on
+them, its own texts, judged by the teacher, or half and half. All arms read as many tokens in training.
 
-Learning rates and (T, α) are chosen on validation. The test part is scored once for each finished student.
-Every finished piece is on disk: an interrupted study goes on when it is started again.
+Learning rates are chosen on validation. The test part is scored once for each finished student. Every
+finished piece is on disk: an interrupted study goes on when it is started again.
 """
 
 import random
@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import torch
 from filelock import FileLock
 from joblib import Parallel, cpu_count, delayed, parallel_config
 from tqdm.auto import tqdm
@@ -23,9 +24,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdlib.course.studies import reasoning_arms as ways
 from kdlib.course.studies.pretraining_data import Text, pretraining_data
 from kdlib.course.studies.records import columns, once, pack_bits, verdicts
+from kdlib.language.distill.batches import collate, tokenize_prompts
 from kdlib.language.distill.distill import distill_language_model
+from kdlib.language.distill.teachers import predictions
 from kdlib.language.models.small import load_model, tiny_model, without_bars
-from kdlib.language.puzzles.make import PuzzleSplits, puzzle_splits
+from kdlib.language.puzzles.make import PuzzleSplits
 from kdlib.language.puzzles.puzzle import Puzzle
 from kdlib.language.puzzles.text import problem, statement, written_solution
 from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
@@ -36,24 +39,24 @@ from kdlib.runtime import best_device, describe_environment
 
 STYLES = ("suppose", "equations")
 TUNED = ("answers", "verified")
-OTHER_LENGTH = ("answers", "shortest")  # arms whose number of steps depends on the budget
-LEARNING_RATES = (2.5e-3, 5e-3, 8e-3)
-SOFT = ((1.0, 0.5), (2.0, 0.5), (4.0, 0.5))  # (T, α)
-CHOICE_SEEDS = 2
-COUNTS = (50, 800)  # of problems, besides the usual one
-WEAK = 0.5  # share of its training that the worse teacher has had
+COMPARED = ("answers", "verified", "shortest")  # "unverified" where the teacher is often wrong
+LEARNING_RATES = (5e-3, 8e-3, 1.2e-2, 1.8e-2)
+FURTHER_RATES = (1e-3, 3e-3, 8e-3, 1.2e-2)
+CHOICE_SEEDS = 1
+FEWER_SEEDS = 3  # where the teacher is worse, and for going on: writing takes long on a CPU
+WEAK = 0.3  # share of its training that the worse teacher has had
+# What a student does that has read the traces for a share of the usual steps.
+HANDOVERS = {0.25: ("verified", "on-policy"), 0.5: tuple(ways.FURTHER)}
 VOTES = (1, 2, 4, 8, 16, 32)
-EASY = ways.Stage(600, 5e-3)
+LEFT_OUT = ("key", "arm", "seed", "seconds")  # of runs, in what is kept
 
 # What asks one question each: an arm, and what it is measured against.
 PAIRS = {
     "compute": (
-        ("verified", "answers"), ("verified", "unverified"), ("shortest", "verified"),
-        ("suppose", "equations"), ("logits", "verified"), ("on-policy", "verified"),
+        ("verified", "answers"), ("shortest", "verified"),
     ),
-    "steps": (("verified", "answers"), ("shortest", "verified")),
     "weak": (("verified", "unverified"),),
-    "easy": (("suppose", "answers"),),
+    "further": tuple((f"on-policy after {share:g}", f"verified after {share:g}") for share in HANDOVERS),
 }
 
 
@@ -116,7 +119,7 @@ class ReasoningStudy:
                 model, texts = start()
                 distill_language_model(
                     model, self.tokenizer, texts, folder, **asdict(stage), precision=self.recipe.precision,
-                    seed=seed, progress=self.progress,
+                    adam_beta2=self.recipe.adam_beta2, seed=seed, progress=self.progress,
                 )
                 (folder / "finished").touch()
             return load_model(folder)
@@ -146,12 +149,14 @@ class ReasoningStudy:
         """Teach one student and examine it, once, on test and beyond or on validation.
 
         Options are budget, "compute" or "steps"; count of problems; share of the teacher's training; lr;
-        temperature and alpha of "logits".
+        read, the share of its steps that "verified" takes; after, with a way of `FURTHER` as arm: how it goes
+        on once it has read for this share.
         """
         name = _name(arm, seed, options)
 
         def run() -> dict:
-            student, figures = self._taught(arm, seed, **options)
+            teach = self._further if "after" in options else self._taught
+            student, figures = teach(arm, seed, **options)
             with without_bars():
                 student.save_pretrained(self.folder / "students" / name)
             self.tokenizer.save_pretrained(self.folder / "students" / name)
@@ -159,9 +164,23 @@ class ReasoningStudy:
 
         return once(self.folder / "runs.jsonl", [name, test], run)
 
+    def handed_over(self, seed: int, share: float) -> dict:
+        """The run of "verified" that a student goes on from: its usual one, or a share of its steps."""
+        return self.run("verified", seed, **({} if share == 1 else {"read": share}))
+
+    def _further(
+        self, way: str, seed: int, *, after: float, lr: float | None = None
+    ) -> tuple[PreTrainedModel, dict]:
+        begun = self.handed_over(seed, after)
+        student = load_model(self.folder / "students" / begun["key"][0])
+        texts = ways.reading("verified", self.drawn(seed), self.traces(seed))
+        figures = ways.teach_further(self.recipe, student, self.tokenizer, way, texts, teacher=self.teacher(),
+                                     lr=lr, seed=seed, progress=self.progress)
+        return student, figures
+
     def _taught(
         self, arm: str, seed: int, *, budget: Literal["steps", "compute"] = "compute",
-        count: int | None = None, share: float = 1.0, lr: float | None = None, **soft: float,
+        count: int | None = None, share: float = 1.0, lr: float | None = None, read: float = 1.0,
     ) -> tuple[PreTrainedModel, dict]:
         if budget not in ("steps", "compute"):
             raise ValueError(f'budget must be "steps" or "compute"; got {budget!r}')
@@ -169,10 +188,9 @@ class ReasoningStudy:
         tokens, stage = None, self.recipe.student
         if budget == "compute":  # what "verified" reads in its steps
             verified = ways.reading("verified", drawn, traces)
-            tokens = stage.steps * ways.tokens_a_step(self.tokenizer, verified, stage.batch_size)
+            tokens = read * stage.steps * ways.tokens_a_step(self.tokenizer, verified, stage.batch_size)
         figures = ways.teach_student(
-            replace(self.recipe, **soft), student, self.tokenizer, arm, ways.reading(arm, drawn, traces),
-            tokens=tokens, teacher=self.teacher(share) if arm in ("logits", "on-policy") else None, lr=lr,
+            self.recipe, student, self.tokenizer, arm, ways.reading(arm, drawn, traces), tokens=tokens, lr=lr,
             seed=seed, progress=self.progress,
         )
         return student, figures
@@ -205,16 +223,28 @@ class ReasoningStudy:
         """Greedy answers: on validation, or on test and beyond."""
         if not test:
             return {"validation": _accuracy(self.answers(model, self.chains.validation))}
-        answers = self.answers(model, self.chains.test)
+        test, beyond = self.chains.test, self.chains.beyond
+        answers = self.answers(model, [*test, *beyond])  # one batch: a step of many texts costs hardly more
+        answers, beyond = answers[: len(test)], answers[len(test) :]
         styles = [ways.style_of(trace.text) for trace in answers]
         return {
             **_scored(answers),
-            "beyond": _accuracy(self.answers(model, self.chains.beyond)),
+            "beyond": _accuracy(beyond),
             "answer_tokens": sum(trace.tokens for trace in answers) / len(answers),
             "malformed": sum(not trace.well_formed for trace in answers) / len(answers),
             "truncated": sum(not trace.finished for trace in answers) / len(answers),
             **{style: styles.count(style) / len(styles) for style in STYLES},
+            "begins_suppose": self._begins_suppose(model),
         }
+
+    @torch.no_grad()
+    def _begins_suppose(self, model: PreTrainedModel) -> float:
+        """The mean probability of "Suppose" as the first word on test: the share of that style if sampled."""
+        first = self.tokenizer.convert_tokens_to_ids("Suppose")
+        prompts = tokenize_prompts(self.tokenizer, [statement(puzzle) for puzzle in self.chains.test])
+        batch = collate([replace(p, completion=(first,)) for p in prompts], self.tokenizer.pad_token_id)
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        return float(predictions(model, batch).softmax(-1)[:, first].mean())
 
     def answers(
         self, model: PreTrainedModel, puzzles: Sequence[Puzzle], *, samples: int = 1, temperature: float = 0.0
@@ -224,23 +254,6 @@ class ReasoningStudy:
             model, self.tokenizer, [problem(p) for p in puzzles], samples=samples, temperature=temperature,
             max_new_tokens=self.recipe.max_new_tokens, batch_size=512, progress=self.progress,
         )
-
-    def easy(self, arm: str, seed: int) -> dict:
-        """The article's puzzle, one cage: a student from nothing reads solutions ("suppose") or "answers"."""
-
-        def run() -> dict:
-            puzzles = puzzle_splits("pair", train=300, validation=0, test=100, heads=(2, 30), seed=0,
-                                    animals=("chickens", "rabbits"))
-            solved = [(statement(p), written_solution(p)) for p in puzzles.train]
-            texts = solved if arm == "suppose" else ways.reading("answers", puzzles.train, [])
-            recipe = replace(self.recipe, student=EASY, answers_lr=EASY.lr)
-            student = self._untrained(recipe.student_width, "qwen2", seed)
-            tokens = EASY.steps * ways.tokens_a_step(self.tokenizer, solved, EASY.batch_size)
-            figures = ways.teach_student(recipe, student, self.tokenizer, arm, texts, tokens=tokens,
-                                         seed=seed, progress=self.progress)
-            return {"arm": arm, **figures, **_scored(self.answers(student, puzzles.test))}
-
-        return once(self.folder / "runs.jsonl", ["easy", arm, seed], run)
 
     def votes(self, arm: str, seed: int, temperature: float) -> dict[str, list[float]]:
         """pass@k and majority vote of a finished student, for the k of `VOTES`."""
@@ -258,51 +271,61 @@ class ReasoningStudy:
         """All of the study, by part: the `delayed` calls."""
         run, few = delayed(self.run), seeds[:CHOICE_SEEDS]
         tried = [(arm, {"lr": lr}) for lr in LEARNING_RATES for arm in TUNED]
-        tried += [("logits", {"temperature": t, "alpha": alpha}) for t, alpha in SOFT]
+        going_on = seeds[:FEWER_SEEDS]
+        handed = [delayed(self.handed_over)(s, share) for share in HANDOVERS for s in going_on]
+        rates = [(way, {"after": 0.5, "lr": lr}) for lr in FURTHER_RATES for way in ("verified", "on-policy")]
         return {
             "choices": [run(arm, s, test=False, **given) for s in few for arm, given in tried],
-            "compute": [run(arm, s) for s in seeds for arm in ways.ARMS],
-            "steps": [run(arm, s, budget="steps") for s in seeds for arm in OTHER_LENGTH],
-            **{f"{n} problems": [run(arm, s, count=n) for s in seeds for arm in TUNED] for n in COUNTS},
-            "weak": [run(arm, s, share=WEAK) for s in seeds for arm in ("unverified", "verified")],
-            "easy": [delayed(self.easy)(arm, s) for s in seeds for arm in ("suppose", "answers")],
-            "votes": [delayed(self.votes)("answers", s, 1.0) for s in seeds],
+            "compute": [run(arm, s) for s in seeds for arm in COMPARED],
+            "handed over": handed,
+            "rates": [run(way, s, test=False, **given) for s in few for way, given in rates],
+            **{f"after {share:g}": [run(way, s, after=share) for s in going_on for way in further]
+               for share, further in HANDOVERS.items()},
+            "weak": [run(arm, s, share=WEAK) for s in going_on for arm in ("unverified", "verified")],
         }
 
     def results(self, seeds: Sequence[int], *, workers: int | None = None) -> dict[str, object]:
         """Do what has not been done yet, and put everything together."""
+        self.prepare(seeds, workers=workers)
         done = {part: self._shared(jobs, workers, part) for part, jobs in self.jobs(seeds).items()}
-        choices, votes = done.pop("choices"), done.pop("votes")
-        left_out = ("key", "arm", "seed", "seconds")
-        by = {part: {arm: columns(found, left_out) for arm, found in _by_arm(runs).items()}
-              for part, runs in done.items()}
-        by["steps"]["verified"] = by["compute"]["verified"]  # the same steps in both
-        usual = {arm: by["compute"][arm] for arm in TUNED}
-        counts = {self.problems: usual, **{count: by[f"{count} problems"] for count in COUNTS}}
+        choices = done.pop("choices") + done.pop("rates")
+        handed, going_on = done.pop("handed over"), len(seeds[:FEWER_SEEDS])
+        by = {part: _columns(runs) for part, runs in done.items()}
         teachers = {share: self.teacher(share) for share in (1.0, WEAK)}
-        weak_traces = [trace for seed in seeds for trace in self.traces(seed, share=WEAK)]
+        traces, weak_traces = (
+            [trace for seed in seeds[:FEWER_SEEDS] for trace in self.traces(seed, share=share)]
+            for share in (1.0, WEAK)
+        )
+        further = {
+            f"{share:g}": {"start": columns(handed[n * going_on : (n + 1) * going_on], LEFT_OUT),
+                           **by.pop(f"after {share:g}")}
+            for n, share in enumerate(HANDOVERS)
+        }
+        by["further"] = {f"{way} after {share}": found for share, arms in further.items()
+                         for way, found in arms.items()}
         return {
             "environment": describe_environment(),
             "recipe": asdict(self.recipe),
             "problems": self.problems,
             "seeds": len(seeds),
             "parts": {name: len(part) for name, part in vars(self.chains).items()},
-            "teacher": self.examine(teachers[1.0]) | {"parameters": teachers[1.0].num_parameters()},
+            "teacher": self.examine(teachers[1.0]) | {
+                "parameters": teachers[1.0].num_parameters(),
+                "written": round(sum(trace.tokens for trace in traces) / going_on),
+            },
             "student": {"parameters": self.base(seeds[0]).num_parameters()},
-            "choices": [{k: v for k, v in run.items() if k not in ("seconds", "written")} for run in choices],
-            "arms": {"compute": by["compute"], "steps": by["steps"]},
-            "counts": {str(count): counts[count] for count in sorted(counts)},
+            "choices": [{k: v for k, v in run.items() if k != "seconds"} for run in choices],
+            "arms": {"compute": by["compute"]},
+            "further": further,
             "weak": {"teacher": self.examine(teachers[WEAK]), "pass_rate": _accuracy(weak_traces),
                      "arms": by["weak"]},
-            "easy": by["easy"],
-            "votes": {"k": list(VOTES), **columns(votes, leave_out=("key", "k"))},
             "verdicts": {part: verdicts(by[part], pairs) for part, pairs in PAIRS.items()},
         }
 
 
 def report(results: Mapping) -> str:
     """What the study found, as text: tables and verdicts."""
-    teacher, weak, votes = results["teacher"], results["weak"], results["votes"]
+    teacher, weak = results["teacher"], results["weak"]
     lines = [
         f"teacher: {teacher['parameters']:,} parameters, {100 * teacher['accuracy']:.1f} % on test, "
         f"{100 * teacher['beyond']:.1f} % beyond its range",
@@ -313,29 +336,25 @@ def report(results: Mapping) -> str:
     ]
 
     def tables(title: str, part: str, arms: Mapping[str, Mapping[str, Sequence]]) -> None:
-        head = f"{'':12}{'accuracy (%)':>15}{'beyond (%)':>12}{'tokens':>9}{'suppose (%)':>13}{'steps':>7}"
+        head = f"{'':24}{'accuracy (%)':>15}{'beyond (%)':>12}{'tokens':>9}{'suppose (%)':>13}{'steps':>7}"
         lines.extend(("", title, head))
         for arm, column in arms.items():
             beyond, tokens, suppose = (
-                f"{scale * sum(column[name]) / len(column[name]):.1f}" if name in column else ""
+                f"{scale * sum(column[name]) / len(column[name]):.1f}"
                 for name, scale in (("beyond", 100), ("answer_tokens", 1), ("suppose", 100))
             )
             accuracy, steps = _percent(column["accuracy"]), column["steps"][0]
-            lines.append(f"{arm:12}{accuracy:>15}{beyond:>12}{tokens:>9}{suppose:>13}{steps:>7}")
+            lines.append(f"{arm:24}{accuracy:>15}{beyond:>12}{tokens:>9}{suppose:>13}{steps:>7}")
         lines.extend(f"\n{pair}\n{verdict['text']}" for pair, verdict in results["verdicts"][part].items())
 
     for budget, arms in results["arms"].items():
         tables(f"equal {budget}", budget, arms)
-    lines += ["", "accuracy (%) against number of problems"]
-    for count, arms in results["counts"].items():
-        lines.append(f"{count:>6} " + ", ".join(f"{arm} {_percent(arms[arm]['accuracy'])}" for arm in arms))
     tables(f"a worse teacher, {100 * weak['teacher']['accuracy']:.1f} %; "
            f"{100 * weak['pass_rate']:.1f} % of its traces are right", "weak", weak["arms"])
-    tables("the easy puzzle, students from nothing", "easy", results["easy"])
-    lines += ["", "samples of the student that learnt answers only: k, pass@k, majority (%)"]
-    for number, k in enumerate(votes["k"]):
-        figures = (_percent([seed[number] for seed in votes[name]]) for name in ("pass", "majority"))
-        lines.append(f"{k:>6} " + "  ".join(figures))
+    tables("going on after a share of the steps on traces", "further", {
+        f"{way} after {share}": found for share, arms in results["further"].items()
+        for way, found in arms.items()
+    })
     return "\n".join(lines)
 
 
@@ -351,6 +370,10 @@ def _name(arm: str, seed: int, options: dict) -> str:
 def _by_arm(runs: Sequence[dict]) -> dict[str, list[dict]]:
     names = dict.fromkeys(run["arm"] for run in runs)
     return {arm: [run for run in runs if run["arm"] == arm] for arm in names}
+
+
+def _columns(runs: Sequence[dict]) -> dict[str, dict[str, list]]:
+    return {arm: columns(found, LEFT_OUT) for arm, found in _by_arm(runs).items()}
 
 
 def _accuracy(traces: Sequence[Trace]) -> float:

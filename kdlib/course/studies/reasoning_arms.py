@@ -1,18 +1,22 @@
 """The ways to teach a small model to solve chains of cages that the reasoning study compares.
 
 Every arm of one seed starts from the same base model and learns from the same problems: from the answers, or
-from texts that a teacher wrote. The teacher's own work, done once and kept, is not in the budget.
+from texts that a teacher wrote. Afterwards a student that has read traces can go on in one of four ways, of
+which two learn from what it writes itself.
+
+The budget counts tokens that go through the student: 1 for a token that it learns from, which is read forward
+and backward, and a third for one that it writes. The teacher's work is not in it, and is counted apart.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.course.studies.pretraining_data import Text
 from kdlib.language.distill.distill import distill_language_model
+from kdlib.language.distill.trainer import student_writes
 from kdlib.language.models.small import Family
 from kdlib.language.puzzles.make import PuzzleSplits, puzzle_splits
 from kdlib.language.puzzles.puzzle import Puzzle
@@ -21,7 +25,10 @@ from kdlib.language.traces.collect import Trace
 from kdlib.language.traces.select import filter_traces
 from kdlib.runtime import Precision
 
-ARMS = ("answers", "unverified", "verified", "shortest", "suppose", "equations", "logits", "on-policy")
+ARMS = ("answers", "unverified", "verified", "shortest")
+# What a student may do that has read traces: λ, the share of steps in which it writes the texts itself.
+FURTHER = {"verified": 0.0, "logits": 0.0, "mixture": 0.5, "on-policy": 1.0}
+WRITING = 1 / 3  # price of a token written: forward only, where learning goes forward and twice as far back
 
 
 @dataclass(frozen=True)
@@ -38,28 +45,27 @@ class ReasoningRecipe:
     """Puzzles, sizes of models, and how they are trained."""
 
     animals: tuple[str, ...] = ("chickens", "rabbits", "ants", "spiders")
-    heads: tuple[int, int] = (2, 8)  # least and most in a cage, in training and test
-    beyond_heads: tuple[int, int] = (9, 12)
-    pool: int = 1600  # problems of which a student learns from some
+    heads: tuple[int, int] = (2, 6)  # least and most in a cage, in training and test
+    beyond_heads: tuple[int, int] = (7, 9)
+    pool: int = 1200  # problems of which a student learns from some
     validation: int = 200
     test: int = 300
-    beyond: int = 200
+    beyond: int = 60
     teacher_width: int = 120
     student_width: int = 48
     layers: int = 2
     teacher_family: Family = "qwen2"
     student_family: Family = "qwen2"
-    teacher_pretraining: Stage = Stage(300, 5e-3)
-    student_pretraining: Stage = Stage(600, 6e-3)
+    teacher_pretraining: Stage = Stage(300, 4e-3)
+    student_pretraining: Stage = Stage(600, 5e-3)
     teacher: Stage = Stage(240, 3e-3)  # on solved chains, after its pretraining
-    student: Stage = Stage(200, 5e-3)  # what "verified" takes
-    answers_lr: float = 8e-3
-    alpha: float = 0.5  # of the arm "logits", as is the temperature
-    temperature: float = 2.0
-    on_policy: Stage = Stage(8, 1e-3, 192)  # after this share of the budget was spent on traces
-    traces_share: float = 2 / 3
+    student: Stage = Stage(240, 1.2e-2)  # what "verified" takes
+    answers_lr: float = 1.2e-2
+    further: Stage = Stage(80, 8e-3)  # what "verified" takes afterwards; the others by their price
+    on_policy_lr: float = 3e-3
+    adam_beta2: float = 0.95  # in short runs the default, 0.999, remembers the first steps too long
     samples: int = 4  # traces of each problem
-    max_new_tokens: int = 128
+    max_new_tokens: int = 112
     precision: Precision = "auto"
 
     def chains(self) -> PuzzleSplits:
@@ -77,16 +83,13 @@ class ReasoningRecipe:
                              animals=self.animals, seed=0).train
 
 
-CHAINS = ReasoningRecipe()  # that of the committed results
-# The same with less reading, for the notebook.
-LIVE = replace(CHAINS, beyond=60, teacher_pretraining=Stage(200, 5e-3), student=Stage(100, 5e-3),
-               on_policy=Stage(4, 1e-3, 192))
+CHAINS = ReasoningRecipe()  # that of the notebook and of the committed results
 # The smallest whose teacher solves anything: it knows its eight chains by heart. To try code with.
 TINY = ReasoningRecipe(
     animals=("chickens", "rabbits", "ants"), heads=(2, 5), beyond_heads=(6, 7), pool=8, validation=3, test=5,
     beyond=4, teacher_width=48, student_width=16, layers=1, teacher_family="llama",
     teacher_pretraining=Stage(2, 1e-3, 4), student_pretraining=Stage(4, 1e-2, 4), teacher=Stage(120, 1e-2, 8),
-    student=Stage(6, 5e-3, 4), answers_lr=7e-3, on_policy=Stage(2, 1e-3, 3), samples=2, max_new_tokens=96,
+    student=Stage(6, 5e-3, 4), answers_lr=7e-3, further=Stage(4, 1e-3, 3), samples=2, max_new_tokens=96,
 )
 
 
@@ -96,9 +99,8 @@ def reading(arm: str, puzzles: Sequence[Puzzle], traces: Sequence[Trace]) -> lis
         raise ValueError(f"arm must be one of {', '.join(ARMS)}; got {arm!r}")
     if arm == "answers":
         return [(statement(puzzle), written_solution(puzzle, think=False)) for puzzle in puzzles]
-    style = (lambda text: style_of(text) == arm) if arm in ("suppose", "equations") else None
     finished = [trace for trace in traces if trace.finished]  # the others are no texts to learn from
-    kept = filter_traces(finished, correct=arm != "unverified", shortest=arm == "shortest", style=style,
+    kept = filter_traces(finished, correct=arm != "unverified", shortest=arm == "shortest",
                          repeats=True)
     if not kept:
         help = "collect more, or train the teacher longer"
@@ -108,32 +110,49 @@ def reading(arm: str, puzzles: Sequence[Puzzle], traces: Sequence[Trace]) -> lis
 
 def teach_student(
     recipe: ReasoningRecipe, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arm: str,
-    texts: Sequence[Text], *, tokens: float | None = None, teacher: PreTrainedModel | None = None,
-    lr: float | None = None, **how,
+    texts: Sequence[Text], *, tokens: float | None = None, lr: float | None = None, **how,
 ) -> dict[str, float]:
     """Teach a base model in place, in one of the ways of `ARMS`, with the texts that `reading` gave.
 
     It reads so many tokens of prompts and completions; without, it takes as many steps as the recipe says.
     `how` goes to `distill_language_model`.
     """
-    if teacher is None and arm in ("logits", "on-policy"):
-        raise ValueError(f"arm {arm!r} needs a teacher; got None")
     per_step = tokens_a_step(tokenizer, texts, recipe.student.batch_size)
     steps = recipe.student.steps if tokens is None else max(1, round(tokens / per_step))
-    if arm == "on-policy":
-        steps = max(1, round(steps * recipe.traces_share))
     lr = lr or (recipe.answers_lr if arm == "answers" else recipe.student.lr)
-    stage = asdict(replace(recipe.student, steps=steps, lr=lr))
-    if arm == "logits":
-        stage |= {"teacher": teacher, "alpha": recipe.alpha, "temperature": recipe.temperature}
-    train = partial(distill_language_model, student, tokenizer, precision=recipe.precision, **how)
-    history = train(texts, **stage)
-    figures = {"steps": steps, "tokens": round(steps * per_step), "written": 0, "seconds": history.seconds}
-    if arm == "on-policy":
-        more = train([asked for asked, _ in texts], **asdict(recipe.on_policy), teacher=teacher,
-                     on_policy=True, max_new_tokens=recipe.max_new_tokens)
-        figures |= {"written": more.tokens_trained, "seconds": history.seconds + more.seconds}
-    return figures
+    history = distill_language_model(
+        student, tokenizer, texts, **asdict(replace(recipe.student, steps=steps, lr=lr)),
+        precision=recipe.precision, adam_beta2=recipe.adam_beta2, **how,
+    )
+    return {"steps": steps, "tokens": round(steps * per_step), "seconds": history.seconds}
+
+
+def teach_further(
+    recipe: ReasoningRecipe, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, way: str,
+    texts: Sequence[Text], *, teacher: PreTrainedModel, lr: float | None = None, **how,
+) -> dict[str, float]:
+    """Teach a student in place that has read traces, in one of the ways of `FURTHER`, at equal price.
+
+    "verified" reads more of the texts; "logits" has the forward KL to the teacher on them; "on-policy" has
+    the reverse KL on texts that it writes to their prompts; "mixture" that too, in half of the steps on the
+    given texts (Agarwal et al. 2024, arXiv 2306.13649v3, with λ = 0.5).
+    """
+    if way not in FURTHER:
+        raise ValueError(f"way must be one of {', '.join(FURTHER)}; got {way!r}")
+    share, stage = FURTHER[way], recipe.further
+    stage = replace(stage, steps=max(1, round(stage.steps / (1 + share * WRITING))),
+                    lr=lr or (recipe.on_policy_lr if share else stage.lr))
+    soft = {} if way == "verified" else {"teacher": teacher, "alpha": 0.0, "on_policy": share or False}
+    if share:
+        soft |= {"divergence": "reverse", "max_new_tokens": recipe.max_new_tokens}
+    history = distill_language_model(
+        student, tokenizer, [asked for asked, _ in texts] if share == 1 else texts, **asdict(stage), **soft,
+        precision=recipe.precision, adam_beta2=recipe.adam_beta2, warmup_steps=0.2, **how,  # not to forget
+    )
+    learnt = history.tokens_trained
+    written = sum(tokens for step, tokens in enumerate(history.tokens) if student_writes(step, share))
+    return {"steps": stage.steps, "learnt": learnt, "written": written,
+            "judged": 0 if way == "verified" else learnt, "seconds": history.seconds}
 
 
 def tokens_a_step(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], batch_size: int) -> float:
