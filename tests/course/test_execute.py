@@ -172,6 +172,15 @@ def test_cut_streams_are_joined_and_the_order_of_prints_and_figures_stays():
     assert [output.get("text") for output in cell.outputs] == ["a\nb\n", None, "c\n"]
 
 
+def test_claims_are_folded_and_nothing_else_is():
+    other = {"jupyter": {"source_hidden": True, "outputs_hidden": True}, "tags": ["hide-input", "x"]}
+    cells = [new_code_cell("assert x", metadata={"tags": ["claim"]}), new_code_cell("x", metadata=other)]
+    for _ in range(2):
+        course.clean(new_notebook(cells=cells), keep_widgets=False)
+        assert cells[0].metadata == {"jupyter": {"source_hidden": True}, "tags": ["claim", "hide-input"]}
+        assert cells[1].metadata == {"jupyter": {"outputs_hidden": True}, "tags": ["x"]}
+
+
 def test_record_cleans_and_is_repeatable(tmp_path):
     prints = new_code_cell(
         "import time\nfor word in ('one', 'two'):\n    print(word, flush=True)\n    time.sleep(0.3)",

@@ -47,6 +47,10 @@ def same_count(node: NotebookNode) -> None:
     node.cells[locate(node, "claim")].execution_count = 1
 
 
+def unfold(node: NotebookNode) -> None:
+    del node.cells[locate(node, "claim")].metadata["jupyter"]
+
+
 def path_in_metadata(node: NotebookNode) -> None:
     node.cells[locate(node, "claim")].metadata["source"] = "/home/someone/draft.py"
 
@@ -86,6 +90,9 @@ FAULTS = [
     Fault("card", "no minutes", source("card", "0.5 min", "quick"), "card", "'0.7 min on"),
     Fault("card", "no GPU", source("card", "; GPU: not measured", ""), "card", "'0.7 min on"),
     Fault("card", "GPU unproven", source("card", "not measured", "0.1 min"), "card", "GPU time"),
+    Fault("pace", "no row", source("card", "**Reading", "**Time"), "card", "no such row"),
+    Fault("pace", "in hours", source("card", "30 min |", "half an hour |"), "card", "'30 min'"),
+    Fault("pace", "six minutes off", source("card", "30 min |", "36 min |"), "card", "'36 min'"),
     Fault("card", "code first", insert("card", new_code_cell("import sys")), "import sys",
           "a Markdown cell"),
     Fault("card", "two cards", tag(PROSE, add="card"), PROSE, "one card"),
@@ -121,10 +128,10 @@ FAULTS = [
     Fault("take_with_you", "warns", append(TAKE, "\nimport warnings\nwarnings.warn('old')"), TAKE,
           "without a warning"),
     #
-    Fault("exercises", "too few", remove(LAST_STUB, "check-3"), "exercise-2", "found 2"),
+    Fault("exercises+pace", "too few", remove(LAST_STUB, "check-3"), "exercise-2", "found 2"),
     Fault("exercises", "gap", both(tag(LAST_STUB, "exercise-4", LAST_STUB),
           tag("check-3", "check-4", "check-3")), LAST_STUB, "expected exercise-3, found 4"),
-    Fault("exercises", "no stub", tag("exercise-2", drop="exercise-2"), LAST_STUB,
+    Fault("exercises+pace", "no stub", tag("exercise-2", drop="exercise-2"), LAST_STUB,
           "expected exercise-2, found 3"),
     Fault("exercises", "no check", tag("check-3", drop="check-3"), None, "found 0"),
     Fault("exercises", "check first", swap("exercise-2", "check-2"), "check-2", "below"),
@@ -184,6 +191,9 @@ FAULTS = [
     Fault("claims", "or true", append("claim", " or True"), "claim", "can fail"),
     Fault("claims", "ignored claim", tag("claim", add="nbval-ignore-output"), "claim",
           "without the tag"),
+    Fault("claims", "no folding tag", tag("claim", drop="hide-input"), "claim", "to be folded"),
+    Fault("claims", "open in Jupyter", unfold, "claim", "to be folded"),
+    Fault("claims", "other cell folded", tag(ENTROPY, add="hide-input"), ENTROPY, "only claim cells"),
     Fault("claims", "widget compared", tag("widget", drop="nbval-ignore-output"), "widget",
           "beside 'widget'"),
     Fault("claims", "skip", tag(ENTROPY, add="nbval-skip"), ENTROPY, "'nbval-skip'"),

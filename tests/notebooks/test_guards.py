@@ -19,8 +19,9 @@ from guards import DOCUMENT_GUARDS, GUARDS, Page, course, documents, notebooks, 
 from guards.claims import unfounded
 from guards.functions import definitions, same
 from guards.measured import rounds_to
+from guards.pace import minutes
 from guards.take_with_you import run_alone
-from nbformat.v4 import new_code_cell, new_markdown_cell
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from spoiling import COURSE, GOOD, complaints_of, good, locate, place_of, source
 
 HERE = Path(__file__).parent
@@ -51,6 +52,7 @@ def test_good_course_is_whole():
 
 BAD_CELLS = {
     "card": ("card", "Download"),
+    "pace": ("card", "Reading and exercises"),
     "functions": ("shown:kdlib.losses.kd.soften", "kdlib.losses.kd.soften"),
     "take_with_you": ("take-with-you", "ModuleNotFoundError"),
     "exercises": ("check-2", "not yet"),
@@ -72,6 +74,24 @@ def test_bad_notebook(guard: str):
     place = place_of(locate(good().node, where))
     assert all(complaint.startswith(place) for complaint in said[guard]), said
     assert says in said[guard][0]
+
+
+def test_minutes_of_a_learner_are_those_of_the_rule():
+    """200 words or 12 lines a minute, half a minute a figure, eight an exercise; folded claims take none."""
+    prose = new_markdown_cell("# Words\n\n" + "[two words](glossary.ipynb#label)<!--out:demo--> " * 150)
+    code = new_code_cell("x = 1\n\n" * 24)
+    figure = new_code_cell("show()", outputs=[new_output("display_data", data={"image/png": "AAAA"})])
+    claim = new_code_cell("assert x\n" * 50, metadata={"tags": ["claim"]})
+    stub = new_code_cell("answer_1 = None", metadata={"tags": ["exercise-1"]})
+    page = Page(new_notebook(cells=[prose, code, figure, claim, stub]), GOOD, COURSE)
+    assert minutes(page) == pytest.approx(301 / 200 + 26 / 12 + 0.5 + 8)
+
+
+def test_a_notebook_of_more_than_two_hours_is_too_long():
+    page = good()
+    page.node.cells[1].source += " word" * 200 * 120
+    said = GUARDS["pace"](page)
+    assert any("at most 120 min" in complaint for complaint in said)
 
 
 def test_every_guard_has_a_bad_notebook():

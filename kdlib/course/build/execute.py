@@ -110,12 +110,30 @@ def execute(notebook: NotebookNode, folder: Path, name: str, on_cell=lambda: Non
     return (time.perf_counter() - begin) / 60
 
 
+def fold_claims(notebook: NotebookNode) -> None:
+    """Fold in place the code of cells tagged `claim`, and of no others.
+
+    JupyterLab goes by the metadata, MyST and Jupyter Book by the tag.
+    """
+    for cell in notebook.cells:
+        tags = [tag for tag in cell.metadata.get("tags", []) if tag != "hide-input"]
+        look = {**cell.metadata.get("jupyter", {})}
+        look.pop("source_hidden", None)
+        if "claim" in tags:
+            tags, look = [*tags, "hide-input"], {**look, "source_hidden": True}
+        for key, value in (("tags", tags), ("jupyter", look)):
+            cell.metadata.pop(key, None)
+            if value:
+                cell.metadata[key] = value
+
+
 def clean(notebook: NotebookNode, *, keep_widgets: bool) -> None:
-    """Remove in place what differs from run to run and is no result.
+    """Fold claims, and remove in place what differs from run to run and is no result.
 
     A stored widget would name a model that no longer lives; HTML pages keep its state.
     """
     notebook.metadata.update(from_dict(METADATA))
+    fold_claims(notebook)
     # How a stream is cut into messages depends on timing.
     CoalesceStreamsPreprocessor().preprocess(notebook, {})
     for cell in notebook.cells:

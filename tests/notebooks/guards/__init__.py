@@ -15,6 +15,7 @@ from .glossary import glossary
 from .links import documents, links
 from .measured import measured
 from .outputs import outputs
+from .pace import pace
 from .page import Page, read
 from .style import style
 from .take_with_you import take_with_you
@@ -26,6 +27,7 @@ GUARDS: dict[str, Guard] = {
     for guard in (
         card,
         readme,
+        pace,
         functions,
         take_with_you,
         exercises,

@@ -1,4 +1,4 @@
-"""Tags: known ones only, and no output goes unchecked without an assertion that could fail."""
+"""Tags: known ones only; no output goes unchecked without an assertion that could fail; claims are folded."""
 
 import ast
 import re
@@ -6,9 +6,10 @@ import re
 from .page import Page, tags, tree
 
 IGNORE = "nbval-ignore-output"
+FOLDED = "hide-input"  # MyST and Jupyter Book fold it; JupyterLab goes by the metadata
 MARKDOWN_TAGS = re.compile(r"card")
 CODE_TAGS = re.compile(
-    rf"{IGNORE}|claim|widget|parameters|take-with-you|shown:[\w.]+|result:[\w-]+|(exercise|check|solution)-\d+"
+    rf"{IGNORE}|claim|{FOLDED}|widget|parameters|take-with-you|shown:[\w.]+|result:[\w-]+|(exercise|check|solution)-\d+"
 )
 # nbval reads these from comments as well, where no tag betrays them.
 COMMENT_MARKER = re.compile(r"^\s*#+\s*(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)\s*$", re.M)
@@ -33,6 +34,11 @@ def claims(page: Page) -> list[str]:
             complaints.append(page.complain(index, f"expected a tag, not # {marker.group(1)}"))
         if "claim" in marks:
             complaints += [page.complain(index, text) for text in unfounded(tree(cell))]
+        folded = FOLDED in marks, bool(cell.metadata.get("jupyter", {}).get("source_hidden"))
+        if folded != ("claim" in marks,) * 2:
+            expected = "a claim cell to be folded" if "claim" in marks else "only claim cells to be folded"
+            how = f"tag {FOLDED} and jupyter.source_hidden; `make record` sets them"
+            complaints.append(page.complain(index, f"expected {expected} ({how})"))
         if "widget" in marks and IGNORE not in marks:
             complaints.append(page.complain(index, f"expected the tag {IGNORE} beside 'widget'"))
         if IGNORE not in marks:
