@@ -11,7 +11,7 @@ DESCRIPTION = """\
 What is a teacher worth, with error bars, on sketches or on photographs?
 
   python -m kdlib experiment sketches
-  python -m kdlib experiment path/to/photographs --labels 300 --seeds 10
+  python -m kdlib experiment path/to/photographs --labels 100 --seeds 10
 
 Every finished run is on disk: if the command was interrupted, start it again.
 """
@@ -27,12 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("data", help='"sketches", "pets", "cifar10", or a folder with train/CLASS/*.jpg and test/CLASS/*.jpg')
     add("--size", type=int, help="side of the pictures in pixels (sketches, cifar10: 32; photographs: 64)")
     add("--seeds", type=int, default=10, help="paired runs of each arm (%(default)s)")
-    add("--labels", type=int, help="labels of the student in `few` (sketches: 100; photographs: 300)")
+    add("--labels", type=int, default=100, help="labels of the student in `few` (%(default)s)")
     add("--epochs", type=float, default=1.0, metavar="FACTOR", help="multiplies the recipe's epochs (1)")
     add("--work", type=Path, default=Path("data/cache/experiment"),
         help="where teachers and finished runs are kept (%(default)s)")
     add("--only", choices=SITUATIONS, help="run this situation and stop: to share the work of one "
         "experiment among processes, which the command without --only then puts together")
+    add("--leave-out", nargs="*", default=[], choices=SITUATIONS, help="results without these situations")
     add("--out", type=Path, help="write the results as JSON here")
     add("--quiet", dest="progress", action="store_false", help="no progress bars")
     given = vars(parser.parse_args(argv))

@@ -174,3 +174,32 @@ def truth_scatter(truth: Tensor, models: Mapping[str, Tensor], *, event: str, ti
         grid[0][0].set_ylabel(f"model's P({event})")
     kind = f"{len(exact)} dots a panel, the model's P({event}) against the true one"
     return describe(figure, title, kind, parts)
+
+
+def differences(
+    tables: Mapping[str, Mapping[str, Mapping[str, float | str]]], *, xlabel: str, title: str = "",
+    scale: float = 100.0,
+) -> Figure:
+    """Verdicts as points with their 95% intervals, a panel for each table; filled where they are conclusive.
+
+    Each verdict has `difference`, `low`, `high`, multiplied by `scale`, and `verdict`; zero is a line.
+    """
+    parts, most = [], max(len(table) for table in tables.values())
+    size = {"ncols": len(tables), "squeeze": False, "sharex": True}
+    wide = (6.2 if len(tables) < 3 else 4.6) * len(tables)
+    with canvas(wide, 1.5 + 0.5 * most, heading=title, **size) as (figure, grid):
+        for axes, (heading, table) in zip(grid[0], tables.items(), strict=True):
+            coloured, words = colours(table), []
+            for k, (name, found) in enumerate(table.items()):
+                middle, low, high = (scale * found[end] for end in ("difference", "low", "high"))
+                clear = found["verdict"] != "inconclusive"
+                axes.plot([low, high], [k, k], color=coloured[k], marker="|", markersize=10)
+                face = coloured[k] if clear else "white"
+                axes.plot(middle, k, marker="o", markersize=10, color=coloured[k], markerfacecolor=face)
+                words.append(f"{name} {middle:+.1f} [{low:+.1f}, {high:+.1f}], {found['verdict']}")
+            names = ["\n".join(textwrap.wrap(name, 24)) for name in table]
+            axes.axvline(0, color="black", linewidth=1.2)
+            axes.set(xlabel=xlabel, title=heading, ylim=(most - 0.4, -0.6), yticks=range(len(table)))
+            axes.set_yticklabels(names)
+            parts.append(f"{heading}: " + ", ".join(words))
+    return describe(figure, title, "Differences with 95% intervals; filled: conclusive", parts)

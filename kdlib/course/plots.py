@@ -16,7 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from kdlib.course.charts import memory_bars, named_points, pictures, token_grid, truth_scatter
+from kdlib.course.charts import (
+    differences, memory_bars, named_points, pictures, token_grid, truth_scatter,
+)  # fmt: skip
 from kdlib.course.figures import (
     ARMS,
     LINES,
@@ -33,8 +35,8 @@ from kdlib.losses.kd import kd_loss, soft_target_loss, soften
 from kdlib.metrics import ReliabilityCurve, Scores, bounded_interval, interval
 
 __all__ = [
-    "arms", "densities", "digit_gallery", "heat_map", "label_bars", "lines", "loss_picture", "memory_bars",
-    "named_points", "neighbours", "panels", "pictures", "reliability", "show", "softened",
+    "arms", "densities", "differences", "digit_gallery", "heat_map", "label_bars", "lines", "loss_picture",
+    "memory_bars", "named_points", "neighbours", "panels", "pictures", "reliability", "show", "softened",
     "temperature_curves", "token_grid", "truth_scatter",
 ]
 

@@ -10,6 +10,7 @@ from kdlib.course.studies.cat_or_dog_arms import (
     SKETCHES,
     Training,
     arms,
+    cut,
     hard_labels,
     hide_labels,
     photo_recipe,
@@ -72,6 +73,8 @@ def test_hard_and_smoothed_labels_count_the_labelled_only(batch):
     smooth = F.cross_entropy(student[known].float(), labels[known], label_smoothing=0.1)
     torch.testing.assert_close(hard_labels(student, None, labels), plain)
     torch.testing.assert_close(smoothed_labels(student, None, labels), smooth)
+    smoother = F.cross_entropy(student[known].float(), labels[known], label_smoothing=0.4)
+    torch.testing.assert_close(arms(1.0, smoothing=0.4)["smoothed"](student, None, labels), smoother)
 
 
 @pytest.mark.parametrize("loss", [hard_labels, smoothed_labels])
@@ -108,6 +111,16 @@ def test_hidden_labels_are_the_others_and_each_class_keeps_its_share(count, clas
     assert torch.equal(hidden.index[shown], few.index)
     assert torch.equal(hidden.labels[shown], everything.labels[shown])
     assert (hidden.labels[~shown] == -100).all()
+
+
+@given(count=st.integers(8, 60), seed=st.integers(0, 5), data=st.data())
+def test_the_cut_gives_every_picture_to_one_side_and_each_class_to_both(count, seed, data):
+    everything = examples(count)
+    own, other = cut(everything, data.draw(st.integers(2, count - count % 2 - 2)), seed=seed)
+    assert sorted(own.index.tolist() + other.index.tolist()) == list(range(count))
+    counts = torch.bincount(own.labels, minlength=2)
+    assert counts.max() - counts.min() <= 1
+    assert (other.labels >= 0).all()  # known to the study, hidden from students by `hide_labels`
 
 
 def test_the_seed_chooses_which_labels_are_kept():

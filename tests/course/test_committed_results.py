@@ -9,7 +9,7 @@ from kdlib.course.studies.cat_or_dog import report
 from kdlib.course.studies.records import load_results, scores_of, verdicts
 
 RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
-FILES = {"sketches": 10, "photos": 5}
+FILES = {"sketches": 6, "photos": 3}  # seeds
 
 
 @pytest.fixture(scope="module", params=FILES)
@@ -54,19 +54,33 @@ def test_accuracy_is_the_share_of_the_stored_bits(results):
 
 def test_verdicts_follow_from_the_columns(results):
     teacher = results["teachers"]["standard"]["accuracy"]
-    for situation, stored in results["verdicts"].items():
-        pairs = [pair.split(" against ") for pair in stored]
-        again = verdicts(results["arms"][situation], pairs, teacher_accuracy=teacher)
+    for table, stored in results["verdicts"].items():
+        situation, loss = table.partition(", ")[::2]
+        by, pairs = results["arms"][situation], [pair.split(" against ") for pair in stored]
+        if loss == "KL":  # made example by example; the means are here
+            for pair, (ours, theirs) in zip(stored, pairs, strict=True):
+                ours, theirs = (by[arm]["kl_from_truth"] for arm in (ours, theirs))
+                nearer = (sum(theirs) - sum(ours)) / len(ours)
+                assert stored[pair]["difference"] == pytest.approx(nearer, abs=2e-3)
+            continue
+        settings = {"loss": "nll"} if loss else {"teacher_accuracy": teacher}
+        again = verdicts(by, pairs, **settings)
         for pair in stored:
             text, numbers = again[pair].pop("text"), again[pair]
             assert stored[pair]["text"] == text
             assert {k: stored[pair][k] for k in numbers} == pytest.approx(numbers)
 
 
-def test_temperature_and_alpha_are_the_best_on_validation(results):
-    for situation, choices in results["choices"].items():
-        best = max(choices, key=lambda choice: (choice["accuracy"], -choice["nll"]))
-        assert results["chosen"][situation] == {k: best[k] for k in ("temperature", "alpha")}
+def test_settings_are_the_best_on_validation(results):
+    for situation, arms in results["choices"].items():
+        for arm, choices in arms.items():
+            best = max(choices, key=lambda choice: (choice["accuracy"], -choice["nll"]))
+            assert results["chosen"][situation][arm] == best["setting"]
+
+
+def test_the_teacher_knows_its_own_half_better_than_what_it_is_to_transfer(results):
+    for teacher in results["teachers"].values():
+        assert teacher["train_accuracy"] > teacher["transfer_accuracy"]
 
 
 def test_the_student_is_at_least_fifteen_times_smaller(results):
@@ -79,29 +93,32 @@ def test_the_report_can_be_printed(results):
     assert "distilled against alone" in report(results)
 
 
-def test_sketches_reach_what_was_aimed_at_and_stay_below_bayes():
+def test_sketches_are_doubtful_and_the_teacher_stays_below_bayes():
     results = load("sketches")
     alone = [scores.accuracy for scores in scores_of(results["arms"]["all"]["alone"])]
     teacher = results["teachers"]["standard"]["accuracy"]
-    assert 0.95 <= teacher <= results["data"]["bayes_accuracy"]
-    assert min(alone) >= 0.90 and max(alone) < teacher
+    assert results["data"]["share_doubtful"] > 0.25
+    assert 0.8 <= teacher <= results["data"]["bayes_accuracy"]
+    assert min(alone) >= 0.73 and max(alone) < teacher
+
+
+def better(name, table, pair):
+    verdict = load(name)["verdicts"][table][pair]
+    return verdict["verdict"] == "better" and verdict["low"] > 0
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_with_few_labels_and_a_transfer_set_distillation_gains_eight_points_or_more(name):
-    verdict = load(name)["verdicts"]["few"]["distilled against alone"]
-    assert verdict["verdict"] == "better"
-    assert verdict["difference"] >= 0.08
+def test_with_few_labels_and_a_transfer_set_distillation_gains_much(name):
+    assert better(name, "few", "distilled against alone")
+    assert load(name)["verdicts"]["few"]["distilled against alone"]["difference"] >= 0.05
 
 
-def test_on_photographs_distillation_gains_two_points_or_more_with_all_labels_too():
-    verdict = load("photos")["verdicts"]["all"]["distilled against alone"]
-    assert verdict["difference"] >= 0.02
-    assert verdict["low"] > 0
+def test_on_sketches_softness_pays_in_log_loss():
+    assert better("sketches", "few, NLL", "distilled against pseudo-labels")
+    assert better("sketches", "all, NLL", "distilled against alone")
 
 
-@pytest.mark.parametrize("situation", ["all", "few"])
-def test_on_photographs_distilling_at_a_high_temperature_costs_calibration_which_one_number_mends(situation):
-    column = load("photos")["arms"][situation]["distilled"]
-    before, after = (sum(column[k]) / len(column[k]) for k in ("ece", "ece_rescaled"))
-    assert after < before / 2
+def test_on_sketches_the_truth_as_a_teacher_beats_labels_at_every_size():
+    sizes = {arm.split(", ")[1] for arm in load("sketches")["arms"]["sizes"]}
+    for n in sizes:
+        assert better("sketches", "sizes, KL", f"truth, {n} against alone, {n}")

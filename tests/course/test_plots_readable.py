@@ -37,6 +37,8 @@ PICTURES = torch.tensor(RANDOM.random((4, 1, 8, 8)), dtype=torch.float32)
 MATRIX = torch.tensor(scipy.special.softmax(RANDOM.normal(size=(10, 10)), axis=1))
 GRID = torch.tensor([[91.0, 93.4, 92.0], [95.6, 94.0, 90.1]])
 RUNS = {"alone": [82.0, 84.5, 83.0], "distilled, T = 4, α = 0.1": [93.9, 94.6, 93.2], "one run": [90.0]}
+BETTER = {"difference": 0.1, "low": 0.05, "high": 0.15, "verdict": "better"}
+OPEN = {"difference": 0.01, "low": -0.02, "high": 0.04, "verdict": "inconclusive"}
 POINTS = np.linspace(-6, 6, 121)
 BELL = scipy.special.softmax(-0.5 * (POINTS - 1) ** 2)
 CURVE = reliability_curve(torch.tensor(RANDOM.normal(size=(300, 5))), torch.arange(300) % 5)
@@ -61,6 +63,10 @@ def catalogue(classes: list[str]) -> dict[str, Figure]:
         ),
         "densities": plots.densities(POINTS, {"one bell": {"p": BELL, "q": BELL[::-1].copy()}}),
         "arms": plots.arms(RUNS, title="Three seeds"),
+        "differences": plots.differences(
+            {"few": {"distilled (against alone)": BETTER, classes[0]: OPEN}, "all": {"alone": OPEN}},
+            xlabel="points", title="Verdicts",
+        ),
         "heat_map": plots.heat_map(
             GRID, [0.1, 0.5], classes[:3], xlabel="T", ylabel="α", colour_label="accuracy (%)", title="Grid"
         ),
@@ -314,6 +320,17 @@ def test_pictures_are_shown_as_they_are():
     assert all(axes.get_images()[0].get_interpolation() == "nearest" for axes in figure.axes[:7])
     with pytest.raises(ValueError, match="zip"):
         plots.pictures(FACES, ["a", "b"], columns=6)
+
+
+def test_verdicts_show_their_interval_and_are_filled_where_conclusive():
+    figure = plots.differences({"few": {"distilled": BETTER, "alone": OPEN}}, xlabel="points")
+    first, point, second, hollow, zero = figure.axes[0].get_lines()
+    assert np.allclose(first.get_xdata(), [5, 15]) and np.allclose(second.get_xdata(), [-2, 4])
+    assert np.allclose([*point.get_xdata(), *hollow.get_xdata()], [10, 1])
+    assert hollow.get_markerfacecolor() == "white" != point.get_markerfacecolor()
+    assert np.array_equal(zero.get_xdata(), [0, 0])
+    assert "distilled +10.0 [+5.0, +15.0], better" in alt_text(figure)
+    assert "alone +1.0 [-2.0, +4.0], inconclusive" in alt_text(figure)
 
 
 def test_the_scatter_shows_every_pair_and_says_how_far_apart_they_are():

@@ -74,6 +74,19 @@ def test_verdicts_are_on_the_arms_there_are_and_say_how_much_of_the_gap_was_clos
     assert "gap_closed" not in verdicts(arms, pairs)["distilled against alone"]
 
 
+def test_a_loss_is_compared_with_less_being_better():
+    arms = {"distilled": {"nll": [0.4, 0.5, 0.45]}, "alone": {"nll": [0.6, 0.7, 0.66]}}
+    found = verdicts(arms, [("distilled", "alone")], loss="nll")["distilled against alone"]
+    assert found["verdict"] == "better" and found["difference"] == pytest.approx(0.61 / 3)
+    assert "nats less" in found["text"]
+    by_example = {
+        arm: {"kl": [torch.tensor([x, x + 0.2]) for x in runs["nll"]]} for arm, runs in arms.items()
+    }
+    whole = verdicts(by_example, [("distilled", "alone")], loss="kl")["distilled against alone"]
+    assert whole["difference"] == pytest.approx(found["difference"])
+    assert "2 test examples together" in whole["text"]
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=130))
 def test_right_answers_are_the_same_after_packing(answers):
     packed = json.loads(json.dumps(pack_bits(torch.tensor(answers))))

@@ -26,9 +26,11 @@ def hard_labels(student_logits: Tensor, teacher_logits: Tensor | None, labels: T
     return _mean_over_labelled(student_logits, labels)
 
 
-def smoothed_labels(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
-    """Cross-entropy with labels smoothed by a tenth (Szegedy et al. 2016, arXiv 1512.00567, §7)."""
-    return _mean_over_labelled(student_logits, labels, label_smoothing=0.1)
+def smoothed_labels(
+    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, *, smoothing: float = 0.1
+) -> Tensor:
+    """Cross-entropy with labels mixed with the uniform one (Szegedy et al. 2016, arXiv 1512.00567v3, §7)."""
+    return _mean_over_labelled(student_logits, labels, label_smoothing=smoothing)
 
 
 def pseudo_labels(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
@@ -49,15 +51,25 @@ def soft_targets(
     return alpha * hard + (1 - alpha) * soft
 
 
-def arms(temperature: float, alpha: float) -> dict[str, LossFunction]:
+def arms(temperature: float, alpha: float = 0.1, smoothing: float = 0.1) -> dict[str, LossFunction]:
     """The arms of the course by name; "alone" and "smoothed" do not look at the teacher."""
     return {
         "alone": hard_labels,
-        "smoothed": smoothed_labels,
+        "smoothed": partial(smoothed_labels, smoothing=smoothing),
         "pseudo-labels": pseudo_labels,
         "distilled": partial(soft_targets, temperature=temperature, alpha=alpha),
         "distilled, no labels": partial(soft_targets, temperature=temperature, alpha=0.0),
     }
+
+
+def cut(data: Examples, teacher: int, *, seed: int = 0) -> tuple[Examples, Examples]:
+    """The `teacher` pictures that a teacher is trained on, and the others: each class in the same number.
+
+    `hide_labels` cuts the others once more: a student's few labels, and a transfer set that nobody has
+    labels of. A teacher scores that set as it would score new pictures, for it was not trained on it.
+    """
+    own, rest = hide_labels(data, teacher, seed=seed)
+    return own, data[rest.labels == UNLABELLED]
 
 
 def hide_labels(data: Examples, keep: int, *, seed: int = 0) -> tuple[Examples, Examples]:
@@ -143,5 +155,5 @@ def photo_recipe(size: int) -> PictureRecipe:
     crop, cutout = size // 8, size // 4
     return PictureRecipe(
         Training(teacher, 40, 3e-3, weight_decay=5e-3, augmentation=Augmentation(crop=crop, cutout=cutout)),
-        Training(student, 20, 1e-2, augmentation=Augmentation(crop=crop)),
+        Training(student, 16, 1e-2, augmentation=Augmentation(crop=crop)),
     )

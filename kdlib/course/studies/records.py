@@ -43,16 +43,28 @@ def scores_of(arm: Mapping[str, Sequence] | Sequence[Mapping]) -> list[Scores]:
 
 def verdicts(
     arms: Mapping[str, Mapping[str, Sequence]], pairs: Iterable[tuple[str, str]], *,
-    teacher_accuracy: float | None = None, bounded: bool = False,
+    teacher_accuracy: float | None = None, bounded: bool = False, loss: str | None = None,
 ) -> dict[str, dict]:
     """Each pair (arm, what it is measured against) of arms that are there compared, by "a against b".
 
     The table is one family, corrected by `holm`; `bounded` is that of `compare`. With the teacher's accuracy,
-    verdicts against "alone" also say how much of the gap was closed.
+    verdicts against "alone" also say how much of the gap was closed. By default accuracies are compared; or a
+    `loss` by the name of its column, in nats, of which less is better: differences are of its negative. A
+    column of tensors, with the loss of each test example, gives an interval that holds these too.
     """
+
+    def scores(arm: str) -> list[Scores] | list[float]:
+        if not loss:
+            return scores_of(arms[arm])
+        nats = arms[arm][loss]
+        if isinstance(nats[0], Tensor):
+            return [Scores(-x.mean().item(), math.nan, math.nan, -x) for x in nats]
+        return [-x for x in nats]
+
     table = {
         (ours, theirs): compare(
-            scores_of(arms[ours]), scores_of(arms[theirs]), names=(ours, theirs), bounded=bounded
+            scores(ours), scores(theirs), names=(ours, theirs), bounded=bounded,
+            unit="nats less" if loss else "accuracy",
         )
         for ours, theirs in pairs if arms.keys() >= {ours, theirs}
     }  # fmt: skip
