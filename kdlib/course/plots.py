@@ -17,7 +17,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from kdlib.course.charts import (
-    differences, memory_bars, named_points, pictures, token_grid, truth_scatter,
+    differences,
+    memory_bars,
+    named_points,
+    pictures,
+    token_grid,
+    truth_scatter,
 )  # fmt: skip
 from kdlib.course.figures import (
     ARMS,
