@@ -201,5 +201,6 @@ def differences(
             axes.axvline(0, color="black", linewidth=1.2)
             axes.set(xlabel=xlabel, title=heading, ylim=(most - 0.4, -0.6), yticks=range(len(table)))
             axes.set_yticklabels(names)
+            axes.set_ylabel("comparison" if axes is grid[0][0] else "")
             parts.append(f"{heading}: " + ", ".join(words))
     return describe(figure, title, "Differences with 95% intervals; filled: conclusive", parts)
