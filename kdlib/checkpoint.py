@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from kdlib.metrics import Scores
-from kdlib.storage import JsonLines, differences, load_tensors, remove_leftovers, save_tensors
+from kdlib.storage import JsonLines, describe_changes, load_tensors, remove_leftovers, save_tensors
 
 __all__ = ["History", "Run"]
 
@@ -124,7 +124,7 @@ class Run:
             tensors, metadata = load_tensors(path)
             if "run" not in metadata:
                 raise ValueError(f"{path} is not a checkpoint of fit; choose another name")
-            if differing := differences(metadata["run"], settings):
+            if differing := describe_changes(metadata["run"], settings):
                 raise ValueError(
                     f"{path} belongs to another run: {differing}. "
                     f"Delete it to start anew, or give checkpoint another name"

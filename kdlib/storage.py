@@ -99,6 +99,12 @@ def _lines(records: Iterable[Mapping[str, object]]) -> bytes:
     return b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
 
 
+def write_json(path: str | os.PathLike, content: object) -> None:
+    """JSON for people to read too, whole or not at all."""
+    with replaced(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
 def fingerprint(*parts: object) -> str:
     """32 hexadecimal digits that stand for tensors, modules, bytes and JSON values, in their order.
 
@@ -144,7 +150,7 @@ def identity(value: object) -> object:
     return getattr(value, "__qualname__", type(value).__name__) if callable(value) else str(value)
 
 
-def differences(saved: Mapping[str, object], now: Mapping[str, object]) -> str:
+def describe_changes(saved: Mapping[str, object], now: Mapping[str, object]) -> str:
     """What is not the same, as "lr was 0.1, is 0.2; seed was 0, is 1"; the empty text if nothing differs."""
     now = json.loads(json.dumps(now))  # tuples to lists, as in what was saved
     names = [name for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]

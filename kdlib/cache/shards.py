@@ -14,7 +14,7 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from kdlib.storage import DamagedFile, differences, fingerprint, load_tensors, replaced, save_tensors
+from kdlib.storage import DamagedFile, describe_changes, fingerprint, load_tensors, save_tensors, write_json
 
 __all__ = ["Cache", "read_manifest"]
 
@@ -62,7 +62,7 @@ class Cache:
 
     def require(self, **run: object) -> None:
         """Refuse a training run, of which these are entries of the manifest, that the cache does not fit."""
-        if reasons := differences({name: self.manifest[name] for name in run}, run):
+        if reasons := describe_changes({name: self.manifest[name] for name in run}, run):
             raise ValueError(
                 f"the teacher outputs in {self.folder} do not belong to this run: {reasons}. Make them anew "
                 f"with {self.MAKER}, in another folder or with overwrite=True{self.ADVICE}"
@@ -120,7 +120,7 @@ class Cache:
 
     def _claim(self, overwrite: bool) -> None:
         if (held := read_manifest(self.folder, self.MAKER)) is not None:
-            if not overwrite and (reasons := differences(held, self.manifest)):
+            if not overwrite and (reasons := describe_changes(held, self.manifest)):
                 raise ValueError(
                     f"{self.folder} holds another cache: {reasons}. Delete it, choose another folder, or "
                     f"pass overwrite=True to {self.MAKER}"
@@ -132,8 +132,7 @@ class Cache:
             raise ValueError(f"{self.folder} holds files that are no cache, such as {name}; choose another")
         for old in self.folder.glob("[0-9]*-[0-9]*.safetensors"):
             old.unlink(missing_ok=True)
-        with replaced(self.folder / "manifest.json") as file:
-            file.write(json.dumps(self.manifest, indent=1).encode())
+        write_json(self.folder / "manifest.json", self.manifest)
 
 
 def read_manifest(folder: Path, maker: str) -> dict | None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdlib.course.studies.cat_or_dog import SITUATIONS, prepare, report
-from kdlib.course.studies.records import write_results
+from kdlib.storage import write_json
 
 DESCRIPTION = """\
 What is a teacher worth, with error bars, on sketches or on photographs?
@@ -47,6 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     results = study.results()
     if out:
-        write_results(out, results)
+        write_json(out, results)
     print(report(results))
     return 0

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from kdlib.course.studies.reasoning import ReasoningStudy, report
 from kdlib.course.studies.reasoning_arms import CHAINS
-from kdlib.course.studies.records import write_results
-from kdlib.storage import fingerprint
+from kdlib.storage import fingerprint, write_json
 
 DESCRIPTION = """\
 What are a teacher's texts worth, with error bars, on chains of two cages?
@@ -45,6 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(study.chains)
     results = study.results(range(given.seeds), workers=given.workers)
     if given.out:
-        write_results(given.out, results)
+        write_json(given.out, results)
     print(report(results))
     return 0

@@ -1,6 +1,5 @@
 """The R1 recipe from beginning to end, which `python -m kdlib distill` runs."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, replace
 from datetime import timedelta
@@ -25,7 +24,7 @@ from kdlib.language.traces.select import filter_traces, trace_report
 from kdlib.losses.divergences import Divergence
 from kdlib.metrics import interval
 from kdlib.runtime import Precision, best_device, describe_environment
-from kdlib.storage import replaced
+from kdlib.storage import write_json
 
 PART = 64  # problems of one file of traces: each is written by one process
 
@@ -157,8 +156,7 @@ def run_pipeline(options: PipelineOptions) -> dict[str, object]:
     right_after = _evaluate(options, str(out / "student"), test, out / "test_after.jsonl")
     if processes.is_main_process:
         report |= _compared(right_before, right_after)
-        with replaced(out / "report.json") as file:
-            file.write((json.dumps(report, indent=1) + "\n").encode())
+        write_json(out / "report.json", report)
         _say(f"The trained student is in {out / 'student'}.")
     return report
 

@@ -22,9 +22,8 @@ from benchmarks.problems import Setting, Sizes
 from benchmarks.report import as_csv, figure, text_table
 from benchmarks.tasks import DEFAULT_TASKS, TASKS, Request, measure_rates
 from kdlib.course.figures import png
-from kdlib.course.studies.records import write_results
 from kdlib.runtime import best_device, describe_environment
-from kdlib.storage import replaced
+from kdlib.storage import replaced, write_json
 
 __all__ = ["default_sizes", "describe_run", "main", "title_of", "write_all"]
 
@@ -55,7 +54,7 @@ def describe_run(asked: Request) -> dict[str, object]:
 def write_all(stem: Path, results: dict, rows: Sequence, title: str) -> list[Path]:
     """STEM.json, STEM.csv and, if there is something to draw, STEM.png."""
     paths = [stem.with_suffix(".json"), stem.with_suffix(".csv")]
-    write_results(paths[0], results | {"rows": [asdict(row) for row in rows]})
+    write_json(paths[0], results | {"rows": [asdict(row) for row in rows]})
     with replaced(paths[1]) as file:
         file.write(as_csv(rows).encode())
     drawn = figure([row for row in rows if row.task in ("linear", "logits")], title)

@@ -31,12 +31,12 @@ from transformers import (
 from benchmarks.measuring import this_machine
 from benchmarks.training import random_texts, word_level_tokenizer
 from kdlib.cost import peak_memory
-from kdlib.course.studies.records import write_results
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.models.r1_distill import R1_DISTILL
 from kdlib.language.plan.hardware import HARDWARE, Hardware
 from kdlib.language.plan.plan import Plan, plan
 from kdlib.runtime import best_device, describe_environment, seeded
+from kdlib.storage import write_json
 
 PROMPT = 16
 REAL_TOKENS = 151_665  # of the tokenizer of the Qwen checkpoints; the rest of the vocabularies is padding
@@ -194,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
                 if found["fits"] else f"{name}: does not fit"
             )  # fmt: skip
         if given.out:
-            write_results(given.out, results)
+            write_json(given.out, results)
     return 0
 
 

@@ -9,7 +9,6 @@ differ by rounding do.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from kdlib.cost import time_call
 from kdlib.course.studies.cat_or_dog_arms import Training, photo_recipe
 from kdlib.data import Examples
 from kdlib.runtime import best_device, describe_environment
-from kdlib.storage import replaced
+from kdlib.storage import write_json
 from kdlib.training import fit
 from kdlib.vision.loader import Loader
 from kdlib.vision.sketches import load_sketches
@@ -92,8 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
             results[f"largest_relative_gap_of_loss_{precision}"] = gap
             print(f"loss of {STEPS_COMPARED} steps on {device}, {precision}, against CPU: within {gap:.2e}")
     if given.out:
-        with replaced(given.out) as file:
-            file.write((json.dumps(results, indent=1) + "\n").encode())
+        write_json(given.out, results)
     return 0
 
 

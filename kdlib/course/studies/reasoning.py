@@ -43,7 +43,6 @@ COMPARED = ("answers", "verified", "shortest")  # "unverified" where the teacher
 LEARNING_RATES = (5e-3, 8e-3, 1.2e-2, 1.8e-2)
 FURTHER_RATES = (1e-3, 3e-3, 8e-3, 1.2e-2)
 CHOICE_SEEDS = 1
-FEWER_SEEDS = 3  # where the teacher is worse, and for going on: writing takes long on a CPU
 WEAK = 0.3  # share of its training that the worse teacher has had
 # What a student does that has read the traces for a share of the usual steps.
 HANDOVERS = {0.25: ("verified", "on-policy"), 0.5: tuple(ways.FURTHER)}
@@ -56,7 +55,10 @@ PAIRS = {
         ("verified", "answers"), ("shortest", "verified"),
     ),
     "weak": (("verified", "unverified"),),
-    "further": tuple((f"on-policy after {share:g}", f"verified after {share:g}") for share in HANDOVERS),
+    "further": tuple(
+        (f"{way} after {share:g}", f"verified after {share:g}")
+        for share, further in HANDOVERS.items() for way in further if way != "verified"
+    ),
 }
 
 
@@ -271,17 +273,16 @@ class ReasoningStudy:
         """All of the study, by part: the `delayed` calls."""
         run, few = delayed(self.run), seeds[:CHOICE_SEEDS]
         tried = [(arm, {"lr": lr}) for lr in LEARNING_RATES for arm in TUNED]
-        going_on = seeds[:FEWER_SEEDS]
-        handed = [delayed(self.handed_over)(s, share) for share in HANDOVERS for s in going_on]
+        handed = [delayed(self.handed_over)(s, share) for share in HANDOVERS for s in seeds]
         rates = [(way, {"after": 0.5, "lr": lr}) for lr in FURTHER_RATES for way in ("verified", "on-policy")]
         return {
             "choices": [run(arm, s, test=False, **given) for s in few for arm, given in tried],
             "compute": [run(arm, s) for s in seeds for arm in COMPARED],
             "handed over": handed,
             "rates": [run(way, s, test=False, **given) for s in few for way, given in rates],
-            **{f"after {share:g}": [run(way, s, after=share) for s in going_on for way in further]
+            **{f"after {share:g}": [run(way, s, after=share) for s in seeds for way in further]
                for share, further in HANDOVERS.items()},
-            "weak": [run(arm, s, share=WEAK) for s in going_on for arm in ("unverified", "verified")],
+            "weak": [run(arm, s, share=WEAK) for s in seeds for arm in ("unverified", "verified")],
         }
 
     def results(self, seeds: Sequence[int], *, workers: int | None = None) -> dict[str, object]:
@@ -289,20 +290,19 @@ class ReasoningStudy:
         self.prepare(seeds, workers=workers)
         done = {part: self._shared(jobs, workers, part) for part, jobs in self.jobs(seeds).items()}
         choices = done.pop("choices") + done.pop("rates")
-        handed, going_on = done.pop("handed over"), len(seeds[:FEWER_SEEDS])
+        handed = done.pop("handed over")
         by = {part: _columns(runs) for part, runs in done.items()}
         teachers = {share: self.teacher(share) for share in (1.0, WEAK)}
         traces, weak_traces = (
-            [trace for seed in seeds[:FEWER_SEEDS] for trace in self.traces(seed, share=share)]
+            [trace for seed in seeds for trace in self.traces(seed, share=share)]
             for share in (1.0, WEAK)
         )
         further = {
-            f"{share:g}": {"start": columns(handed[n * going_on : (n + 1) * going_on], LEFT_OUT),
+            f"{share:g}": {"start": columns(handed[n * len(seeds) : (n + 1) * len(seeds)], LEFT_OUT),
                            **by.pop(f"after {share:g}")}
             for n, share in enumerate(HANDOVERS)
         }
-        by["further"] = {f"{way} after {share}": found for share, arms in further.items()
-                         for way, found in arms.items()}
+        by["further"] = _by_name(further)
         return {
             "environment": describe_environment(),
             "recipe": asdict(self.recipe),
@@ -311,7 +311,7 @@ class ReasoningStudy:
             "parts": {name: len(part) for name, part in vars(self.chains).items()},
             "teacher": self.examine(teachers[1.0]) | {
                 "parameters": teachers[1.0].num_parameters(),
-                "written": round(sum(trace.tokens for trace in traces) / going_on),
+                "written": round(sum(trace.tokens for trace in traces) / len(seeds)),
             },
             "student": {"parameters": self.base(seeds[0]).num_parameters()},
             "choices": [{k: v for k, v in run.items() if k != "seconds"} for run in choices],
@@ -351,10 +351,7 @@ def report(results: Mapping) -> str:
         tables(f"equal {budget}", budget, arms)
     tables(f"a worse teacher, {100 * weak['teacher']['accuracy']:.1f} %; "
            f"{100 * weak['pass_rate']:.1f} % of its traces are right", "weak", weak["arms"])
-    tables("going on after a share of the steps on traces", "further", {
-        f"{way} after {share}": found for share, arms in results["further"].items()
-        for way, found in arms.items()
-    })
+    tables("going on after a share of the steps on traces", "further", _by_name(results["further"]))
     return "\n".join(lines)
 
 
@@ -365,6 +362,11 @@ def _percent(values: Sequence[float]) -> str:
 
 def _name(arm: str, seed: int, options: dict) -> str:
     return "-".join([arm, str(seed), *(f"{option}={value}" for option, value in sorted(options.items()))])
+
+
+def _by_name(further: Mapping[str, Mapping[str, Mapping]]) -> dict[str, Mapping]:
+    """The ways to go on after each share, by names such as "on-policy after 0.5"."""
+    return {f"{way} after {share}": found for share, ways in further.items() for way, found in ways.items()}
 
 
 def _by_arm(runs: Sequence[dict]) -> dict[str, list[dict]]:

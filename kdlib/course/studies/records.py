@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdlib.metrics import Scores, compare, gap_closed, holm
-from kdlib.storage import JsonLines, replaced
+from kdlib.storage import JsonLines
 
 
 def once(path: str | os.PathLike, key: list, run: Callable[[], Mapping]) -> dict:
@@ -95,9 +95,3 @@ def load_results(name: str) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}: clone the course's repository, which holds it")
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_results(path: str | os.PathLike, results: Mapping) -> None:
-    """Results as JSON for people to read too, whole or not at all."""
-    with replaced(path) as file:
-        file.write((json.dumps(results, indent=1) + "\n").encode())

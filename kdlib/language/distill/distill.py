@@ -32,7 +32,7 @@ from kdlib.language.traces.file import Trace
 from kdlib.losses.checks import check_settings
 from kdlib.losses.divergences import Divergence, LossSettings
 from kdlib.runtime import Precision, accelerated, seeded
-from kdlib.storage import differences, fingerprint, replaced
+from kdlib.storage import describe_changes, fingerprint, write_json
 
 __all__ = ["LanguageHistory", "distill_language_model"]
 
@@ -277,15 +277,14 @@ def _claim(
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "run.json"
     saved = json.loads(record.read_bytes()) if record.exists() else {}
-    if resume and (saved or get_last_checkpoint(folder)) and (changed := differences(saved, run)):
+    if resume and (saved or get_last_checkpoint(folder)) and (changed := describe_changes(saved, run)):
         raise ValueError(
             f"output_dir {folder} belongs to another run: {changed}. Choose another folder, or start anew "
             "with resume=False, which removes its checkpoints"
         )
     while (newest := get_last_checkpoint(folder)) and not (resume and _state(newest)):
         shutil.rmtree(newest)
-    with replaced(record) as file:
-        file.write(json.dumps(run, indent=1, sort_keys=True).encode())
+    write_json(record, run)
 
 
 def _state(checkpoint: str) -> TrainerState | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from kdlib.language.problems import Problem
-from kdlib.storage import DamagedFile, ForeignFile, JsonLines, differences
+from kdlib.storage import DamagedFile, ForeignFile, JsonLines, describe_changes
 
 __all__ = ["Asked", "Trace", "TraceFile", "load_traces", "open_traces"]
 
@@ -94,7 +94,7 @@ def open_traces(path: str | os.PathLike | None, settings: Mapping[str, object]) 
         if not lines.path.exists() or not lines.path.stat().st_size:
             lines.replace([_sealed({**_HEADER, "settings": settings})])
         held, traces, notes = _read(lines)
-        if changes := differences(held, settings):
+        if changes := describe_changes(held, settings):
             raise ForeignFile(f"{path} holds other traces: {changes}. To collect anew, {_REMAKE}")
         file = TraceFile(lines)
         file.traces, file.notes = {trace.asked: trace for trace in traces}, notes
