@@ -8,7 +8,6 @@ import pytest
 
 from kdlib.course.studies.reasoning import (
     COMPARED,
-    FEWER_SEEDS,
     FURTHER_RATES,
     HANDOVERS,
     LEARNING_RATES,
@@ -49,10 +48,9 @@ def test_the_recipe_is_the_package_s(results):
 def test_every_arm_has_all_seeds(results):
     assert set(results["arms"]["compute"]) == set(COMPARED)
     assert {*COMPARED, *results["weak"]["arms"]} == set(ARMS)
-    for name, arms in situations(results):
+    for _, arms in situations(results):
         for column in arms.values():
-            seeds = SEEDS if name == "compute" else FEWER_SEEDS
-            assert {len(values) for values in column.values()} == {seeds}
+            assert {len(values) for values in column.values()} == {SEEDS}
 
 
 def test_accuracy_is_the_share_of_the_stored_bits(results):
@@ -123,6 +121,21 @@ def test_the_student_is_at_least_five_times_smaller_and_the_teacher_right_19_tim
 def test_steps_are_needed_for_chains(results):
     verdict = results["verdicts"]["compute"]["verified against answers"]
     assert verdict["verdict"] == "better" and verdict["difference"] > 0.2
+
+
+def test_verification_is_needed_where_the_teacher_is_often_wrong(results):
+    weak, verdict = results["weak"], results["verdicts"]["weak"]["verified against unverified"]
+    assert weak["pass_rate"] < 0.5
+    assert verdict["verdict"] == "better" and verdict["difference"] > 0.2
+    assert min(weak["arms"]["verified"]["accuracy"]) > weak["teacher"]["accuracy"]
+
+
+def test_own_texts_come_after_traces(results):
+    verdicts = results["verdicts"]["further"]
+    early = verdicts.pop("on-policy after 0.25 against verified after 0.25")
+    assert early["verdict"] == "worse" and early["difference"] < -0.2
+    assert {late["verdict"] for late in verdicts.values()} == {"inconclusive"}
+    assert max(late["difference"] for late in verdicts.values()) < 0.0
 
 
 def test_nobody_answers_beyond_the_trained_range(results):
