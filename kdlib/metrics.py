@@ -254,9 +254,9 @@ def bounded_interval(
     Raises:
         ValueError: no values, or one that is outside of the range or not a number.
 
-    Source: Gaffke 2005, "Three test statistics for a nonparametric one-sided hypothesis…" (Mathematical
-    Methods of Statistics 14); Learned-Miller and Thomas 2019 (arXiv 1905.06208v1), who conjecture that it
-    covers for every distribution.
+    Source: Gaffke 2005, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a
+    nonnegative variable" (Mathematical Methods of Statistics 14, 451–467); Learned-Miller and Thomas 2019
+    (arXiv 1905.06208), who conjecture that it covers for every distribution.
     """
     values = _finite(values, least=1)
     return float(values.mean()), *_bounded(values, low, high)[:2]

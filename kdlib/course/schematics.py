@@ -18,7 +18,7 @@ from torch import Tensor
 from kdlib.course.figures import ARMS, COLOURS, canvas, describe
 from kdlib.losses.kd import soften
 
-__all__ = ["fused_loss", "loss", "reasoning", "soft_label", "teacher_student"]
+__all__ = ["copies", "failures", "fused_loss", "loss", "reasoning", "soft_label", "teacher_student"]
 
 _EDGES = {"teacher": ARMS["teacher"], "student": ARMS["distilled"], "data": "#6E6E6E", "loss": COLOURS[2]}
 _SIDES = {"l": (-1, 0), "r": (1, 0), "t": (0, 1), "b": (0, -1)}
@@ -251,3 +251,41 @@ def fused_loss() -> Figure:
         d.arrow(loss, gradients, kind="student")
         d.note(8.85, 1.55, "then the next chunk")
     return _finished(d, "The fused loss")
+
+
+def failures() -> Figure:
+    """Where distillation can fail: pictures, teacher, soft labels, student; and the control."""
+    with _drawing(9.6, 2.4) as d:
+        x = 1, 3.4, 5.8, 8.4
+        pictures = d.box("pictures", x[0], 1.55, 1.4)
+        teacher = d.box("teacher", x[1], 1.55, 1.4, "teacher")
+        soft, hard = d.box("soft labels", x[2], 1.55, 1.5, "teacher"), d.box("hard labels", x[2], 0.45, 1.5)
+        student = d.box("student", x[3], 1.55, 1.4, "student")
+        d.arrow(pictures, teacher)
+        d.arrow(teacher, soft, kind="teacher")
+        d.arrow(soft, student, kind="teacher")
+        d.arrow(pictures, hard, "the same pictures", sides="bl", at=(0.3, -0.08))
+        d.arrow(hard, student, "the control", sides="rb", at=(-0.35, -0.12))
+        doubts = "of the wrong kind?", "wrong?", "too sure?", "goes its own way?"
+        for place, words in zip(x, doubts, strict=True):
+            d.note(place, 2.12, words, weight="bold", color=COLOURS[1])
+    return _finished(d, "Where distillation can fail")
+
+
+def copies() -> Figure:
+    """What a student can copy: maps of a layer, the vectors of a batch, logits; and the loss of each."""
+    with _drawing(9.6, 3.5) as d:
+        pictures, rows = d.box("pictures", 0.9, 1.75, 1.3), []
+        for y, who, side in ((3.0, "teacher", "t"), (0.5, "student", "b")):
+            start, parts = pictures, ("maps", "vectors", "logits")
+            places = zip((3.2, 5.8, 8.4), parts, strict=True)
+            rows.append([d.box(f"{who}'s {part}", x, y, 2.05, who) for x, part in places])
+            for box, sides in zip(rows[-1], (f"{side}l", "rl", "rl"), strict=True):
+                d.arrow(start, box, sides=sides, kind=who)
+                start = box
+        losses = "hint, attention", "RKD", "KD, DKD"
+        for above, below, words in zip(*rows, losses, strict=True):
+            loss = d.box(words, above.x, 1.75, 1.75, "loss")
+            d.arrow(above, loss, sides="bt", kind="teacher")
+            d.arrow(below, loss, sides="tb", kind="student")
+    return _finished(d, "What a student can copy")

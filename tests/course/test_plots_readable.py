@@ -97,6 +97,8 @@ def catalogue(classes: list[str]) -> dict[str, Figure]:
         "loss": schematics.loss(),
         "reasoning": schematics.reasoning(),
         "fused_loss": schematics.fused_loss(),
+        "failures": schematics.failures(),
+        "copies": schematics.copies(),
     }
 
 

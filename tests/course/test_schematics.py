@@ -17,7 +17,7 @@ from kdlib.course import schematics
 from kdlib.course.figures import ARMS, STYLE
 
 alt_text = Figure.get_label
-SCHEMATICS = ["fused_loss", "loss", "reasoning", "soft_label", "teacher_student"]
+SCHEMATICS = ["copies", "failures", "fused_loss", "loss", "reasoning", "soft_label", "teacher_student"]
 
 
 @pytest.fixture(scope="module")
