@@ -1,11 +1,11 @@
 """Figures of models, machines, batches and pictures. Part of `kdlib.course.plots`."""
 
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from torch import Tensor
@@ -150,41 +150,17 @@ def pictures(
     return describe(figure, title, f"{len(parts)} pictures", parts)
 
 
-def truth_scatter(truth: Tensor, models: Mapping[str, Tensor], *, event: str, title: str = "") -> Figure:
-    """What models say, (N) by name, against true probabilities (N) of an event; the line is agreement.
-
-    The curve is the mean of what a model says in each tenth of the truth that holds five examples.
-    """
-    exact, parts, coloured = torch.as_tensor(truth).double().cpu(), [], colours(models)
-    size = {"ncols": len(models), "squeeze": False, "sharey": True}
-    with canvas(max(5.5, 4.2 * len(models)), 4.6, heading=title, **size) as (figure, grid):
-        for k, (axes, (name, values)) in enumerate(zip(grid[0], models.items(), strict=True)):
-            said = torch.as_tensor(values).double().cpu()
-            axes.plot(exact, said, linestyle="", alpha=0.25, markersize=3, **point_style(k, coloured[k]))
-            tenth = (10 * exact).long().clamp(0, 9)
-            means = [(exact[row].mean(), said[row].mean()) for row in
-                     (tenth == t for t in range(10)) if row.sum() >= 5]  # fmt: skip
-            if means:
-                outline = [withStroke(linewidth=5, foreground="white")]
-                axes.plot(*zip(*means, strict=True), color=coloured[k], linewidth=3, path_effects=outline)
-            axes.plot([0, 1], [0, 1], color="black", linestyle=":")
-            axes.set(xlabel=f"true P({event})", title=name, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-            axes.set(xticks=np.linspace(0, 1, 6), yticks=np.linspace(0, 1, 6))
-            parts.append(f"{name}: mean distance {(said - exact).abs().mean():.2f}")
-        grid[0][0].set_ylabel(f"model's P({event})")
-    kind = f"{len(exact)} dots a panel, the model's P({event}) against the true one"
-    return describe(figure, title, kind, parts)
-
-
 def differences(
     tables: Mapping[str, Mapping[str, Mapping[str, float | str]]], *, xlabel: str, title: str = "",
     scale: float = 100.0,
 ) -> Figure:
     """Verdicts as points with their 95% intervals, a panel for each table; filled where they are conclusive.
 
-    Each verdict has `difference`, `low`, `high`, multiplied by `scale`, and `verdict`; zero is a line.
+    Each verdict has `difference`, `low`, `high`, multiplied by `scale`, and `verdict`; zero is a line. A long
+    name is cut before what stands in brackets.
     """
     parts, most = [], max(len(table) for table in tables.values())
+    digits = 1 if scale > 1 else 3
     size = {"ncols": len(tables), "squeeze": False, "sharex": True}
     wide = (6.2 if len(tables) < 3 else 4.6) * len(tables)
     with canvas(wide, 1.5 + 0.5 * most, heading=title, **size) as (figure, grid):
@@ -196,8 +172,12 @@ def differences(
                 axes.plot([low, high], [k, k], color=coloured[k], marker="|", markersize=10)
                 face = coloured[k] if clear else "white"
                 axes.plot(middle, k, marker="o", markersize=10, color=coloured[k], markerfacecolor=face)
-                words.append(f"{name} {middle:+.1f} [{low:+.1f}, {high:+.1f}], {found['verdict']}")
-            names = ["\n".join(textwrap.wrap(name, 24)) for name in table]
+                ends = f"{middle:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+                words.append(f"{name} {ends}, {found['verdict']}")
+            names = [
+                "\n".join(line for part in (re.split(r" (?=\()", name) if len(name) > 24 else [name])
+                          for line in textwrap.wrap(part, 24)) for name in table
+            ]  # fmt: skip
             axes.axvline(0, color="black", linewidth=1.2)
             axes.set(xlabel=xlabel, title=heading, ylim=(most - 0.4, -0.6), yticks=range(len(table)))
             axes.set_yticklabels(names)

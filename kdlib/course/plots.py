@@ -22,7 +22,6 @@ from kdlib.course.charts import (
     named_points,
     pictures,
     token_grid,
-    truth_scatter,
 )  # fmt: skip
 from kdlib.course.figures import (
     ARMS,
@@ -42,7 +41,7 @@ from kdlib.metrics import ReliabilityCurve, Scores, bounded_interval, interval
 __all__ = [
     "arms", "densities", "differences", "digit_gallery", "heat_map", "label_bars", "lines", "loss_picture",
     "memory_bars", "named_points", "neighbours", "panels", "pictures", "reliability", "show", "softened",
-    "temperature_curves", "token_grid", "truth_scatter",
+    "temperature_curves", "token_grid",
 ]
 
 Numbers = Sequence[float] | Tensor
@@ -252,6 +251,7 @@ def arms(
     rows = {name: [100 * e.accuracy if isinstance(e, Scores) else float(e) for e in entries]
             for name, entries in scores.items()}  # fmt: skip
     parts, coloured = [], colours(rows)
+    digits = 1 if max(abs(value) for values in rows.values() for value in values) > 2 else 3
     ends = {name: _t_ends(values) for name, values in rows.items() if len(values) > 1}
     low, high = limits or (-math.inf, math.inf)
     if bounded or (bounded is None and any(a < low or b > high for _, a, b in ends.values())):
@@ -262,12 +262,12 @@ def arms(
             places = np.linspace(k - 0.12, k + 0.12, len(values)) if len(values) > 1 else [k]
             axes.plot(places, values, linestyle="", alpha=0.6, **point_style(k, coloured[k]))
             if name not in ends:
-                parts.append(f"{name} {values[0]:.1f}")
+                parts.append(f"{name} {values[0]:.{digits}f}")
                 continue
             mean, a, b = ends[name]
             reach = [[mean - a], [b - mean]]
             axes.errorbar(k + 0.28, mean, reach, fmt="_", color="black", capsize=6, markersize=14)
-            parts.append(f"{name} {mean:.1f}, interval {a:.1f} to {b:.1f}")
+            parts.append(f"{name} {mean:.{digits}f}, interval {a:.{digits}f} to {b:.{digits}f}")
         room = 0.87 * figure.get_figwidth() / (len(rows) + 0.2)
         figure.set_figheight(4.4 + name_ticks(axes, list(rows), room))
         meaning = "One dot a seed; black: mean and 95% interval" + ", bounded" * bool(bounded)

@@ -328,6 +328,7 @@ def test_the_caller_chooses_the_interval_and_the_range():
     free = plots.arms({"a": [0.1, 0.2, 2.0]}, ylabel="nats", limits=None)
     assert bars_of(free)[0][0] < 0 and "bounded" not in free.axes[0].get_xlabel()
     nats = plots.arms({"a": [0.1, 0.2, 2.0]}, ylabel="nats", limits=(0, 5))
+    assert "a 0.181, interval " in alt_text(plots.arms({"a": [0.177, 0.185]}, ylabel="nats"))
     assert 0 <= bars_of(nats)[0][0] < bars_of(nats)[0][1] <= 5
     wide = bars_of(plots.arms({"a": [2.0, 98.0]}, bounded=False))[0]
     assert wide[0] < 0 and wide[1] > 100

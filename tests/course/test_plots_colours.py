@@ -122,7 +122,6 @@ def test_an_arm_has_its_colour_in_every_figure_whatever_its_place():
             plots.digit_gallery(PICTURES[:1], [rows], ["a", "b"], ["x"]),
             plots.arms(values),
             plots.reliability(dict.fromkeys(order, CURVE)),
-            plots.truth_scatter(torch.tensor([0.1, 0.9]), rows, event="dog"),
         ]
         for figure in figures:
             drawn = colours_by_name(figure)

@@ -75,9 +75,6 @@ def catalogue(classes: list[str]) -> dict[str, Figure]:
         "pictures": plots.pictures(
             FACES, [f"{classes[k]}, truth 0.{k}1\nteacher 0.12" for k in range(7)], columns=4, title="Seven"
         ),
-        "truth_scatter": plots.truth_scatter(
-            BELL, {"teacher": BELL**2, "student": BELL / 2}, event=classes[0], title="Against the truth"
-        ),
         "named_points": plots.named_points(
             {name: 2.0 * 5**k for k, name in enumerate(classes[:3])},
             {"left": dict(zip(classes[:3], (28.9, 50.0, 72.6), strict=True))},
@@ -335,22 +332,12 @@ def test_verdicts_show_their_interval_and_are_filled_where_conclusive():
     assert "alone +1.0 [-2.0, +4.0], inconclusive" in alt_text(figure)
 
 
-def test_the_scatter_shows_every_pair_and_says_how_far_apart_they_are():
-    truth, said = torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.3, 0.5, 0.4])
-    figure = plots.truth_scatter(truth, {"teacher": said}, event="dog")
-    dots, perfect = figure.axes[0].get_lines()
-    assert np.allclose(dots.get_xydata(), torch.stack([truth, said], 1))
-    assert np.array_equal(perfect.get_xydata(), [[0, 0], [1, 1]])
-    assert "teacher: mean distance 0.30" in alt_text(figure)  # (0.3 + 0 + 0.6) / 3
-
-
-def test_the_scatter_shows_means_where_a_tenth_of_the_truth_holds_enough_examples():
-    truth = torch.tensor([0.15] * 5 + [0.71] * 4 + [0.79] * 2 + [0.95] * 4)
-    said = torch.linspace(0, 1, len(truth))
-    figure = plots.truth_scatter(truth, {"teacher": said}, event="dog")
-    _, means, _ = figure.axes[0].get_lines()
-    wanted = [[0.15, said[:5].mean()], [truth[5:11].mean(), said[5:11].mean()]]
-    assert np.allclose(means.get_xydata(), wanted)
+def test_verdicts_in_nats_have_the_digits_they_need_and_long_names_break_before_their_brackets():
+    name = "pseudo-labels (against alone)"
+    figure = plots.differences({"few": {name: BETTER, "alone (against x)": OPEN}}, xlabel="nats", scale=1)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["pseudo-labels\n(against alone)", "alone (against x)"]
+    assert "alone (against x) +0.010 [-0.020, +0.040], inconclusive" in alt_text(figure)
 
 
 def test_names_of_arms_are_cut_behind_commas_before_they_are_slanted():
