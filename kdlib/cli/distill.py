@@ -16,11 +16,14 @@ from kdlib.language.plan.plan import plan
 
 DESCRIPTION = """\
 A teacher answers problems, its right answers are kept, a student learns from
-them, and both are tested. Each stage goes on where it was interrupted.
+them, and both are tested. Or the student learns from plain texts, and from what
+the teacher says of them. Each stage goes on where it was interrupted.
 
   python -m kdlib distill --teacher Qwen-7B --student Qwen-1.5B \\
       --problems problems.jsonl --test test.jsonl --out run
   python -m kdlib distill --student Qwen-1.5B --traces traces.jsonl --out run
+  python -m kdlib distill --teacher big --student small --texts book.txt \\
+      --method logits --out run
   accelerate launch --config_file fsdp2.yaml -m kdlib distill --config eight_80gb …
 
 --config takes a YAML file of options, or one that comes with kdlib: one_80gb or
@@ -51,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         [*(_arguments(named.config) if named.config else ()), *rest], look_for_args_file=False
     )
     if given.plan:
-        print(_planned(options, given.plan, given.context, given.texts))
+        print(_planned(options, given.plan, given.plan_texts))
     else:
         run_pipeline(options)
     return 0
@@ -71,8 +74,7 @@ def _parser(files: argparse.ArgumentParser) -> HfArgumentParser:
             action.help += " (%(default)s)"
     add = parser.add_argument
     add("--plan", metavar="HARDWARE", help="print what the run will need there, such as H100-80GB×8")
-    add("--context", type=int, default=4096, help="--plan: tokens of a text (%(default)s)")
-    add("--texts", type=int, default=10_000, help="--plan: texts to learn from (%(default)s)")
+    add("--plan-texts", type=int, default=10_000, help="--plan: texts to learn from (%(default)s)")
     return parser
 
 
@@ -101,13 +103,13 @@ def _arguments(config: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _planned(options: PipelineOptions, hardware: str, context: int, texts: int) -> str:
+def _planned(options: PipelineOptions, hardware: str, texts: int) -> str:
     if options.steps is not None:
-        raise ValueError("--plan takes the length of a run from --texts and --epochs; leave --steps out")
+        raise ValueError("--plan takes the length of a run from --plan-texts and --epochs; leave --steps out")
     found = plan(
         None if options.teacher is None else _shape(options.teacher), _shape(options.student), hardware,
-        context * texts * options.epochs,
-        context=context, batch_size=options.batch_size, accumulation=options.accumulation,
+        options.context * texts * options.epochs,
+        context=options.context, batch_size=options.batch_size, accumulation=options.accumulation,
         packing=options.packing, gradient_checkpointing=options.gradient_checkpointing,
         top_k=options.top_k, sampling_batch=options.sampling_batch,
         method="logits" if options.method == "on-policy" else options.method,

@@ -1,4 +1,4 @@
-"""The R1 recipe from beginning to end, which `python -m kdlib distill` runs."""
+"""Distillation from beginning to end, from problems or plain texts: `python -m kdlib distill` runs it."""
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, replace
@@ -12,10 +12,13 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.cache.tokens import CachedTokens
+from kdlib.language.distill.batches import TokenExample
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.distill.fsdp import sharding
+from kdlib.language.distill.scores import score_texts
 from kdlib.language.distill.teachers import cache_teacher_tokens
 from kdlib.language.distill.trainer import LanguageHistory
+from kdlib.language.documents import Document, encode_documents, hold_out, load_documents, shuffled
 from kdlib.language.models.load import load_checkpoint
 from kdlib.language.models.vocabulary import check_same_tokens
 from kdlib.language.problems import Problem, load_problems
@@ -43,6 +46,10 @@ class PipelineOptions:
     teacher: str | None = option(None, "model to learn from; not needed where --traces are all there is")
     problems: str | None = option(None, "file of problems that the teacher is to answer")
     traces: str | None = option(None, "file or folder of traces instead, as `kdlib traces` writes them")
+    texts: list[str] | None = option(None, "files of plain text instead: .txt, or .jsonl of text or messages")
+    context: int = option(4096, "tokens of a piece into which --texts are cut, or of a text in --plan")
+    prompt_tokens: int = option(1, "of a piece of --texts only read: on-policy the student goes on")
+    held_out: float = option(0.05, "share of the tokens of --texts held back, to score on before and after")
     test: str | None = option(None, "file of problems that the student answers before and after")
     tokenizer: Literal["student", "teacher"] = option("student", "whose tokenizer and chat template")
     teacher_quantise: Literal["int8", "nf4"] | None = option(None, "pack the teacher's weights")
@@ -79,14 +86,19 @@ class PipelineOptions:
     training_arguments: dict | None = option(None, "more of transformers' TrainingArguments, as JSON")
 
     def __post_init__(self) -> None:
-        if (self.problems is None) == (self.traces is None):
+        if sum(source is not None for source in (self.problems, self.traces, self.texts)) != 1:
             raise ValueError(
-                f"problems is {self.problems} and traces is {self.traces}; expected one of the two: problems "
-                "that the teacher is to answer, or traces that are there already"
+                f"problems is {self.problems}, traces is {self.traces} and texts is {self.texts}; expected "
+                "one of the three: problems that the teacher is to answer, traces of it, or plain texts"
+            )
+        if self.texts and self.method == "on-policy" and self.prompt_tokens < 2:
+            raise ValueError(
+                f"prompt_tokens={self.prompt_tokens}; expected more on-policy, for the student to go on from"
             )
         if self.teacher is None and (self.problems or self.method != "texts" or self.tokenizer == "teacher"):
             raise ValueError(
-                "teacher is missing; without one expected traces, method texts and the student's tokenizer"
+                "teacher is missing; without one expected traces or plain texts, method texts and the "
+                "student's tokenizer"
             )
         if self.teacher_quantise and sharding():
             raise ValueError("teacher_quantise packs weights, which FSDP2 cannot spread; launch with ddp")
@@ -105,20 +117,14 @@ def run_pipeline(options: PipelineOptions) -> dict[str, object]:
     processes = PartialState(cpu=best_device().type == "cpu", timeout=timedelta(days=7))
     out = Path(options.out)
     problems, traces, test = _read(options)  # before anything large is: a mistake in a file is told at once
+    documents = load_documents(options.texts) if options.texts else []
     report: dict[str, object] = {"environment": describe_environment(), "processes": processes.num_processes}
     right_before = _evaluate(options, options.student, test, out / "test_before.jsonl")
 
     teacher, teacher_tokenizer = _teacher(options, processes)
     if options.problems:
         traces = _collect(options, problems, teacher, teacher_tokenizer, processes)
-    _say(str(trace_report(traces)))
-    kept = filter_traces(traces, correct=not options.unverified, shortest=options.shortest)
-    if not kept:
-        raise ValueError(
-            f"none of the {len(traces):,} traces is right; ask more easily, raise "
-            f"max_new_tokens={options.max_new_tokens}, or keep wrong ones with unverified"
-        )
-    _say(f"{len(kept):,} of {len(traces):,} traces are kept")
+    kept = [] if documents else _kept(options, traces)
 
     # In float32: a small step of the learning rate is lost in bfloat16.
     device = "cpu" if sharding() else processes.device
@@ -126,8 +132,16 @@ def run_pipeline(options: PipelineOptions) -> dict[str, object]:
     if options.tokenizer == "teacher":
         check_same_tokens(tokenizer, teacher_tokenizer, but_special=True)
         tokenizer = teacher_tokenizer
-    on_policy = options.method == "on-policy"
-    examples = problems if on_policy else [_as_example(trace, tokenizer) for trace in kept]
+    held: list[TokenExample] = []
+    if documents:
+        examples, held = _pieces(options, documents, student, tokenizer)
+        if processes.is_main_process:
+            report |= _scored("before", student, tokenizer, held, teacher)
+        processes.wait_for_everyone()
+    elif options.method == "on-policy":
+        examples = problems
+    else:
+        examples = [_as_example(trace, tokenizer) for trace in kept]
     if options.method == "texts":
         teacher = teacher_tokenizer = None
     elif options.method == "cached":
@@ -141,9 +155,9 @@ def run_pipeline(options: PipelineOptions) -> dict[str, object]:
     history = _train(options, student, tokenizer, teacher, teacher_tokenizer, examples)
     report |= {
         "problems": len(problems), "traces": len(traces), "correct": sum(t.correct for t in traces),
-        "kept": len(kept), "steps": history.steps, "tokens": history.tokens_trained,
-        "seconds": history.seconds, "first_loss": history.loss[0], "last_loss": history.loss[-1],
-        "peak_memory": history.peak_memory,
+        "kept": len(kept), "documents": len(documents), "steps": history.steps,
+        "tokens": history.tokens_trained, "seconds": history.seconds,
+        "first_loss": history.loss[0], "last_loss": history.loss[-1], "peak_memory": history.peak_memory,
     }  # fmt: skip
     _say(
         f"{history.steps:,} steps, {history.tokens_trained:,} tokens learned at "
@@ -154,6 +168,9 @@ def run_pipeline(options: PipelineOptions) -> dict[str, object]:
     torch.cuda.empty_cache()
 
     right_after = _evaluate(options, str(out / "student"), test, out / "test_after.jsonl")
+    if held and processes.is_main_process:
+        student, tokenizer = load_checkpoint(out / "student", device=processes.device)
+        report |= _scored("after", student, tokenizer, held, _teacher(options, processes)[0])
     if processes.is_main_process:
         report |= _compared(right_before, right_after)
         write_json(out / "report.json", report)
@@ -185,7 +202,9 @@ def _teacher(
     options: PipelineOptions, processes: PartialState
 ) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase | None]:
     writes = options.problems is not None
-    if options.teacher is None or not writes and options.method == "texts" and options.tokenizer == "student":
+    if options.teacher is None or (
+        options.traces and options.method == "texts" and options.tokenizer == "student"
+    ):
         return None, None  # its traces are all that is needed
     device = "cpu" if sharding() and not writes else processes.device
     return load_checkpoint(options.teacher, device=device, quantise=options.teacher_quantise)
@@ -212,6 +231,46 @@ def _collect(
     return sorted(asked, key=lambda trace: (order[trace.key], trace.sample))
 
 
+def _kept(options: PipelineOptions, traces: list[Trace]) -> list[Trace]:
+    _say(str(trace_report(traces)))
+    kept = filter_traces(traces, correct=not options.unverified, shortest=options.shortest)
+    if not kept:
+        raise ValueError(
+            f"none of the {len(traces):,} traces is right; ask more easily, raise "
+            f"max_new_tokens={options.max_new_tokens}, or keep wrong ones with unverified"
+        )
+    _say(f"{len(kept):,} of {len(traces):,} traces are kept")
+    return kept
+
+
+def _pieces(
+    options: PipelineOptions, documents: list[Document], student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[list[TokenExample], list[TokenExample]]:  # fmt: skip
+    """What is learned of the documents, and what is held back."""
+    context = min(options.context, student.config.max_position_embeddings)
+    encoded = encode_documents(
+        tokenizer, shuffled(documents, options.seed), context=context, prompt_tokens=options.prompt_tokens
+    )
+    learnt, held = hold_out(encoded, options.held_out)
+    _say(
+        f"{len(documents):,} documents, {sum(map(len, learnt)):,} tokens to learn from in pieces of up to "
+        f"{context:,}; {sum(map(len, held)):,} tokens are held back"
+    )
+    return learnt, held
+
+
+def _scored(
+    when: str, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held: list[TokenExample],
+    teacher: PreTrainedModel | None,
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """What the texts that were held back say of the student; one process is enough."""
+    scores = score_texts(student, tokenizer, held, teacher=teacher, progress=True)
+    _say(f"{when}: {scores}")
+    names = ("nll", "kl", "agreement") if teacher is not None else ("nll",)
+    return {f"texts_{when}": {name: scores.mean(name) for name in names}}
+
+
 def _as_example(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> Trace:
     """A trace for a template that opens no thought, as those of base models: there it opens its own."""
     turn = [{"role": "user", "content": trace.statement}]
@@ -224,7 +283,7 @@ def _as_example(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> Trace:
 def _train(
     options: PipelineOptions, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     teacher: PreTrainedModel | CachedTokens | None, teacher_tokenizer: PreTrainedTokenizerBase | None,
-    examples: list[Trace] | list[Problem],
+    examples: list[Trace] | list[Problem] | list[TokenExample],
 ) -> LanguageHistory:  # fmt: skip
     shared = signature(distill_language_model).parameters.keys() & vars(options).keys()
     settings = {name: getattr(options, name) for name in shared} | {

@@ -89,7 +89,8 @@ def test_supplied_configurations_fit_the_hardware_they_are_for(name, hardware, s
 
 def test_a_plan_of_folders_and_bases(tmp_path, capsys):
     stand_in("Llama-8B", tmp_path / "model")
-    arguments = ["--traces", "x", "--out", "o", "--plan", "RTX-4090", "--context", "200", "--texts", "30"]
+    arguments = ["--traces", "x", "--out", "o", "--plan", "RTX-4090", "--context", "200"]
+    arguments += ["--plan-texts", "30"]
     assert main(["--student", str(tmp_path / "model"), *arguments]) == 0
     here = capsys.readouterr().out
     parameters = AutoConfig.from_pretrained(tmp_path / "model")

@@ -206,7 +206,7 @@ def test_a_difference_is_paired(capsys):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"traces": "t"}, "problems is .* and traces is t; expected one of the two"),
+        ({"traces": "t"}, "problems is .*, traces is t and texts is None; expected one of the three"),
         ({"problems": None}, "problems is None and traces is None"),
         ({"teacher": None}, "teacher is missing; without one expected traces, method texts and the"),
         ({"teacher": None, "problems": None, "traces": "t", "method": "logits"}, "teacher is missing"),
@@ -234,3 +234,42 @@ def test_no_right_answer_at_all(place, tmp_path):
     write(tmp_path / "others.jsonl", PROBLEMS[1:])
     with pytest.raises(ValueError, match="none of the 6 traces is right; .*max_new_tokens=60"):
         run_pipeline(options(place, tmp_path, problems=str(tmp_path / "others.jsonl")))
+
+
+@pytest.fixture
+def book(tmp_path):
+    rows = [{"text": f"{n} chickens and {12 - n} rabbits have {48 - 2 * n} feet."} for n in range(12)] * 2
+    (tmp_path / "book.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(tmp_path / "book.jsonl")
+
+
+@pytest.mark.parametrize("method", ["texts", "logits", "cached", "on-policy"])
+def test_from_plain_texts_to_a_student_scored_on_those_held_back(place, book, tmp_path, method, capsys):
+    prompt_tokens, top_k = (4, None) if method == "on-policy" else (1, 9)
+    report = run_pipeline(options(
+        place, tmp_path / "run", problems=None, texts=[book], method=method, context=12, steps=20,
+        prompt_tokens=prompt_tokens, held_out=0.2, max_new_tokens=8, top_k=top_k, batch_size=4,
+    ))  # fmt: skip
+    text = capsys.readouterr().out
+    assert "12 documents, " in text and "in pieces of up to 12; " in text and "are held back" in text
+    assert "before: NLL " in text and "after: NLL " in text and ", KL to the teacher " in text
+    assert report["documents"] == 12 and report["steps"] == 20
+    better = "nll" if method == "texts" else "kl"
+    assert report["texts_after"][better] < report["texts_before"][better]
+    assert set(report["texts_after"]) == {"nll", "kl", "agreement"}
+    assert report == json.loads((tmp_path / "run" / "report.json").read_text())
+
+
+def test_plain_texts_need_no_teacher(place, book, tmp_path):
+    report = run_pipeline(options(
+        place, tmp_path / "run", teacher=None, problems=None, texts=[book], context=10_000, batch_size=4,
+    ))  # fmt: skip
+    assert set(report["texts_after"]) == {"nll"}
+
+
+def test_sources_are_one_of_three_and_on_policy_needs_a_beginning():
+    for wrong in ({}, {"problems": "p", "texts": ["t"]}, {"traces": "t", "texts": ["t"]}):
+        with pytest.raises(ValueError, match="expected one of the three"):
+            PipelineOptions(student="s", out="o", teacher="t", **wrong)
+    with pytest.raises(ValueError, match="prompt_tokens=1; expected more on-policy"):
+        PipelineOptions(student="s", out="o", teacher="t", texts=["t"], method="on-policy")

@@ -1,6 +1,6 @@
 """Texts as token ids: what is learned, what is only read, and in which order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -31,26 +31,32 @@ class TokenExample:
 
 
 def tokenize_prompts(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Problem | Trace | tuple[str, str] | str]
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Problem | Trace | tuple[str, str] | str] | Sequence[TokenExample],
 ) -> list[TokenExample]:
     """The statements as user turns, with the template's generation prompt (`<think>\\n` where it has one).
+
+    Of examples that are token ids already the prompts.
 
     Raises:
         ValueError: no examples, one that is none, a tokenizer without chat template or end-of-text token.
     """
+    if not examples:
+        raise ValueError("examples is empty; expected at least one")
+    if all(isinstance(example, TokenExample) for example in examples):
+        return [TokenExample(example.prompt) for example in examples]
     if tokenizer.eos_token is None:
         raise ValueError("tokenizer has no eos_token; expected one, for a completion to end with")
     if tokenizer.chat_template is None:
         raise ValueError("tokenizer has no chat_template; expected one, or set tokenizer.chat_template")
-    if not examples:
-        raise ValueError("examples is empty; expected at least one")
     turns = [[{"role": "user", "content": _parts(example)[0]}] for example in examples]
     encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
     return [TokenExample(tuple(ids)) for ids in encoded["input_ids"]]
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Trace | tuple[str, str]]
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Trace | tuple[str, str]] | Sequence[TokenExample],
 ) -> list[TokenExample]:
     """Statements and completions: user turn, generation prompt, completion, end-of-text token.
 
@@ -61,6 +67,8 @@ def tokenize(
         ValueError: as `tokenize_prompts`, or a completion that repeats the prompt's `<think>`.
     """
     prompts = [example.prompt for example in tokenize_prompts(tokenizer, examples)]
+    if isinstance(examples[0], TokenExample):
+        return _numbered(prompts, [example.completion for example in examples])
     opens_thought = tokenizer.decode(prompts[0]).rstrip().endswith("<think>")
     texts, ends = [], []
     for number, example in enumerate(examples):
@@ -76,8 +84,33 @@ def tokenize(
         ends.append((tokenizer.eos_token_id,) * finished)
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     completions = [(*ids, *end) for ids, end in zip(encoded, ends, strict=True)]
+    return _numbered(prompts, completions)
+
+
+def _numbered(prompts: Sequence[tuple], completions: Sequence[tuple]) -> list[TokenExample]:
     firsts = accumulate(map(len, completions), initial=0)
     return [TokenExample(*example) for example in zip(prompts, completions, firsts, strict=False)]
+
+
+def tokenize_turns(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]
+) -> list[TokenExample]:
+    """Each answer of the assistant in a conversation as a completion of all that was said before it.
+
+    Raises:
+        ValueError: a tokenizer without chat template or end-of-text token.
+    """
+    if tokenizer.chat_template is None or tokenizer.eos_token is None:
+        raise ValueError("tokenizer lacks a chat_template or an eos_token; expected both for a conversation")
+    turns = []
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            asked = tokenizer.apply_chat_template(
+                list(messages[:number]), add_generation_prompt=True, return_dict=True
+            )["input_ids"]
+            said = tokenizer(message["content"], add_special_tokens=False)["input_ids"]
+            turns.append(TokenExample(tuple(asked), (*said, tokenizer.eos_token_id)))
+    return turns
 
 
 def _parts(example: object) -> tuple[str, str | None, bool]:
