@@ -208,7 +208,7 @@ def test_a_difference_is_paired(capsys):
     [
         ({"traces": "t"}, "problems is .*, traces is t and texts is None; expected one of the three"),
         ({"problems": None}, "problems is None and traces is None"),
-        ({"teacher": None}, "teacher is missing; without one expected traces, method texts and the"),
+        ({"teacher": None}, "teacher is missing; without one expected traces or plain texts, method"),
         ({"teacher": None, "problems": None, "traces": "t", "method": "logits"}, "teacher is missing"),
         ({"problems": None, "traces": "t", "teacher": None, "tokenizer": "teacher"}, "teacher is missing"),
     ],
