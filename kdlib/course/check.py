@@ -1,4 +1,4 @@
-"""Is this machine ready for the course? `python -m kdlib check` answers in nine lines.
+"""Is this machine ready for the course? `python -m kdlib check` answers in ten lines.
 
 Each check looks at one thing: it returns what it found, or raises. A line that is ok names no folder of the
 machine, so a notebook can store it.
@@ -93,6 +93,15 @@ def check_disk() -> str:
     return f"{_free(shutil.disk_usage(DATA).free, DISK_NEEDED)} where data go"
 
 
+def check_models() -> str:
+    """Which real models have been fetched; the course begins without any."""
+    places = {"smollm2": "smollm2/model.safetensors", "efficientnet-lite0": "efficientnet-lite0.safetensors"}
+    there = {name: (DATA / "downloads" / place).exists() for name, place in places.items()}
+    found = [f"{name} is here" for name, here in there.items() if here]
+    missing = [f"for {name}: python -m kdlib fetch {name}" for name, here in there.items() if not here]
+    return "; ".join(found + missing)
+
+
 def check_kernel(kernel_name: str = "python3", seconds: float = 120) -> str:
     """The kernel that JupyterLab would start imports kdlib and runs this Python, not another."""
     from jupyter_client.manager import run_kernel
@@ -170,6 +179,7 @@ CHECKS: dict[str, tuple[Callable[[], str], str]] = {
     "accelerator": (check_accelerator, "update its driver, or set CUDA_VISIBLE_DEVICES to -1 to use the CPU"),
     "memory": (check_memory, "close other programs and notebooks (Kernel > Shut Down All Kernels)"),
     "disk": (check_disk, f"delete files on that disk; downloads and cache in {DATA} can always go"),
+    "models": (check_models, f"look at what is in {DATA / 'downloads'}"),
     "kernel": (check_kernel, f"{PYTHON} -m jupyter kernelspec remove -f python3, then {_KERNEL}"),
     "writing": (check_writing, "move the course to a folder of yours, or set TMPDIR (Windows: TEMP) to one"),
     "distillation": (check_distillation, f"undo changes in kdlib (see git status), then {_REINSTALL_TORCH}"),

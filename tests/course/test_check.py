@@ -163,6 +163,18 @@ def test_writing_where_none_is_possible(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_models_that_are_here_and_how_to_fetch_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "DATA", tmp_path)
+    fetch = "for {0}: python -m kdlib fetch {0}".format
+    assert check.check_models() == f"{fetch('smollm2')}; {fetch('efficientnet-lite0')}"
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "efficientnet-lite0.safetensors").touch()
+    assert check.check_models() == f"efficientnet-lite0 is here; {fetch('smollm2')}"
+    (tmp_path / "downloads" / "smollm2").mkdir()
+    (tmp_path / "downloads" / "smollm2" / "model.safetensors").touch()
+    assert check.check_models() == "smollm2 is here; efficientnet-lite0 is here"
+
+
 # --- kernel ----------------------------------------------------------------------------------
 
 

@@ -99,6 +99,17 @@ def load_checkpoint(
     return model.eval(), tokenizer
 
 
+def download(repo: str, folder: str | os.PathLike | None = None) -> Path:
+    """Fetch a repository of the Hugging Face Hub into its cache, or into a folder; returns where it lies.
+
+    No pickle is fetched. What an interrupted download left is kept and used. Raises whatever
+    huggingface_hub does, within 10 seconds where the Hub does not answer.
+    """
+    # Unlike this, snapshot_download has no timeout: it would wait for ever for a server that is silent.
+    HfApi().model_info(repo, timeout=_PATIENCE)
+    return Path(snapshot_download(repo, allow_patterns=_FILES, local_dir=folder))
+
+
 def _folder(name_or_folder: str | os.PathLike) -> Path:
     """The folder of that name, or the one in the Hugging Face cache, downloaded if need be."""
     folder, name = Path(name_or_folder).expanduser(), os.fspath(name_or_folder)
@@ -117,9 +128,7 @@ def _folder(name_or_folder: str | os.PathLike) -> Path:
     if isinstance(config, str) and not _missing_files(Path(config).parent):
         return Path(config).parent
     try:
-        # Unlike this, snapshot_download has no timeout: it would wait for ever for a server that is silent.
-        HfApi().model_info(repo, timeout=_PATIENCE)
-        return Path(snapshot_download(repo, allow_patterns=_FILES))
+        return download(repo)
     except Exception as error:  # of several libraries: no network, no such repository, no answer, no space
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if constants.HF_HUB_OFFLINE:
