@@ -12,6 +12,7 @@ COMMANDS = {
     "course": ("course", "execute every notebook, without a browser"),
     "experiment": ("course", "cat or dog in full"),
     "reasoning": ("course", "reasoning distillation in full, on puzzles"),
+    "healing": ("course", "a real language model without half of its layers, healed"),
     "fetch": ("vision", "download photographs, or a real model"),
     "traces": ("language", "let a teacher answer problems, here or behind an address"),
     "distill": ("language", "distil a language model: write, verify, train, test"),

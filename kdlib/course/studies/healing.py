@@ -1,0 +1,348 @@
+"""Healing in full: what brings a language model back that has lost a third or a half of its layers?
+
+The teacher is SmolLM2-135M-Instruct; the students are its copies without the blocks that change least. They
+learn from English that every Python ships (its documentation and docstrings), all arms from the same tokens
+in the same order: cross-entropy on the text; the teacher's whole distribution at each token, or its 64
+likeliest tokens from a cache; half of each. One more learns from texts that the teacher writes itself, which
+needs no data; one goes on from "logits" by what it writes itself.
+
+The learning rate of each arm is chosen on validation, with one seed, for the student of the fewest layers.
+The test texts are scored once for each finished student. Every finished piece is on disk: an interrupted
+study goes on when it is started again.
+"""
+
+import ast
+import random
+import statistics
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from kdlib.cache.tokens import CachedTokens
+from kdlib.cost import time_call
+from kdlib.course.studies.records import columns, once, verdicts
+from kdlib.language.distill.batches import TokenExample
+from kdlib.language.distill.distill import distill_language_model
+from kdlib.language.distill.scores import TextScores, score_texts
+from kdlib.language.distill.teachers import cache_teacher_tokens
+from kdlib.language.documents import encode_documents
+from kdlib.language.models.load import load_checkpoint
+from kdlib.language.models.prune import block_importance, prune_layers
+from kdlib.runtime import describe_environment, seeded
+from kdlib.storage import fingerprint, load_tensors, save_tensors
+
+# What an arm gives to `distill_language_model`, besides the teacher.
+ARMS: dict[str, dict[str, float]] = {
+    "cross-entropy": {"alpha": 1.0}, "logits": {"alpha": 0.0}, "cached": {"alpha": 0.0},
+    "both": {"alpha": 0.5}, "teacher's texts": {"alpha": 0.0},
+}  # fmt: skip
+PAIRS = tuple((arm, "cross-entropy") for arm in ARMS if arm != "cross-entropy") + (("cached", "logits"),)
+FIGURES = ("nll", "kl", "agreement")
+LEFT_OUT = ("key", "arm", "layers", "seed", "seconds")
+FURTHER_FROM = "logits"  # the students that go on afterwards, in one of two ways
+FURTHER = ("logits", "on-policy")
+
+
+@dataclass(frozen=True)
+class HealingRecipe:
+    """Sizes of the study."""
+
+    layers: tuple[int, ...] = (20, 15)  # of the students
+    context: int = 256  # tokens of a piece
+    steps: int = 40
+    batch_size: int = 4  # pieces of a step
+    lrs: tuple[float, ...] = (2e-4, 5e-4, 1.2e-3)
+    top_k: int = 64
+    measured_on: int = 20  # pieces of the training texts, for the importance of the blocks
+    validation: int = 40  # pieces
+    test: int = 120
+    further_steps: int = 10  # on-policy, and as many more on texts
+    further_lr: float = 1e-4
+
+    @property
+    def tokens(self) -> int:
+        """That an arm learns from, but for the ends of texts."""
+        return self.steps * self.batch_size * self.context
+
+
+SMOLLM2 = HealingRecipe()
+
+
+def python_texts(shortest: int = 400) -> list[str]:
+    """English that comes with Python: the topics of `help()`, and docstrings of the standard library.
+
+    They differ a little from version to version. Licence: Python's (PSF-2.0).
+    """
+    from pydoc_data.topics import topics
+
+    found = list(topics.values())
+    library = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(library.rglob("*.py")):
+        if {"site-packages", "test", "tests", "idlelib", "pydoc_data"} & {*path.relative_to(library).parts}:
+            continue
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):
+            continue
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        found += [
+            ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, documented)
+        ]
+    return list(dict.fromkeys(text for text in found if len(text) >= shortest))
+
+
+@dataclass(frozen=True)
+class HealingStudy:
+    """The study of one teacher, resumable from its folder of caches and finished runs."""
+
+    folder: Path
+    checkpoint: str  # the teacher's folder, or its name for `load_checkpoint`
+    recipe: HealingRecipe = SMOLLM2
+    texts: Sequence[str] = ()  # default `python_texts()`
+    progress: bool = False
+
+    @cached_property
+    def loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        return load_checkpoint(self.checkpoint, dtype="float32")
+
+    @property
+    def teacher(self) -> PreTrainedModel:
+        return self.loaded[0]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.loaded[1]
+
+    @cached_property
+    def parts(self) -> dict[str, list[TokenExample]]:
+        """Pieces of whole texts: test and validation first, the rest to learn from."""
+        texts = list(self.texts or python_texts())
+        random.Random("healing").shuffle(texts)
+        wanted, parts = {"test": self.recipe.test, "validation": self.recipe.validation}, {}
+        for name, count in wanted.items():
+            parts[name] = []
+            while len(parts[name]) < count:
+                parts[name] += self._pieces([texts.pop()])
+        return {**parts, "train": self._pieces(texts)}
+
+    def _pieces(self, texts: Sequence[str]) -> list[TokenExample]:
+        return encode_documents(self.tokenizer, texts, context=self.recipe.context)
+
+    @cached_property
+    def importance(self) -> list[float]:
+        """How much each block of the teacher changes its input, on texts to learn from."""
+
+        def run() -> dict:
+            pieces = random.Random("blocks").sample(self.parts["train"], self.recipe.measured_on)
+            texts = [self.tokenizer.decode(piece.prompt + piece.completion) for piece in pieces]
+            return {"importance": block_importance(self.teacher, self.tokenizer, texts).tolist()}
+
+        return self._once(["importance"], run)["importance"]
+
+    def kept(self, layers: int) -> list[int]:
+        """The blocks that a student of so many layers keeps: those that change most, in their order."""
+        ranked = sorted(range(len(self.importance)), key=lambda block: -self.importance[block])
+        return sorted(ranked[:layers])
+
+    def pruned(self, layers: int) -> PreTrainedModel:
+        return prune_layers(self.teacher, keep=self.kept(layers))
+
+    def drawn(self, seed: int, steps: int | None = None) -> list[TokenExample]:
+        """The pieces that a seed learns from, each once."""
+        count = (steps or self.recipe.steps) * self.recipe.batch_size
+        return random.Random(f"{seed} pieces").sample(self.parts["train"], count)
+
+    def written(self, seed: int) -> list[TokenExample]:
+        """As many pieces that the teacher writes, each from a token drawn at random on; made once.
+
+        Liu et al. 2023, LLM-QAT, arXiv 2305.17888, section 2.1.
+        """
+        path, count = self.folder / f"written-{seed}.safetensors", self.recipe.steps * self.recipe.batch_size
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                length, device = self.recipe.context - 1, self.teacher.device
+                settings = GenerationConfig(
+                    do_sample=True, top_k=0, max_new_tokens=length, min_new_tokens=length, use_cache=True,
+                    pad_token_id=self.tokenizer.eos_token_id,
+                )  # fmt: skip
+                with seeded(seed, device):
+                    start = torch.randint(len(self.tokenizer), (count, 1), device=device)
+                    rows = [
+                        self.teacher.generate(part, attention_mask=part.new_ones(part.shape),
+                                              generation_config=settings)
+                        for part in start.split(16)
+                    ]  # fmt: skip
+                save_tensors(path, {"tokens": torch.cat(rows)})
+            tokens = load_tensors(path)[0]["tokens"].tolist()
+        return [TokenExample((row[0],), tuple(row[1:])) for row in tokens]
+
+    def run(self, arm: str, layers: int, seed: int, lr: float, *, test: bool = True) -> dict:
+        """Heal one student; score it once, on test or on validation."""
+
+        def run() -> dict:
+            examples = self.written(seed) if arm == "teacher's texts" else self.drawn(seed)
+            teacher = self._cache(seed) if arm == "cached" else self.teacher
+            student = self.pruned(layers)
+            history = distill_language_model(
+                student, self.tokenizer, examples, teacher=teacher, **ARMS[arm], lr=lr, seed=seed,
+                steps=self.recipe.steps, batch_size=self.recipe.batch_size, progress=self.progress,
+            )
+            if test and arm == FURTHER_FROM:
+                student.save_pretrained(self._healed(layers, seed))
+            found = {"arm": arm, "layers": layers, "seed": seed, "lr": lr, "tokens": history.tokens_trained,
+                     "seconds": history.seconds}
+            return found | self._examined(student, "test" if test else "validation")
+
+        return self._once([arm, layers, seed, lr, test], run)
+
+    def _healed(self, layers: int, seed: int) -> Path:
+        return self.folder / f"{FURTHER_FROM}-{layers}-{seed}"
+
+    def further(self, way: str, layers: int, seed: int) -> dict:
+        """Go on with the healed student of "logits", on new pieces: on them, or on how it continues them.
+
+        On-policy it reads the first half of each and writes as many tokens.
+        """
+
+        def run() -> dict:
+            pieces = self.drawn(seed + 1000, self.recipe.further_steps)
+            how = {}
+            if way == "on-policy":
+                half = self.recipe.context // 2
+                pieces = [TokenExample((*p.prompt, *p.completion)[:half]) for p in pieces if len(p) > half]
+                how = {"on_policy": True, "max_new_tokens": half}
+            student = AutoModelForCausalLM.from_pretrained(self._healed(layers, seed), dtype=torch.float32)
+            history = distill_language_model(
+                student, self.tokenizer, pieces, teacher=self.teacher, alpha=0.0, **how, seed=seed,
+                steps=self.recipe.further_steps, lr=self.recipe.further_lr, progress=self.progress,
+                batch_size=self.recipe.batch_size,
+            )
+            found = {"arm": way, "layers": layers, "seed": seed, "tokens": history.tokens_trained,
+                     "seconds": history.seconds}
+            return found | self._examined(student, "test")
+
+        return self._once(["further", way, layers, seed], run)
+
+    def _cache(self, seed: int) -> CachedTokens:
+        return cache_teacher_tokens(self.teacher, self.tokenizer, self.drawn(seed),
+                                    self.folder / f"teacher-{seed}", top_k=self.recipe.top_k)
+
+    def _examined(self, student: PreTrainedModel, part: str) -> dict:
+        return _figures(score_texts(student, self.tokenizer, self.parts[part], teacher=self.teacher))
+
+    def untrained(self, layers: int, part: str = "test") -> dict:
+        """The student as it was cut, before any step; of all layers, the teacher itself."""
+        return self._once(["untrained", layers, part], lambda: self._examined(self.pruned(layers), part))
+
+    def chosen(self, arm: str) -> float:
+        """The learning rate of the lowest KL to the teacher on validation."""
+        return min(self.recipe.lrs, key=lambda lr: self._tried(arm, lr)["kl"])
+
+    def _tried(self, arm: str, lr: float) -> dict:
+        return self.run(arm, min(self.recipe.layers), 0, lr, test=False)
+
+    def cost(self, layers: int, tokens: int = 64) -> dict[str, float]:
+        """Parameters, and tokens a second that a model of so many layers writes, one text alone."""
+
+        def run() -> dict:
+            model = self.pruned(layers)
+            start = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+            settings = GenerationConfig(do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens,
+                                        pad_token_id=self.tokenizer.eos_token_id, use_cache=True)
+            write = partial(model.generate, start, attention_mask=start + 1, generation_config=settings)
+            seconds = time_call(write, model.device, repeats=5)
+            return {"parameters": model.num_parameters(),
+                    "tokens_a_second": tokens / statistics.median(seconds)}
+
+        return self._once(["cost", layers, tokens], run)
+
+    def _once(self, key: list, run: Callable[[], Mapping]) -> dict:
+        return once(self.folder / "runs.jsonl", key, run)
+
+    def results(self, seeds: Sequence[int]) -> dict[str, object]:
+        """Do what has not been done yet, and put everything together."""
+        self.tried()
+        sizes = self.recipe.layers
+        whole = self.teacher.config.num_hidden_layers
+        by_size = {}
+        for layers in sizes:
+            runs = [self.run(arm, layers, seed, self.chosen(arm)) for seed in seeds for arm in ARMS]
+            more = [self.further(way, layers, seed) for seed in seeds for way in FURTHER]
+            by_size[str(layers)] = {
+                "kept": self.kept(layers), "untrained": self.untrained(layers), "cost": self.cost(layers),
+                "arms": _by_arm(runs), "further": _by_arm(more),
+            }
+        return {
+            "environment": describe_environment(),
+            "model": {"checkpoint": Path(self.checkpoint).name, "fingerprint": fingerprint(self.teacher)},
+            "texts": {name: sum(len(piece.completion) for piece in part) for name, part in self.parts.items()}
+            | {"fingerprint": fingerprint([[*p.prompt, *p.completion] for p in self.parts["test"]])},
+            "recipe": asdict(self.recipe), "seeds": len(seeds), "importance": self.importance,
+            "teacher": {**self.untrained(whole), "layers": whole, "cost": self.cost(whole)},
+            "choices": self.tried(), "students": by_size,
+            "verdicts": {size: _verdicts(found) for size, found in by_size.items()},
+        }
+
+    def tried(self) -> list[dict]:
+        """Each arm with each learning rate, on validation."""
+        return [self._tried(arm, lr) for arm in ARMS for lr in self.recipe.lrs]
+
+
+def report(results: Mapping) -> str:
+    """What the study found, as text: tables and verdicts."""
+    recipe = results["recipe"]
+    head = f"{'':24}{'NLL':>8}{'KL':>8}{'same token':>12}{'gap closed':>12}"
+    lines = [
+        f"teacher: {results['teacher']['layers']} layers, NLL {results['teacher']['nll']:.3f} nats a token, "
+        f"writes {results['teacher']['cost']['tokens_a_second']:.1f} tokens a second",
+        f"{results['seeds']} seeds; each arm learns from {recipe['steps'] * recipe['batch_size']} pieces of "
+        f"{recipe['context']} tokens, and is scored on {results['texts']['test']:,} tokens",
+    ]
+    for layers, found in results["students"].items():
+        faster = found["cost"]["tokens_a_second"] / results["teacher"]["cost"]["tokens_a_second"]
+        lines += ["", f"{layers} layers, {faster:.2f} times as fast as the teacher", head]
+        cut = found["untrained"]
+        columns_of = {"as cut": {name: [cut[name]] for name in FIGURES}, **found["arms"]}
+        columns_of |= {f"then {way}": column for way, column in found["further"].items()}
+        for name, column in columns_of.items():
+            nll, kl, same = (sum(column[figure]) / len(column[figure]) for figure in FIGURES)
+            closed = f"{100 * (1 - kl / cut['kl']):.1f} %"
+            lines.append(f"{name:24}{nll:8.3f}{kl:8.3f}{100 * same:10.1f} %{closed:>12}")
+        for measure, table in results["verdicts"][layers].items():
+            lines += [f"\n{measure.upper()}, {pair}\n{found['text']}" for pair, found in table.items()]
+    return "\n".join(lines)
+
+
+def _figures(scores: TextScores) -> dict[str, object]:
+    """Means over all tokens, and what each text adds to them."""
+    weights = scores.tokens / scores.tokens.double().mean()
+    return {name: scores.mean(name) for name in FIGURES} | {
+        f"{name}_by_text": [round(x, 5) for x in (getattr(scores, name) * weights).tolist()]
+        for name in ("nll", "kl")
+    }
+
+
+def _by_arm(runs: Sequence[Mapping]) -> dict[str, dict[str, list]]:
+    return {
+        arm: columns([run for run in runs if run["arm"] == arm], LEFT_OUT)
+        for arm in dict.fromkeys(run["arm"] for run in runs)
+    }
+
+
+def _verdicts(found: Mapping[str, Mapping]) -> dict[str, dict]:
+    """Of one size of students, over seeds and test texts together, by measure."""
+    ways = {f"then {way}": column for way, column in found["further"].items()}
+    pairs = (*PAIRS, ("then on-policy", "then logits"))
+    return {
+        measure: verdicts(
+            {arm: {measure: [torch.tensor(values) for values in column[f"{measure}_by_text"]]}
+             for arm, column in (found["arms"] | ways).items()}, pairs, loss=measure,
+        )
+        for measure in ("kl", "nll")
+    }  # fmt: skip
