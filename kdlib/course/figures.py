@@ -26,7 +26,7 @@ ARMS = {
     "teacher": "#0072B2", "alone": "#6E6E6E", "distilled": "#D55E00", "smoothed": "#CC79A7",
     "pseudo-labels": "#56B4E9", "truth": "#000000",
     "answers": "#999933", "verified": "#332288", "unverified": "#EE6677", "shortest": "#33BBEE",
-    "logits": "#882255", "on-policy": "#543005",
+    "logits": "#882255", "on-policy": "#543005", "mixture": "#DDAA33",
 }
 _ARM = re.compile(rf"({'|'.join(ARMS)})(?=$|,| \()|(teacher|student)(?=$|[, ])")
 STYLE = {
@@ -91,7 +91,10 @@ def arm(name: str) -> str | None:
 def colours(names: Iterable[str]) -> list[str]:
     """One for each series of a figure: arms have their own, others take in turn what these leave."""
     known = [arm(name) for name in names]
-    rest = itertools.cycle([c for c in COLOURS if c not in {ARMS[found] for found in known if found}])
+    # Beside arms, colours of no arm come first.
+    rest = sorted(COLOURS, key=lambda colour: colour in ARMS.values()) if any(known) else COLOURS
+    taken = {ARMS[found] for found in known if found}
+    rest = itertools.cycle([colour for colour in rest if colour not in taken])
     return [ARMS[found] if found else next(rest) for found in known]
 
 

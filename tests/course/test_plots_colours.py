@@ -70,7 +70,7 @@ def test_arms_that_meet_in_a_figure_are_told_apart(sight, family):
 
 
 def test_no_two_arms_share_a_colour():
-    assert len({to_hex(colour) for colour in ARMS.values()}) == len(ARMS) == 12
+    assert len({to_hex(colour) for colour in ARMS.values()}) == len(ARMS) == 13
     assert len(ARMS) == len({arm(name) for name in ARMS})
 
 
