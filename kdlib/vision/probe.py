@@ -82,8 +82,7 @@ def fit_probe(
         ValueError: a network without a linear layer at its end, or one class alone.
 
     Source: Alain and Bengio 2016, "Understanding intermediate layers using linear classifier probes",
-    arXiv 1610.01644v4; Kornblith et al. 2019, "Do better ImageNet models transfer better?", arXiv
-    1805.08974v3, for logistic regression on the last features.
+    arXiv 1610.01644.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

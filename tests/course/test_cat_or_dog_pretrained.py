@@ -124,11 +124,12 @@ def test_who_sees_what(study, monkeypatch):
 
 
 def test_the_teacher_looks_once_at_each_picture_and_crop_for_all_seeds_and_arms(study, results, monkeypatch):
-    monkeypatch.setattr(nn.Conv2d, "forward", lambda *a: pytest.fail("the teacher was asked again"))
+    teacher, asked = study._teachers[NAME], []
+    hook = teacher.features.body.register_forward_hook(lambda *call: asked.append(len(call[2])))
     jobs = [("all", arm, 7, 4.0) for arm in ("distilled", "pseudo-labels", KNOWN)] + [("few", KNOWN, 8, 1.0)]
     told = spied(study, monkeypatch, *jobs)
-    teacher = study._teachers[NAME]
-    monkeypatch.undo()
+    hook.remove()
+    assert asked == [1] * len(jobs)  # a single picture, for the number of classes
     for _, data, how in told:
         cached = how["teacher"]
         assert (cached.manifest["epochs"], cached.manifest["seed"]) == (VIEWS, None)

@@ -7,7 +7,7 @@ student of a teacher trained from nothing, on the first half too, stands beside 
 
 A student sees a fixed number of crops of each picture again and again, at which the teacher has looked once:
 with the same crop before both, and patience (Beyer et al. 2022, "Knowledge distillation: a good teacher is
-patient and consistent", arXiv 2106.05237v2). One arm, "distilled, 1000 classes", is also told what the
+patient and consistent", arXiv 2106.05237). One arm, "distilled, 1000 classes", is also told what the
 teacher finds among the classes of ImageNet: outputs that are cut off when the student is done.
 """
 
