@@ -6,6 +6,8 @@ What a cache may stand for depends on the data:
   enough, for every seed and any number of epochs.
 - **Augmented data**: a cache with `epochs=E` holds the teacher's logits for exactly the crops that
   `fit(seed=seed, epochs=E)` will show. It serves that seed and up to E epochs, whatever loss and student.
+- **A fixed number of crops of each picture** (`Augmentation(views=V)`): V passes, for every seed and any
+  number of epochs.
 - **Clean outputs for augmented training**, by caching `loader.examples` once: the logits of the whole picture
   stand for all its crops. Beyer et al. 2022 (arXiv 2106.05237) found that worse over long training.
 """
@@ -31,7 +33,8 @@ class CachedTeacher(Cache):
 
     Attributes:
         manifest: fingerprints of `teacher` and `data`, `rows`, `epochs`, `shape` (…, C) of one example's
-            logits, and `seed`: that of the augmentation, None where the data look the same for every seed.
+            logits, and `seed`: that of the augmentation, None where the data look the same for every seed and
+            repeat after `epochs`.
     """
 
     MAKER = "cache_teacher"
@@ -63,7 +66,7 @@ class CachedTeacher(Cache):
         m, seen = self.manifest, data.inputs_fingerprint()
         if m["seed"] is not None:
             self.require(data=seen, seed=seed, epochs=max(epochs, m["epochs"]))
-        elif m["data"] != _unaugmented(data):
+        elif m["data"] not in (seen, _unaugmented(data)):
             self.require(data=seen)
 
     def prepare(self, data: TrainingData, device: torch.device, *, epochs: int, seed: int) -> Self:
@@ -83,12 +86,12 @@ class CachedTeacher(Cache):
     def logits(self, epoch: int, rows: Tensor) -> Tensor:
         """(B, …, C) float32: the teacher's logits for some rows in one epoch, see `gather`.
 
-        Where the data look the same in every epoch, any epoch will do; else a ValueError refuses one that is
+        Where the data repeat after so many epochs, any epoch will do; else a ValueError refuses one that is
         not stored.
         """
         epochs = self.manifest["epochs"]
         if self.manifest["seed"] is None:
-            epoch = 0
+            epoch %= epochs
         elif not 0 <= epoch < epochs:
             raise ValueError(
                 f"epoch must lie in 0 … {epochs - 1}, as stored in {self.folder}; got {epoch}. Make a cache "
@@ -114,8 +117,8 @@ def cache_teacher(
         teacher: images (B, …) -> logits (B, …, C); moved to the device.
         data: what the student will be trained on, or the same without augmentation.
         folder: one of its own; made if need be.
-        epochs: passes over the data; data without augmentation take one.
-        seed: the one `fit` will be given; without augmentation any.
+        epochs: passes over the data; data without augmentation take one, and those with `views` as many.
+        seed: the one `fit` will be given; without augmentation, or with `views`, any.
         batch_size: rows of one forward pass. Results of different batch sizes agree up to rounding.
         device: where the teacher runs; default `best_device()`.
         overwrite: replace whatever cache the folder holds.
@@ -128,7 +131,8 @@ def cache_teacher(
     device = device if device is not None else best_device()
     teacher, data = teacher.to(device), data.to(device)
     seen = data.inputs_fingerprint()
-    same = seen == _unaugmented(data)  # in each epoch
+    # Passes after which the data repeat, for every seed; 0 if they never do.
+    repeat = 1 if seen == _unaugmented(data) else getattr(data, "views", 0)
 
     def outputs(epoch: int, rows: range) -> dict[str, Tensor]:
         chunks = torch.arange(rows.start, rows.stop).split(batch_size)
@@ -139,7 +143,7 @@ def cache_teacher(
         shape = outputs(0, range(1))["logits"].shape[1:]
         cached = CachedTeacher(folder, {
             "teacher": fingerprint(teacher), "data": seen, "rows": len(data), "shape": list(shape),
-            "epochs": 1 if same else epochs, "seed": None if same else seed,
+            "epochs": repeat or epochs, "seed": None if repeat else seed,
         })  # fmt: skip
         cached.fill(outputs, overwrite=overwrite, progress=progress)
     return cached

@@ -1,7 +1,8 @@
 """Batches of augmented images from a data set that lies on the training device as a whole.
 
-A crop depends on (seed, epoch, row) alone, not on the batch it is in. Teacher and student therefore see the
-same crop, a cache of teacher outputs can belong to it, and an interrupted run sees what a whole one sees.
+A crop depends on (seed, epoch, row) alone, or with `views` on (epoch modulo views, row), not on the batch it
+is in. Teacher and student therefore see the same crop, a cache of teacher outputs can belong to it, and an
+interrupted run sees what a whole one sees.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,9 +25,16 @@ class Augmentation:
     # Side in pixels of a grey square at a random place, perhaps in part outside; 0 for none (DeVries and
     # Taylor 2017, arXiv 1708.04552).
     cutout: int = 0
+    # Enlarge: the side of what is left of a picture is a share of at least this much; 1 leaves its size.
+    zoom: float = 1.0
+    # So many crops of each picture, the same for every seed, which come again and again; 0 draws new ones for
+    # each epoch and seed. A large teacher then looks at each crop once, whatever is learnt from it.
+    views: int = 0
 
     def draw(self, count: int, height: int, width: int, *, epoch: int, seed: int) -> Tensor:
-        """(count, 5) int64 on the CPU, a row each: shift down, right, mirrored or not, cutout's y, x."""
+        """(count, 6) int64 on the CPU: shift down, right, mirrored or not, cutout's y, x, zoom in 1/1000."""
+        if self.views:
+            epoch, seed = epoch % self.views, 0
         generator = torch.Generator().manual_seed(substream(seed, "crop", epoch))
 
         def whole(low: int, high: int) -> Tensor:
@@ -34,7 +42,8 @@ class Augmentation:
 
         down, right = whole(-self.crop, self.crop + 1), whole(-self.crop, self.crop + 1)
         mirrored = whole(0, 2) if self.flip else torch.zeros_like(down)
-        return torch.stack([down, right, mirrored, whole(0, height), whole(0, width)], dim=1)
+        cut_y, cut_x, side = whole(0, height), whole(0, width), whole(round(1000 * self.zoom), 1001)
+        return torch.stack([down, right, mirrored, cut_y, cut_x, side], dim=1)
 
 
 _NONE = Augmentation(flip=False, crop=0)
@@ -56,6 +65,11 @@ class Loader:
                 f"crop must lie in 0 … {min(height, width) - 1}, below the images' {height}×{width} pixels, "
                 f"and cutout be 0 or more; got {crop} and {cutout}"
             )
+        if not 0 < self.augmentation.zoom <= 1 or self.augmentation.views < 0:
+            raise ValueError(
+                f"zoom is a share above 0 and up to 1, and views a number of crops, 0 for ever new ones; got "
+                f"{self.augmentation.zoom} and {self.augmentation.views}"
+            )
         images = examples.images.contiguous(memory_format=torch.channels_last)
         self.examples = Examples(images, examples.labels, examples.index)
 
@@ -75,12 +89,13 @@ class Loader:
             yield Batch(as_float(self._crops(rows, drawn[rows])), labels[rows], rows, epoch)
 
     def _crops(self, rows: Tensor, drawn: Tensor) -> Tensor:
-        down, right, mirrored, cut_y, cut_x = drawn.unsqueeze(-1).unbind(1)
+        down, right, mirrored, cut_y, cut_x, side = drawn.unsqueeze(-1).unbind(1)
         pixels = self.examples.images.permute(0, 2, 3, 1)
         height, width = pixels.shape[1:3]
         y, x = torch.arange(height, device=rows.device), torch.arange(width, device=rows.device)
-        from_y = _reflected(y + down, height)
-        from_x = _reflected(torch.where(mirrored.bool(), width - 1 - x, x) + right, width)
+        from_y = _reflected(_enlarged(y, side, height) + down, height)
+        seen_x = torch.where(mirrored.bool(), width - 1 - x, x)
+        from_x = _reflected(_enlarged(seen_x, side, width) + right, width)
         crops = pixels[rows[:, None, None], from_y[:, :, None], from_x[:, None, :]]
         if side := self.augmentation.cutout:
             start = -(side // 2)
@@ -89,6 +104,11 @@ class Loader:
             crops.masked_fill_(hidden, 128 if crops.dtype == torch.uint8 else 128 / 255)
         return crops.permute(0, 3, 1, 2)
 
+    @property
+    def views(self) -> int:
+        """Different crops of a picture: 1 without augmentation; 0 where each epoch and seed has its own."""
+        return 1 if self.augmentation == _NONE else self.augmentation.views
+
     def fingerprint(self) -> str:
         return fingerprint(self.examples.fingerprint(), asdict(self.augmentation))
 
@@ -96,6 +116,11 @@ class Loader:
         """Without augmentation that of the examples."""
         clean = self.examples.inputs_fingerprint()
         return clean if self.augmentation == _NONE else fingerprint(clean, asdict(self.augmentation))
+
+
+def _enlarged(position: Tensor, side: Tensor, size: int) -> Tensor:
+    """Where each pixel comes from when the middle `side` thousandths of `size` fill the picture."""
+    return ((2 * position + 1 - size) * side + 1000 * size) // 2000
 
 
 def _reflected(position: Tensor, size: int) -> Tensor:

@@ -30,7 +30,7 @@ def digit_cnn(width: int = 16, *, classes: int = 10, dropout: float = 0.3) -> nn
 
 def convnet(
     widths: Sequence[int], *, depth: int = 1, stride: int = 1, channels: int = 3, classes: int = 2,
-    dropout: float = 0.0,
+    dropout: float = 0.0, pixels: int | None = None,
 ) -> nn.Sequential:  # fmt: skip
     """Plain convolutional network: (N, channels, H, W) in [0, 1] -> logits (N, classes), any H and W.
 
@@ -39,9 +39,11 @@ def convnet(
     without weights comes first, so that the network learns mean and spread of the pixels by itself.
 
     `widths` are the channels of each stage. A `stride` of 2 in the first convolution makes everything four
-    times cheaper, for larger pictures.
+    times cheaper, for larger pictures; `pixels` is the side to which pictures are shrunk at first.
     """
     layers: list[nn.Module] = [nn.BatchNorm2d(channels, affine=False)]
+    if pixels:
+        layers.insert(0, nn.AdaptiveAvgPool2d(pixels))
     before = channels
     for stage, width in enumerate(widths):
         if stage:

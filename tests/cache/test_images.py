@@ -138,6 +138,20 @@ def test_without_augmentation_one_epoch_serves_all(folder, data):
     make(folder, data, seed=6)
 
 
+def test_a_number_of_views_is_looked_at_once_for_every_seed_and_any_number_of_epochs(folder, data):
+    teacher, loader = Reader(CLASSES), Loader(data, Augmentation(crop=2, views=3))
+    cached = make(folder, loader, teacher, epochs=50, seed=5)
+    assert (cached.manifest["epochs"], cached.manifest["seed"]) == (3, None)
+    for epoch, seed in ((0, 0), (1, 0), (2, 8), (3, 8), (7, 1)):
+        cached.check(loader, seed=seed, epochs=epoch + 1)
+        expected = one_by_one(teacher, loader, epoch=epoch, seed=seed)
+        torch.testing.assert_close(cached.logits(epoch, ALL), expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(cached.logits(0, ALL), cached.logits(1, ALL), atol=0.1)
+    for other in (Loader(data, Augmentation(crop=2, views=4)), Loader(data, CROPS), data):
+        with pytest.raises(ValueError, match="data was"):
+            cached.check(other, seed=0, epochs=1)
+
+
 @pytest.mark.parametrize("rows", [[-1], [50], [0, 50]])
 def test_a_row_outside_the_data_is_refused(folder, data, rows):
     cached = make(folder, Loader(data, CROPS), epochs=2)

@@ -28,7 +28,7 @@ def one_batch(loader, rows=None, **settings):
 def by_torchvision(image, drawn, augmentation):
     """What a row of draws does to one image, step by step."""
     height, width = image.shape[-2:]
-    down, right, mirrored, cut_y, cut_x = drawn.tolist()
+    down, right, mirrored, cut_y, cut_x, _ = drawn.tolist()
     reach = augmentation.crop
     padded = v2.pad(image, [reach], padding_mode="reflect") if reach else image
     crop = v2.crop(padded, reach + down, reach + right, height, width)
@@ -61,6 +61,20 @@ def test_crops_are_those_of_torchvision(augmentation, height, width, channels):
     batch = one_batch(Loader(examples, augmentation), epoch=3, seed=5)
     for image, row, found in zip(examples.images, drawn, batch.images, strict=True):
         assert torch.equal(found, by_torchvision(image, row, augmentation))
+
+
+@pytest.mark.parametrize("mirrored", [0, 1])
+def test_a_zoomed_crop_is_the_middle_enlarged_as_torchvision_does(monkeypatch, mirrored):
+    """Half of each side, shifted by 1 down and 2 to the left."""
+    row = torch.tensor([1, -2, mirrored, 0, 0, 500])
+    monkeypatch.setattr(Augmentation, "draw", lambda self, count, *size, **how: row.expand(count, 6))
+    examples = pictures(5, 12, 16)
+    batch = one_batch(Loader(examples, Augmentation(crop=2, zoom=0.5)))
+    for image, found in zip(examples.images, batch.images, strict=True):
+        middle = v2.crop(image, 3 + 1, 4 - 2, 6, 8)
+        expected = v2.resize(middle, [12, 16], v2.InterpolationMode.NEAREST_EXACT)
+        expected = v2.horizontal_flip(expected) if mirrored else expected
+        assert torch.equal(found, expected.float() / 255)
 
 
 def test_the_largest_shift_reflects_the_whole_picture():
@@ -160,12 +174,29 @@ def test_half_are_mirrored_and_every_shift_and_place_is_as_frequent_as_the_other
 def test_draws_are_independent_across_columns_rows_epochs_and_seeds():
     count = 20_000
     first, later, other = (
-        Augmentation(crop=3, cutout=2).draw(count, 8, 8, epoch=e, seed=s).double()
+        Augmentation(crop=3, cutout=2, zoom=0.5).draw(count, 8, 8, epoch=e, seed=s).double()
         for e, s in ((0, 0), (1, 0), (0, 1))
     )
     everything = torch.cat([first, first.roll(1, dims=0), later, other], dim=1)
     correlation = torch.corrcoef(everything.T).fill_diagonal_(0)
     assert correlation.abs().max() < 5 / math.sqrt(count)
+
+
+def test_every_zoom_is_as_frequent_as_the_others():
+    side = Augmentation(zoom=0.996).draw(20_000, 8, 8, epoch=0, seed=0)[:, 5]
+    values, counts = side.unique(return_counts=True)
+    assert values.tolist() == [996, 997, 998, 999, 1000]
+    assert all(within(n, 20_000, 1 / 5) for n in counts.tolist())
+
+
+def test_a_number_of_views_comes_again_for_every_seed():
+    views = Augmentation(crop=2, cutout=3, zoom=0.5, views=3)
+    drawn = [views.draw(30, 8, 8, epoch=epoch, seed=seed) for epoch, seed in
+             ((0, 0), (1, 0), (2, 0), (3, 0), (7, 5), (2, 9))]  # fmt: skip
+    assert torch.equal(drawn[0], drawn[3]) and torch.equal(drawn[1], drawn[4])
+    assert torch.equal(drawn[2], drawn[5])
+    assert not any(torch.equal(a, b) for a, b in ((drawn[0], drawn[1]), (drawn[1], drawn[2])))
+    assert [Loader(pictures(), a).views for a in (None, STRONG, views)] == [1, 0, 3]
 
 
 def test_without_flip_nothing_is_mirrored_and_without_crop_nothing_moves():
@@ -176,7 +207,8 @@ def test_without_flip_nothing_is_mirrored_and_without_crop_nothing_moves():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [({"crop": -1}, "got -1 and 0"), ({"crop": 8}, "0 … 7, below the images' 8×9 pixels.*got 8 and 0"),
-     ({"cutout": -2}, "cutout be 0 or more; got 4 and -2")],
+     ({"cutout": -2}, "cutout be 0 or more; got 4 and -2"), ({"zoom": 0}, "zoom is a share.* got 0 and 0"),
+     ({"zoom": 1.1}, "got 1.1 and 0"), ({"views": -1}, "got 1.0 and -1")],
 )  # fmt: skip
 def test_negative_pixels_and_crops_that_could_not_be_reflected_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):

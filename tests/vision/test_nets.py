@@ -83,6 +83,16 @@ def test_each_stage_but_the_first_halves_height_and_width():
     assert sizes == [(4, 16, 8), (5, 8, 4), (6, 4, 2)]
 
 
+def test_pixels_is_the_side_that_pictures_are_shrunk_to():
+    images = torch.rand(2, 3, 16, 16)
+    torch.manual_seed(0)
+    small = convnet([4, 6], pixels=8).eval()
+    torch.manual_seed(0)
+    plain = convnet([4, 6]).eval()
+    halves = images.unflatten(2, (8, 2)).unflatten(4, (8, 2)).mean((3, 5))
+    torch.testing.assert_close(small(images), plain(halves))
+
+
 def test_a_convnet_does_not_mind_the_mean_and_spread_of_the_pixels_once_it_has_seen_them():
     torch.manual_seed(0)
     one, images = convnet([4]), torch.rand(16, 3, 8, 8)

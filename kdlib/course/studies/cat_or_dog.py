@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,9 @@ class CatOrDogStudy:
     labels: int = 100  # that the student has in the situation `few`
     progress: bool = True
     leave_out: tuple[str, ...] = ()  # situations that `results` does without
+    main_teacher: ClassVar[str] = "standard"
+    pairs: ClassVar[Mapping[str, tuple]] = PAIRS
+    settings: ClassVar[Mapping[str, tuple]] = SETTINGS
 
     def run_situation(self, situation: str) -> dict[str, list[dict]]:
         """All runs of one situation, by arm; those on disk are not run again."""
@@ -94,20 +98,20 @@ class CatOrDogStudy:
         for name, model in self._teachers.items():
             known = {"train_accuracy": self._halves[0], "transfer_accuracy": self._halves[1]}
             teachers[name] = {k: v for k, v in self._test_figures(model).items() if k not in left_out} | {
-                "epochs": self.recipe.teacher.scaled(TEACHERS[name]).epochs,
+                **self._describe_teacher(name),
                 **{k: score(predict(model, part.images), part.labels).accuracy for k, part in known.items()},
             }
-        reached = teachers["standard"]["accuracy"]
+        reached = teachers[self.main_teacher]["accuracy"]
         example = torch.zeros(1, *self.data.train.images.shape[1:])
-        costs = {name: measure_cost(network.build(), example) for name, network in vars(self.recipe).items()}
+        costs = {name: measure_cost(network, example) for name, network in self._networks().items()}
         keep = ("parameters", "flops", "weight_bytes", "working_bytes")
         of_sizes = [(f"{ours}, {n}", f"{theirs}, {n}") for n in self._sizes for ours, theirs in OF_SIZES]
-        pairs = PAIRS | {"sizes": of_sizes}
+        pairs = self.pairs | {"sizes": of_sizes}
         results = {
             "environment": describe_environment(),
             "seeds": self.seeds,
             "data": self._describe_data(),
-            "recipe": _plain(asdict(self.recipe)),
+            "recipe": plain(asdict(self.recipe)),
             "chosen": {s: {arm: self.choose(s, arm) for arm in by[s]} for s in by},
             "choices": {
                 s: {arm: self._choices(s, arm) for arm in by[s] if self._is_chosen(s, arm)} for s in by
@@ -135,7 +139,7 @@ class CatOrDogStudy:
         """The arm's setting of the highest mean accuracy on validation; of equals, the lowest log-loss."""
         if situation == "teachers":
             situation, arm = "all", "distilled"
-        elif situation != "sizes" and arm.startswith("distilled, "):
+        elif situation != "sizes" and arm not in self.settings:
             arm = "distilled"
         choices = self._choices(situation, arm)
         return max(choices, key=lambda choice: (choice["accuracy"], -choice["nll"]))["setting"]
@@ -150,7 +154,7 @@ class CatOrDogStudy:
 
     def _is_chosen(self, situation: str, arm: str) -> bool:
         """Has the arm a setting of its own?"""
-        return situation == "sizes" or (situation != "teachers" and arm in SETTINGS)
+        return situation == "sizes" or (situation != "teachers" and arm in self.settings)
 
     def _choices(self, situation: str, arm: str) -> list[dict[str, float]]:
         def validated(setting: float) -> dict[str, float]:
@@ -158,11 +162,11 @@ class CatOrDogStudy:
             means = {n: sum(run["validation"][n] for run in runs) / len(runs) for n in ("accuracy", "nll")}
             return {"setting": setting, **means}
 
-        return [validated(setting) for setting in (LENGTHS if situation == "sizes" else SETTINGS[arm])]
+        return [validated(setting) for setting in (LENGTHS if situation == "sizes" else self.settings[arm])]
 
     def run(self, situation: str, arm: str, seed: int, setting: float, *, test: bool = True) -> dict:
         """The figures of one student on validation and, if asked for, test; from disk if there."""
-        if (situation, arm) == ("teachers", "standard"):
+        if (situation, arm) == ("teachers", self.main_teacher):
             situation, arm = "all", "distilled"
 
         def run() -> dict:
@@ -181,13 +185,10 @@ class CatOrDogStudy:
         """One arm with one seed: as many steps as the first half takes, or the share that `setting` is."""
         if situation == "sizes":
             return self._student_of_size(arm, seed, setting)
-        own, other = self._halves
-        training, teacher = self.recipe.student, "standard"
+        own, training, teacher = self._halves[0], self.recipe.student, self.main_teacher
         if situation == "teachers":
             teacher, arm = arm, "distilled"
-        known, everything = own, own
-        if situation == "few":
-            known, everything = ways.hide_labels(other, self.labels, seed=seed)
+        known, everything = self._pictures(situation, seed)
         learn = partial(ways.train, training, seed=seed)
         if arm == "smoothed":
             return learn(known, loss=ways.arms(1.0, smoothing=setting)[arm])[0]
@@ -215,6 +216,11 @@ class CatOrDogStudy:
         fit(student, crops, epochs=last, loss=ways.hard_labels, seed=seed, **settings)
         return student
 
+    def _pictures(self, situation: str, seed: int) -> tuple[Examples, Examples]:
+        """What a student has labels of, and all that it sees when it has a teacher."""
+        own, other = self._halves
+        return ways.hide_labels(other, self.labels, seed=seed) if situation == "few" else (own, own)
+
     def _student_of_size(self, arm: str, seed: int, setting: float) -> nn.Module:
         """Of labels, the teacher's soft labels or the posterior, one for each picture whatever its crop."""
         told, size = arm.split(", ")
@@ -224,7 +230,7 @@ class CatOrDogStudy:
             loss = ways.arms(1.0)["distilled, no labels"]
             teacher = pictures.true_logits
         if told == "distilled":
-            teacher = predict(self._teachers["standard"], pictures.images)
+            teacher = predict(self._teachers[self.main_teacher], pictures.images)
         epochs = self._epochs_of(pictures, setting)
         return ways.train(
             self.recipe.student, pictures, seed=seed, epochs=epochs, teacher=teacher, loss=loss
@@ -250,23 +256,33 @@ class CatOrDogStudy:
             for name, share in TEACHERS.items()
         }
 
+    def _describe_teacher(self, name: str) -> dict[str, object]:
+        return {"epochs": self.recipe.teacher.scaled(TEACHERS[name]).epochs}
+
+    def _networks(self) -> dict[str, nn.Module]:
+        return {"teacher": self.recipe.teacher.build(), "student": self.recipe.student.build()}
+
     def _epochs_of(self, known: Examples, share: float = 1.0) -> int:
         """Epochs of these pictures in a share of the student's budget of steps, at least one."""
         batch = self.recipe.student.batch_size
-        steps = math.ceil(len(self._halves[0]) / batch) * self.recipe.student.epochs
+        steps = math.ceil(len(self._pictures("all", 0)[0]) / batch) * self.recipe.student.epochs
         return max(1, round(share * steps / math.ceil(len(known) / batch)))
 
     def _test_figures(self, model: nn.Module) -> dict[str, object]:
         logits, validation = (predict(model, part.images) for part in (self.data.test, self.data.validation))
         labels = self.data.test.labels
-        teacher = predict(self._teachers["standard"], self.data.test.images)
         temperature = fit_temperature(validation, self.data.validation.labels)
         rescaled = score(logits / temperature, labels)
         return _figures(logits, self.data.test) | {
             "temperature": temperature, "ece_rescaled": rescaled.ece, "nll_rescaled": rescaled.nll,
             "correct": pack_bits(score(logits, labels).correct),
-            "agreement": agreement(logits, teacher), "kl_to_teacher": kl_to_teacher(logits, teacher),
+            "agreement": agreement(logits, self._teacher_on_test),
+            "kl_to_teacher": kl_to_teacher(logits, self._teacher_on_test),
         }
+
+    @cached_property
+    def _teacher_on_test(self) -> Tensor:
+        return predict(self._teachers[self.main_teacher], self.data.test.images)
 
     def _describe_data(self) -> dict[str, object]:
         data = {part: len(getattr(self.data, part)) for part in ("train", "validation", "test")}
@@ -296,7 +312,7 @@ def prepare(
         splits = load_photos(data, size=size, progress=progress)
     recipe = ways.PictureRecipe(recipe.teacher.scaled(epochs), recipe.student.scaled(epochs))
     stamps = splits.train.fingerprint(), splits.validation.fingerprint()
-    stamp = fingerprint(*stamps, labels, _plain(asdict(recipe)))
+    stamp = fingerprint(*stamps, labels, plain(asdict(recipe)))
     return CatOrDogStudy(splits, recipe, Path(work) / stamp[:12], seeds, labels, progress, tuple(leave_out))
 
 
@@ -306,8 +322,9 @@ def report(results: Mapping) -> str:
     lines = ["data: " + ", ".join(f"{k} {v}" for k, v in described.items())]
     for name, teacher in results["teachers"].items():
         right, seen, new = (100 * teacher[f"{part}accuracy"] for part in ("", "train_", "transfer_"))
-        lines.append(f"teacher, {name}: after {teacher['epochs']} epochs {right:.1f} % on test, {seen:.1f} % "
-                     f"on its own pictures, {new:.1f} % on the other half; ECE {100 * teacher['ece']:.1f} %")
+        how = f"after {teacher['epochs']} epochs" if "epochs" in teacher else "pretrained, under a probe,"
+        lines.append(f"teacher, {name}: {how} {right:.1f} % on test, {seen:.1f} % on its own pictures, "
+                     f"{new:.1f} % on the other half; ECE {100 * teacher['ece']:.1f} %")
     for situation, by in results["arms"].items():
         head = f"{situation:26}{'accuracy (%)':>16}{'NLL (nats)':>12}{'ECE (%)':>9}{'rescaled':>10}"
         lines += ["", f"{head}{'agreement':>11}{'setting':>9}"]
@@ -338,8 +355,8 @@ def _figures(logits: Tensor, data: Examples) -> dict[str, float]:
     return figures
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """JSON values of a dataclass: what builds a network by its name and arguments."""
     if isinstance(value, Mapping):
-        return {name: _plain(entry) for name, entry in value.items()}
+        return {name: plain(entry) for name, entry in value.items()}
     return identity(value) if callable(value) else value
