@@ -258,17 +258,17 @@ def fused_loss() -> Figure:
 def healing() -> Figure:
     """A student cut out of its teacher, and healed: the same text, two distributions of the next token."""
     with _drawing(9.6, 4.2) as d:
-        text = d.box("text so far", 0.95, 2.1, 1.4)
-        rows = {}
-        for y, who, dropped in ((3.3, "teacher", ()), (0.9, "student", (3, 4, 7))):
-            model = d.box(f"{who}'s blocks", 4, y, 3.3, who)
+        text, rows = d.box("text so far", 0.95, 2.1, 1.4), {}
+        for who, y, named in (("teacher", 3.3, "p, next token"), ("student", 0.9, "q, next token")):
+            rows[who] = d.box(f"{who}'s blocks", 4, y, 3.3, who), d.box(named, 6.95, y, 1.6, who)
             for k in range(10):
-                there = k not in dropped
-                d.matrix(f"{who}'s block {k}", 2.6 + 0.31 * k, y + (0.56 if who == "teacher" else -0.56), 0.22,
-                         0.34, who if there else "data", rows=1, filled=0 if there else None, alone=True)
-            rows[who] = model, d.box("p, next token" if who == "teacher" else "q, next token", 6.95, y, 1.6,
-                                     who)
-            d.boxes = [box for box in d.boxes if "'s block " not in box.name]  # the alt text counts models
+                there = who == "teacher" or k not in (3, 4, 7)
+                edge = _EDGES[who if there else "data"]
+                d.axes.add_patch(Rectangle(
+                    (2.49 + 0.31 * k, y - 0.17 + (0.56 if y > 2 else -0.56)), 0.22, 0.34, edgecolor=edge,
+                    facecolor=_tint(who, 0.55) if there else "white", linewidth=1.6 if there else 0.9,
+                    linestyle="-" if there else (0, (3, 3)),
+                ))
         loss = d.box("KL(p ‖ q)", 8.6, 2.1, 1.3, "loss")
         d.arrow(text, rows["teacher"][0], sides="tl", kind="teacher")
         d.arrow(text, rows["student"][0], sides="bl", kind="student")
