@@ -3,6 +3,9 @@
 A heavy notebook has a smaller recipe in its metadata, `kdlib.small_recipe`, on which tests/notebooks always
 executes it, and `kdlib.fingerprint`, that of its sources when `make record` last stored its outputs.
 `make test-all`, that is `pytest --nbval --all-notebooks`, executes everything.
+
+A notebook of a real model names it in `kdlib.download`. It is left out as long as `data/downloads` lacks it:
+the test of the small recipe fetches it, and is skipped where that fails.
 """
 
 import json
@@ -11,23 +14,40 @@ from pathlib import Path
 from kdlib.course.build.sources import notebook_fingerprint
 
 ROOT = Path(__file__).parent
+DOWNLOADS = ROOT / "data" / "downloads"
+
+
+def notebooks() -> dict[Path, dict]:
+    paths = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+    return {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def unchanged() -> list[Path]:
     """The heavy notebooks whose stored outputs come from the sources as they are now."""
     found = []
-    for path in sorted((ROOT / "notebooks").rglob("*.ipynb")):
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+    for path, notebook in notebooks().items():
         stored = notebook["metadata"].get("kdlib", {})
         if "small_recipe" in stored and stored.get("fingerprint") == notebook_fingerprint(notebook, ROOT):
             found.append(path)
     return found
 
 
-def left_out(config) -> list[Path]:
-    if not config.getoption("nbval", default=False) or config.getoption("all_notebooks"):
-        return []
-    return unchanged()
+def not_fetched() -> list[Path]:
+    """The notebooks of a real model that is not there."""
+    needed = {
+        path: notebook["metadata"].get("kdlib", {}).get("download") for path, notebook in notebooks().items()
+    }
+    return [path for path, name in needed.items() if name and not (DOWNLOADS / name).exists()]
+
+
+def left_out(config) -> dict[str, list[Path]]:
+    """Why, and which notebooks are not executed on their real recipe."""
+    if not config.getoption("nbval", default=False):
+        return {}
+    found = {"as what they download is not there (python -m kdlib fetch)": not_fetched()}
+    if not config.getoption("all_notebooks"):
+        found["as nothing that they run has changed (make test-all does)"] = unchanged()
+    return {why: paths for why, paths in found.items() if paths}
 
 
 def pytest_addoption(parser):
@@ -37,7 +57,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    heavy = left_out(config)
+    heavy = {path for paths in left_out(config).values() for path in paths}
     dropped = [item for item in items if item.path in heavy]
     if dropped:
         config.hook.pytest_deselected(items=dropped)
@@ -45,9 +65,6 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if heavy := left_out(config):
-        names = ", ".join(path.stem for path in heavy)
-        terminalreporter.write_line(
-            f"Not executed on the real recipe, as nothing that they run has changed: {names} "
-            "(make test-all does)"
-        )
+    for why, paths in left_out(config).items():
+        names = ", ".join(path.stem for path in paths)
+        terminalreporter.write_line(f"Not executed on the real recipe, {why}: {names}")

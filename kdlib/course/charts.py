@@ -184,3 +184,24 @@ def differences(
             axes.set_ylabel("comparison" if axes is grid[0][0] else "")
             parts.append(f"{heading}: " + ", ".join(words))
     return describe(figure, title, "Differences with 95% intervals; filled: conclusive", parts)
+
+
+def block_bars(importance: Tensor, kept: Sequence[int], *, title: str = "") -> Figure:
+    """How much each block of a model changes what goes through it, (layers,), and which of them are kept.
+
+    The axis is logarithmic: the first and the last block change far more than the others.
+    """
+    values, chosen = importance.tolist(), set(kept)
+    groups = {"kept": sorted(chosen), "dropped": [k for k in range(len(values)) if k not in chosen]}
+    with canvas(9, 3.8) as (figure, axes):
+        for k, (name, blocks) in enumerate(groups.items()):
+            heights = [values[block] for block in blocks]
+            axes.bar(blocks, heights, 0.8, label=name, **bar_style(k, ("", "#BBBBBB")[k]))
+        axes.set(xlabel="block, from the input on", ylabel="change (1 − cosine)", yscale="log", title=title)
+        axes.set_xticks(range(0, len(values), 5 if len(values) > 12 else 1))
+        axes.legend(loc="upper center")
+    parts = [
+        f"{name}: " + (", ".join(f"{block} ({values[block]:.3f})" for block in blocks) or "none")
+        for name, blocks in groups.items()
+    ]
+    return describe(figure, title, "Bars of how much each block changes its input", parts)

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from kdlib.course.charts import (
+    block_bars,
     differences,
     memory_bars,
     named_points,
@@ -39,9 +40,9 @@ from kdlib.losses.kd import kd_loss, soft_target_loss, soften
 from kdlib.metrics import ReliabilityCurve, Scores, bounded_interval, interval
 
 __all__ = [
-    "arms", "densities", "differences", "digit_gallery", "heat_map", "label_bars", "lines", "loss_picture",
-    "memory_bars", "named_points", "neighbours", "panels", "pictures", "reliability", "show", "softened",
-    "temperature_curves", "token_grid",
+    "arms", "block_bars", "densities", "differences", "digit_gallery", "heat_map", "label_bars", "lines",
+    "loss_picture", "memory_bars", "named_points", "neighbours", "panels", "pictures", "reliability", "show",
+    "softened", "temperature_curves", "token_grid",
 ]
 
 Numbers = Sequence[float] | Tensor

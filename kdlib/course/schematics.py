@@ -18,7 +18,9 @@ from torch import Tensor
 from kdlib.course.figures import ARMS, COLOURS, canvas, describe
 from kdlib.losses.kd import soften
 
-__all__ = ["copies", "failures", "fused_loss", "loss", "reasoning", "soft_label", "teacher_student"]
+__all__ = [
+    "copies", "failures", "fused_loss", "healing", "loss", "reasoning", "soft_label", "teacher_student",
+]
 
 _EDGES = {"teacher": ARMS["teacher"], "student": ARMS["distilled"], "data": "#6E6E6E", "loss": COLOURS[2]}
 _SIDES = {"l": (-1, 0), "r": (1, 0), "t": (0, 1), "b": (0, -1)}
@@ -251,6 +253,30 @@ def fused_loss() -> Figure:
         d.arrow(loss, gradients, kind="student")
         d.note(8.85, 1.55, "then the next chunk")
     return _finished(d, "The fused loss")
+
+
+def healing() -> Figure:
+    """A student cut out of its teacher, and healed: the same text, two distributions of the next token."""
+    with _drawing(9.6, 4.2) as d:
+        text, rows = d.box("text so far", 0.95, 2.1, 1.4), {}
+        for who, y, named in (("teacher", 3.3, "p, next token"), ("student", 0.9, "q, next token")):
+            rows[who] = d.box(f"{who}'s blocks", 4, y, 3.3, who), d.box(named, 6.95, y, 1.6, who)
+            for k in range(10):
+                there = who == "teacher" or k not in (3, 4, 7)
+                edge = _EDGES[who if there else "data"]
+                d.axes.add_patch(Rectangle(
+                    (2.49 + 0.31 * k, y - 0.17 + (0.56 if y > 2 else -0.56)), 0.22, 0.34, edgecolor=edge,
+                    facecolor=_tint(who, 0.55) if there else "white", linewidth=1.6 if there else 0.9,
+                    linestyle="-" if there else (0, (3, 3)),
+                ))
+        loss = d.box("KL(p ‖ q)", 8.6, 2.1, 1.3, "loss")
+        d.arrow(text, rows["teacher"][0], sides="tl", kind="teacher")
+        d.arrow(text, rows["student"][0], sides="bl", kind="student")
+        d.arrow(rows["teacher"][0], rows["student"][0], "20 of 30 are copied", sides="bt", at=(1.0, 0))
+        for who, side in (("teacher", "rt"), ("student", "rb")):
+            d.arrow(*rows[who], kind=who)
+            d.arrow(rows[who][1], loss, sides=side, kind=who)
+    return _finished(d, "A student of its teacher's blocks, healed")
 
 
 def failures() -> Figure:

@@ -96,6 +96,8 @@ def catalogue(classes: list[str]) -> dict[str, Figure]:
         "fused_loss": schematics.fused_loss(),
         "failures": schematics.failures(),
         "copies": schematics.copies(),
+        "healing": schematics.healing(),
+        "block_bars": plots.block_bars(torch.tensor(P), [0, 1, 4, 9], title="Which blocks stay"),
     }
 
 

@@ -17,7 +17,9 @@ from kdlib.course import schematics
 from kdlib.course.figures import ARMS, STYLE
 
 alt_text = Figure.get_label
-SCHEMATICS = ["copies", "failures", "fused_loss", "loss", "reasoning", "soft_label", "teacher_student"]
+SCHEMATICS = [
+    "copies", "failures", "fused_loss", "healing", "loss", "reasoning", "soft_label", "teacher_student",
+]
 
 
 @pytest.fixture(scope="module")

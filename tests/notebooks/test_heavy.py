@@ -12,6 +12,8 @@ import pytest
 
 from kdlib.course.build.execute import execute
 from kdlib.course.build.sources import notebook_fingerprint
+from kdlib.language.models.smollm2 import fetch_smollm2
+from kdlib.wheels import NotFetched
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = [
@@ -35,9 +37,24 @@ def small(path):
     return notebook
 
 
-@pytest.mark.parametrize("path", HEAVY, ids=lambda path: path.stem)
+FETCH = {"smollm2": fetch_smollm2}  # by the name in `kdlib.download`
+
+
+def needed(path):
+    return json.loads(path.read_text(encoding="utf-8"))["metadata"]["kdlib"].get("download")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.index] * bool(needed(path))) for path in HEAVY],
+)
 def test_every_cell_runs_on_the_small_recipe(path, monkeypatch):
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    if needed(path):
+        try:
+            FETCH[needed(path)](ROOT / "data" / "downloads", progress=False)
+        except NotFetched as error:
+            pytest.skip(str(error))
     execute(small(path), path.parent, path.stem)
 
 
@@ -56,7 +73,7 @@ def test_parameters_are_plain_and_those_of_the_small_recipe(path):
 def test_the_heavy_notebooks_are_those_that_train_longest_and_have_a_fingerprint():
     heavy = [
         "01_hard_and_soft_labels", "03_distillation_loss", "04_cat_vs_dog", "05_reasoning_distillation",
-        "08_limits_and_variants",
+        "06_real_language_model", "08_limits_and_variants",
     ]  # fmt: skip
     assert [path.stem for path in HEAVY] == heavy
     for path in HEAVY:
@@ -138,5 +155,21 @@ def test_pytest_leaves_out_what_has_not_changed_and_says_so(tmp_path):
         subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True).stdout
         for more in ([], ["--all-notebooks"])
     )
-    assert "1 deselected" in some and "nothing that they run has changed: 04_heavy" in some
+    assert "1 deselected" in some and "has changed (make test-all does): 04_heavy" in some
     assert "deselected" not in all_of_them and "1 test collected" in all_of_them
+
+
+def test_pytest_leaves_out_a_notebook_whose_model_is_not_there_even_if_all_are_asked_for(tmp_path):
+    real = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
+    real.metadata["kdlib"] = {"download": "a_model"}
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(real, tmp_path / "notebooks" / "06_real.ipynb")
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    command = [sys.executable, "-m", "pytest", "--nbval", "--all-notebooks", "--collect-only", "notebooks"]
+
+    def collected():
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+
+    assert "what they download is not there (python -m kdlib fetch): 06_real" in collected()
+    (tmp_path / "data" / "downloads" / "a_model").mkdir(parents=True)
+    assert "1 test collected" in collected()
