@@ -1,14 +1,17 @@
 """The healing study on a model of four layers: every part runs, resumes, and means what it says."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 from small_models import llama, pairs, word_tokenizer
 
+from kdlib.cli import healing as command
 from kdlib.course.studies import healing
 from kdlib.course.studies.healing import ARMS, FIGURES, HealingRecipe, HealingStudy, python_texts, report
 from kdlib.language.distill.scores import score_texts
+from kdlib.storage import fingerprint
 
 TINY = HealingRecipe(
     layers=(3, 2), context=12, steps=3, batch_size=2, lrs=(1e-3, 3e-3), top_k=8, measured_on=4, validation=3,
@@ -27,7 +30,9 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def study(place):
     texts = [f"{one} {two}" for one, two in pairs(80, seed=2, statement=9, completion=30)]
-    return HealingStudy(place / "work", str(place / "teacher"), TINY, texts=texts)
+    model = str(place / "teacher")
+    folder = place / "work" / fingerprint(json.dumps(asdict(TINY)), model)[:12]  # the command's
+    return HealingStudy(folder, model, TINY, texts=texts)
 
 
 @pytest.fixture(scope="module")
@@ -104,19 +109,17 @@ def test_python_ships_enough_english():
     assert any("list comprehension" in text for text in texts) and len(set(texts)) == len(texts)
 
 
-def test_the_command_writes_the_results_and_goes_on_with_what_is_there(place, tmp_path, monkeypatch, capsys):
-    from kdlib.cli import healing as command
-
+def test_the_command_goes_on_with_what_is_there_and_writes_the_results(
+    place, study, results, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(command, "SMOLLM2", TINY)
-    texts = [f"{one} {two}" for one, two in pairs(80, seed=2, statement=9, completion=30)]
-    monkeypatch.setattr(healing, "python_texts", lambda: texts)
-    given = ["--model", str(place / "teacher"), "--work", str(tmp_path), "--out", str(tmp_path / "out.json"),
-             "--seeds", "2", "--quiet"]  # fmt: skip
-    assert command.main(given) == 0
-    written = json.loads((tmp_path / "out.json").read_text())
-    assert written["model"]["checkpoint"] == "teacher" and str(tmp_path) not in json.dumps(written)
-    assert "then on-policy" in capsys.readouterr().out
+    monkeypatch.setattr(healing, "python_texts", lambda: study.texts)
     monkeypatch.setattr(healing, "distill_language_model", None)
-    assert command.main(given) == 0
+    given = ["--model", study.checkpoint, "--work", str(place / "work"), "--out", str(tmp_path / "out.json")]
+    assert command.main([*given, "--seeds", "2", "--quiet"]) == 0
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["students"] == json.loads(json.dumps(results["students"]))
+    assert written["model"]["checkpoint"] == "teacher" and str(place) not in json.dumps(written)
+    assert "then on-policy" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         command.main(["--seeds", "1"])
