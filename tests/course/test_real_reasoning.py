@@ -51,6 +51,7 @@ def test_both_arms_are_there_with_all_seeds_and_the_report_tells_of_them(study, 
     assert json.loads(json.dumps(results))["seeds"] == 2
     found = results["learned"]["cages"]
     assert set(found["arms"]) == set(ARMS) and len(found["choices"]) == 4 and found["kept"] == [12, 12]
+    assert all(0 < choice["validation_nll"] < 20 for choice in found["choices"])
     for column in found["arms"].values():
         assert {len(values) for values in column.values()} == {2}
         for asked, nll, by_text in zip(column["tasks"], column["nll"], column["nll_by_text"], strict=True):
@@ -120,12 +121,17 @@ def test_a_wrong_trace_is_not_learned_from(study, monkeypatch):
         assert len(asked) == TINY.problems - 1 and first.problem.statement not in asked
 
 
-def test_the_chosen_rate_is_the_best_on_validation_and_the_smallest_of_equal_ones(study, monkeypatch):
-    right = {1e-3: 0.5, 3e-3: 0.5, 1e-2: 0.25}
-    monkeypatch.setattr(RealReasoningStudy, "run", lambda *key, test: {"validation": right[key[4]]})
-    wider = replace(study, recipe=replace(TINY, lrs=tuple(right)))
-    assert wider.chosen("answers", "cages") == 1e-3
-    right[1e-2] = 0.75
+def test_the_chosen_rate_is_the_best_on_validation_and_of_equal_ones_the_likeliest(study, monkeypatch):
+    found = {1e-3: (0.5, 2.0), 3e-3: (0.5, 1.5), 1e-2: (0.25, 1.0)}
+
+    def run(study, arm, task, seed, lr, *, test):
+        assert (task, seed, test) == ("cages", 0, False)
+        return {"lr": lr, **dict(zip(("validation", "validation_nll"), found[lr], strict=True))}
+
+    monkeypatch.setattr(RealReasoningStudy, "run", run)
+    wider = replace(study, recipe=replace(TINY, lrs=tuple(found)))
+    assert wider.chosen("answers", "cages") == 3e-3
+    found[1e-2] = (0.75, 3.0)
     assert wider.chosen("answers", "cages") == 1e-2
 
 

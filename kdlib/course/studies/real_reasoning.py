@@ -158,11 +158,19 @@ class RealReasoningStudy:
             )
             found = {"arm": arm, "task": task, "seed": seed, "lr": lr, "steps": steps, "tokens": tokens,
                      "learned": history.tokens_trained, "seconds": history.seconds}  # fmt: skip
-            if not test:
-                return found | {"validation": self.asked(student, {task: "validation"})[task]["accuracy"]}
-            return found | self.examined(student, task)
+            return found | (self.examined(student, task) if test else self._validated(student, arm, task))
 
         return self._once([arm, task, seed, lr, test], run)
+
+    def _validated(self, student: PreTrainedModel, arm: str, task: str) -> dict[str, float]:
+        """Right answers, and the NLL of what the arm should have written, to choose a learning rate by."""
+        texts = [
+            (solved.problem.statement, solved.trace if arm == "verified" else solved.answer)
+            for solved in self.tasks[task].validation
+        ]
+        right = self.asked(student, {task: "validation"})[task]["accuracy"]
+        scores = score_texts(student, self.tokenizer, texts)
+        return {"validation": right, "validation_nll": scores.mean("nll")}
 
     def examined(self, model: PreTrainedModel, task: str | None = None, **how) -> dict:
         """Its own task within and beyond the range, the others, and English; without a task of all both."""
@@ -207,9 +215,9 @@ class RealReasoningStudy:
         return [self.run(arm, task, 0, lr, test=False) for arm in ARMS for lr in self.recipe.lrs]
 
     def chosen(self, arm: str, task: str) -> float:
-        """The learning rate of the most right answers on validation; of equal ones the smallest."""
-        rates = sorted(self.recipe.lrs)
-        return max(rates, key=lambda lr: self.run(arm, task, 0, lr, test=False)["validation"])
+        """The learning rate of the most right answers on validation; of equal ones that of the lowest NLL."""
+        tried = [self.run(arm, task, 0, lr, test=False) for lr in self.recipe.lrs]
+        return max(tried, key=lambda run: (run["validation"], -run["validation_nll"]))["lr"]
 
     def _once(self, key: list, run: Callable[[], Mapping]) -> dict:
         return once(self.folder / "runs.jsonl", key, run)
