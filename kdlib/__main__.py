@@ -6,13 +6,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-# Command: the extra that it needs, and one line of help. Its module is that of its name in kdlib/cli.
+# Command: the extra that it needs, and one line of help. Its module is that of its name in kdlib/cli, with _.
 COMMANDS = {
     "check": ("course", "is this machine ready for the course?"),
     "course": ("course", "execute every notebook, without a browser"),
     "experiment": ("course", "cat or dog in full"),
     "reasoning": ("course", "reasoning distillation in full, on puzzles"),
     "healing": ("course", "a real language model without half of its layers, healed"),
+    "real-reasoning": ("course", "a real language model before and after it has read verified traces"),
     "fetch": ("vision", "download photographs, or a real model"),
     "traces": ("language", "let a teacher answer problems, here or behind an address"),
     "distill": ("language", "distil a language model: write, verify, train, test"),
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        command = importlib.import_module(f"kdlib.cli.{chosen.command}")
+        command = importlib.import_module(f"kdlib.cli.{chosen.command.replace('-', '_')}")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "kdlib":
             raise

@@ -23,9 +23,13 @@ LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
+# Extras that `make lab` and `make test` do without, for what they need has to be compiled.
+UNLOCKED = {"gym"}
+
+
 def requirements(environment: dict[str, str] | None = None) -> list[Requirement]:
-    """Those of pyproject.toml, all extras included: in any environment, or in this one."""
-    extras = PROJECT["optional-dependencies"].values()
+    """Those of pyproject.toml, all locked extras included: in any environment, or in this one."""
+    extras = [needs for extra, needs in PROJECT["optional-dependencies"].items() if extra not in UNLOCKED]
     found = [Requirement(line) for lines in (PROJECT["dependencies"], *extras) for line in lines]
     return [
         r for r in found
