@@ -38,15 +38,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="where teachers and finished runs are kept (%(default)s)")
     add("--only", choices=SITUATIONS, help="run this situation and stop: to share the work of one "
         "experiment among processes, which the command without --only then puts together")
+    add("--choose", choices=SITUATIONS, help="print what each setting in this situation comes to on the "
+        "validation part and stop; the test part stays closed")
     add("--leave-out", nargs="*", default=[], choices=SITUATIONS, help="results without these situations")
     add("--out", type=Path, help="write the results as JSON here")
     add("--quiet", dest="progress", action="store_false", help="no progress bars")
     given = vars(parser.parse_args(argv))
-    only, out, teacher = given.pop("only"), given.pop("out"), given.pop("teacher")
+    only, choose, out, teacher = (given.pop(name) for name in ("only", "choose", "out", "teacher"))
     if given["seeds"] < 2:
         parser.error(f"--seeds {given['seeds']}: an interval needs at least 2")
     study = prepare_pretrained(teacher, **given) if teacher else prepare(**given)
     print(study.data)
+    if choose:
+        for arm, choices in study.choices(choose).items():
+            for c in choices:
+                print(f"{arm:26}{c['setting']:9g}{100 * c['accuracy']:9.2f} %{c['nll']:9.3f} nats")
+        return 0
     if only:
         study.run_situation(only)
         return 0

@@ -217,6 +217,17 @@ def test_one_command_runs_it_on_a_folder(tmp_path, capsys, monkeypatch):
     assert json.loads(out.read_text())["recipe"]["student"]["augmentation"]["views"] > 1
 
 
+def test_settings_can_be_tried_on_validation_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(PretrainedStudy, "train_student", lambda self, *a: self.recipe.student.build())
+    monkeypatch.setattr(PretrainedStudy, "_test_figures", lambda *a: pytest.fail("the test part was opened"))
+    folder = folder_of_pictures(tmp_path / "pictures")
+    status = main(["experiment", str(folder), "--teacher", NAME, "--size", "16", "--choose", "few", "--quiet",
+                   "--labels", "6", "--work", str(tmp_path / "work")])  # fmt: skip
+    assert status == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if " nats" in line]
+    assert len(lines) == 3 * 4 and lines[0].startswith("alone") and lines[-1].startswith(KNOWN)
+
+
 def test_sketches_are_refused_and_so_is_a_name_that_nobody_knows(tmp_path, capsys):
     assert main(["experiment", "sketches", "--teacher", "efficientnet-lite0", "--quiet"]) == 1
     assert "expected some, not sketches" in capsys.readouterr().err

@@ -113,9 +113,7 @@ class CatOrDogStudy:
             "data": self._describe_data(),
             "recipe": plain(asdict(self.recipe)),
             "chosen": {s: {arm: self.choose(s, arm) for arm in by[s]} for s in by},
-            "choices": {
-                s: {arm: self._choices(s, arm) for arm in by[s] if self._is_chosen(s, arm)} for s in by
-            },
+            "choices": {s: self.choices(s) for s in by},
             "teachers": teachers,
             "cost": {name: {figure: getattr(cost, figure) for figure in keep} for name, cost in costs.items()}
             | {"latency_ratio": costs["teacher"].latency / costs["student"].latency},
@@ -143,6 +141,11 @@ class CatOrDogStudy:
             arm = "distilled"
         choices = self._choices(situation, arm)
         return max(choices, key=lambda choice: (choice["accuracy"], -choice["nll"]))["setting"]
+
+    def choices(self, situation: str) -> dict[str, list[dict[str, float]]]:
+        """What every setting of every arm that has some came to on validation; test stays closed."""
+        arms = [arm for arm in self._arms(situation) if self._is_chosen(situation, arm)]
+        return {arm: self._choices(situation, arm) for arm in arms}
 
     def _arms(self, situation: str) -> tuple[str, ...]:
         known = isinstance(self.data.train, SketchExamples)
