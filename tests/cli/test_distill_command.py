@@ -106,7 +106,7 @@ def test_a_plan_of_folders_and_bases(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([*ESSENTIAL, "--traces", "t"], "problems is p and traces is t"),
+        ([*ESSENTIAL, "--traces", "t"], "problems is p, traces is t and texts is None"),
         ([*ESSENTIAL, "--learning-rate", "1"], r"not used .*\['--learning-rate', '1'\]"),
         (["--config", "nowhere.yaml"], "there is no file nowhere.yaml, and none of that name comes with"),
         (["--config", "fsdp2"], "fsdp2 holds no options of kdlib: it is for accelerate launch"),

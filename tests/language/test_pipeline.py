@@ -207,7 +207,7 @@ def test_a_difference_is_paired(capsys):
     "changed, message",
     [
         ({"traces": "t"}, "problems is .*, traces is t and texts is None; expected one of the three"),
-        ({"problems": None}, "problems is None and traces is None"),
+        ({"problems": None}, "problems is None, traces is None and texts is None"),
         ({"teacher": None}, "teacher is missing; without one expected traces or plain texts, method"),
         ({"teacher": None, "problems": None, "traces": "t", "method": "logits"}, "teacher is missing"),
         ({"problems": None, "traces": "t", "teacher": None, "tokenizer": "teacher"}, "teacher is missing"),
