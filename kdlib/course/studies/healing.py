@@ -67,11 +67,6 @@ class HealingRecipe:
     further_steps: int = 10  # on-policy, and as many more on texts
     further_lr: float = 1e-4
 
-    @property
-    def tokens(self) -> int:
-        """That an arm learns from, but for the ends of texts."""
-        return self.steps * self.batch_size * self.context
-
 
 SMOLLM2 = HealingRecipe()
 
@@ -324,9 +319,8 @@ def report(results: Mapping) -> str:
 
 def _figures(scores: TextScores) -> dict[str, object]:
     """Means over all tokens, and what each text adds to them."""
-    weights = scores.tokens / scores.tokens.double().mean()
     return {name: scores.mean(name) for name in FIGURES} | {
-        f"{name}_by_text": [round(x, 5) for x in (getattr(scores, name) * weights).tolist()]
+        f"{name}_by_text": scores.by_text(name)
         for name in ("nll", "kl")
     }
 

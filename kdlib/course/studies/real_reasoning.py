@@ -14,6 +14,7 @@ interrupted study goes on when it is started again.
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +34,7 @@ from kdlib.language.models.load import load_checkpoint
 from kdlib.language.traces.collect import Trace, collect_traces, judged_trace
 from kdlib.language.traces.generate import Completion
 from kdlib.metrics import interval
-from kdlib.runtime import best_device, describe_environment
+from kdlib.runtime import describe_environment
 from kdlib.storage import fingerprint
 
 ARMS = ("answers", "verified")
@@ -78,12 +79,16 @@ class RealReasoningStudy:
     progress: bool = False
 
     @cached_property
+    def loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        return load_checkpoint(self.checkpoint, dtype="float32")
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_checkpoint(self.checkpoint, dtype="float32")[1]
+        return self.loaded[1]
 
     def start(self) -> PreTrainedModel:
-        """The model as it is, from which every student begins."""
-        return load_checkpoint(self.checkpoint, dtype="float32")[0].to(best_device())
+        """A copy of the model as it is, from which every student begins."""
+        return deepcopy(self.loaded[0])
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -179,11 +184,7 @@ class RealReasoningStudy:
         parts = dict.fromkeys(self.tasks, "test") | {f"{name} beyond": "beyond" for name in own}
         found = self.asked(model, parts, whole=own, **how)
         scores = score_texts(model, self.tokenizer, self.english)
-        weights = scores.tokens / scores.tokens.double().mean()
-        return {
-            "tasks": found, "nll": scores.mean("nll"),
-            "nll_by_text": [round(x, 5) for x in (scores.nll * weights).tolist()],
-        }
+        return {"tasks": found, "nll": scores.mean("nll"), "nll_by_text": scores.by_text("nll")}
 
     def asked(
         self, model: PreTrainedModel, parts: Mapping[str, str], *, whole: Sequence[str] = (),
@@ -236,7 +237,7 @@ class RealReasoningStudy:
             }
         return {
             "environment": describe_environment(),
-            "model": {"checkpoint": Path(self.checkpoint).name, "fingerprint": fingerprint(self.start())},
+            "model": {"checkpoint": Path(self.checkpoint).name, "fingerprint": fingerprint(self.loaded[0])},
             "recipe": asdict(self.recipe), "seeds": len(seeds),
             "texts": {"tokens": sum(len(piece.completion) for piece in self.english),
                       "fingerprint": fingerprint([[*p.prompt, *p.completion] for p in self.english])},

@@ -41,6 +41,11 @@ class TextScores:
         """Of "nll", "kl" or "agreement", over all tokens."""
         return float((getattr(self, name) * self.tokens).sum() / self.tokens.sum())
 
+    def by_text(self, name: str) -> list[float]:
+        """What each text adds: its mean, weighted by its tokens, so that their mean is `mean(name)`."""
+        weights = self.tokens / self.tokens.double().mean()
+        return [round(x, 5) for x in (getattr(self, name) * weights).tolist()]
+
     def __str__(self) -> str:
         text = f"NLL {self.mean('nll'):.3f} nats a token"
         if self.kl is not None:
