@@ -19,10 +19,7 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # of which the probe takes the best: 1 / st
 
 
 class Features(nn.Module):
-    """A pretrained network without its last layer: pictures (N, 3, H, W) -> (N, features) float32.
-
-    `classifier` is that layer, features -> logits of ImageNet's classes.
-    """
+    """A pretrained network without its last layer: pictures (N, 3, H, W) -> (N, features) float32."""
 
     def __init__(self, pretrained: Pretrained) -> None:
         super().__init__()
@@ -34,10 +31,8 @@ class Features(nn.Module):
                 f"{len(pretrained.classes)} classes, for the probe takes its place; "
                 f"{type(pretrained.model).__name__} has none"
             )
-        # The layer itself is not among the modules of the body: what comes out of the body is what it takes.
         pretrained.model.set_submodule(last[-1], nn.Identity())
         self.preprocess, self.body = pretrained.preprocess, pretrained.model
-        self.classifier, self.size = classifier, classifier.in_features
 
     def forward(self, images: Tensor) -> Tensor:
         # A few at a time: enlarged to 224 pixels, a thousand pictures would take gigabytes.
@@ -45,20 +40,14 @@ class Features(nn.Module):
 
 
 class Probe(nn.Module):
-    """A teacher: pictures (N, 3, H, W), floats in [0, 1] -> logits of your classes (N, C).
+    """A teacher: pictures (N, 3, H, W), floats in [0, 1] -> logits of your classes (N, C)."""
 
-    With `known`, ImageNet's classes stand behind yours: (N, C + 1000). To these belongs what the network
-    finds in a picture beyond its label: that a cat is a tabby, and a little like a lynx.
-    """
-
-    def __init__(self, features: Features, linear: nn.Linear, *, known: bool = False) -> None:
+    def __init__(self, features: Features, linear: nn.Linear) -> None:
         super().__init__()
-        self.features, self.linear, self.known = features, linear, known
+        self.features, self.linear = features, linear
 
     def forward(self, images: Tensor) -> Tensor:
-        found = self.features(images)
-        own = self.linear(found)
-        return torch.cat([own, self.features.classifier(found)], dim=1) if self.known else own
+        return self.linear(self.features(images))
 
 
 def fit_probe(

@@ -9,12 +9,18 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision import models
 
 from kdlib.__main__ import main
 from kdlib.course.studies import cat_or_dog_arms as ways
 from kdlib.course.studies import cat_or_dog_pretrained as pretrained_study
 from kdlib.course.studies.cat_or_dog import report
-from kdlib.course.studies.cat_or_dog_pretrained import FROM_NOTHING, KNOWN, PretrainedStudy
+from kdlib.course.studies.cat_or_dog_pretrained import (
+    FROM_NOTHING,
+    PretrainedStudy,
+    new_weights,
+    pretrained_recipe,
+)
 from kdlib.data import Examples, Splits
 from kdlib.training import predict
 from kdlib.vision.loader import Augmentation, Loader
@@ -40,7 +46,7 @@ def tiny_network(name, **_):
     """Nine classes of pictures of 12×12."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                          nn.Linear(8, 9)).eval()  # fmt: skip
+                          nn.Linear(8, 300), nn.ReLU(), nn.Linear(300, 9)).eval()  # fmt: skip
     return Pretrained(model, Preprocess(12, (0.5,) * 3, (0.25,) * 3), tuple("abcdefghi"))
 
 
@@ -68,27 +74,33 @@ def results(study):
 
 def test_results_hold_both_teachers_every_arm_and_are_json(results):
     assert json.loads(json.dumps(results)) == results
-    few = {"alone", "pseudo-labels", "distilled", "distilled, no labels", KNOWN}
+    told = {"alone", "pseudo-labels", "distilled"}
     assert {name: set(by) for name, by in results["arms"].items()} == {
-        "all": {*few, "smoothed"}, "few": few, "teachers": {FROM_NOTHING, NAME},
+        "all": {*told, "alone, new weights", "distilled, new weights"},
+        "few": {*told, "distilled, no labels"}, "teachers": {FROM_NOTHING, NAME},
     }  # fmt: skip
     assert results["teachers"][FROM_NOTHING]["epochs"] == 2
     assert results["teachers"][NAME]["strength"] > 0 and "epochs" not in results["teachers"][NAME]
     assert results["arms"]["teachers"][NAME] == results["arms"]["all"]["distilled"]
     for table in ("all", "few"):
-        assert {f"{arm} against alone" for arm in few - {"alone"}} <= set(results["verdicts"][table])
-    assert results["cost"]["teacher"]["parameters"] == 3 * 8 * 9 + 8 + 8 * 9 + 9 + 8 * 2 + 2
+        assert {f"{arm} against alone" for arm in told - {"alone"}} <= set(results["verdicts"][table])
+    assert "distilled, new weights against alone, new weights" in results["verdicts"]["all"]
+    assert results["cost"]["teacher"]["parameters"] == 3 * 8 * 9 + 8 + 8 * 300 + 300 + 300 * 2 + 2
     text = report(results)
     assert "pretrained, under a probe" in text and "after 2 epochs" in text
 
 
-def test_every_arm_with_a_setting_has_three_and_takes_the_best_on_validation(results):
-    assert set(results["choices"]["all"]) == {"alone", "smoothed", "pseudo-labels", "distilled", KNOWN}
+def test_every_arm_with_settings_takes_the_best_of_them_on_validation(results):
+    told = {"alone", "pseudo-labels", "distilled"}
+    assert set(results["choices"]["few"]) == told
+    assert set(results["choices"]["all"]) == told | {"alone, new weights"}
     for situation, arms in results["choices"].items():
         for arm, choices in arms.items():
             best = max(choices, key=lambda c: (c["accuracy"], -c["nll"]))
-            assert len(choices) == 3 and results["chosen"][situation][arm] == best["setting"]
-    assert results["chosen"]["all"]["distilled, no labels"] == results["chosen"]["all"]["distilled"]
+            assert len(choices) == (1 if "new" in arm else 3)
+            assert results["chosen"][situation][arm] == best["setting"]
+    assert results["chosen"]["few"]["distilled, no labels"] == results["chosen"]["few"]["distilled"]
+    assert results["chosen"]["all"]["distilled, new weights"] == results["chosen"]["all"]["distilled"]
 
 
 def spied(study, monkeypatch, *jobs):
@@ -126,7 +138,8 @@ def test_who_sees_what(study, monkeypatch):
 def test_the_teacher_looks_once_at_each_picture_and_crop_for_all_seeds_and_arms(study, results, monkeypatch):
     teacher, asked = study._teachers[NAME], []
     hook = teacher.features.body.register_forward_hook(lambda *call: asked.append(len(call[2])))
-    jobs = [("all", arm, 7, 4.0) for arm in ("distilled", "pseudo-labels", KNOWN)] + [("few", KNOWN, 8, 1.0)]
+    arms = ("distilled", "pseudo-labels", "distilled, new weights")
+    jobs = [("all", arm, 7, 1.0) for arm in arms] + [("few", "distilled", 8, 1.0)]
     told = spied(study, monkeypatch, *jobs)
     hook.remove()
     assert asked == [1] * len(jobs)  # a single picture, for the number of classes
@@ -135,28 +148,24 @@ def test_the_teacher_looks_once_at_each_picture_and_crop_for_all_seeds_and_arms(
         assert (cached.manifest["epochs"], cached.manifest["seed"]) == (VIEWS, None)
         (batch,) = Loader(data, TINY.student.augmentation).batches([torch.arange(5)], epoch=4, seed=9)
         logits = cached.logits(4, torch.arange(5))
-        assert logits.shape == (5, 2 + 9)
-        torch.testing.assert_close(logits[:, :2], predict(teacher, batch.images))
+        torch.testing.assert_close(logits, predict(teacher, batch.images))
 
 
-def test_students_of_a_thousand_classes_begin_with_the_body_of_the_others_and_lose_them(study, monkeypatch):
-    told = spied(study, monkeypatch, ("all", "distilled", 0, 4.0), ("all", KNOWN, 0, 4.0))
-    networks = []
-    for training, _, _ in told:
-        torch.manual_seed(0)
-        networks.append(training.build())
-    assert [network[-1].out_features for network in networks] == [2, 2 + 9]
-    bodies = (network[:-1].parameters() for network in networks)
-    assert all(torch.equal(*pair) for pair in zip(*bodies, strict=True))
-    images = torch.rand(4, 3, 16, 16)
-    whole = predict(networks[1], images)
-    torch.testing.assert_close(predict(ways.first_classes(networks[1], 2), images), whole[:, :2])
+def test_new_weights_are_new_and_the_rest_of_the_student_is_not(study, monkeypatch):
+    told = spied(study, monkeypatch, ("all", "distilled", 0, 4.0), ("all", "distilled, new weights", 0, 4.0))
+    torch.manual_seed(0)
+    copied, new = (training.build() for training, _, _ in told)
+    assert str(copied) == str(new) and not torch.equal(copied[1].weight, new[1].weight)
+    torch.manual_seed(5)
+    again = new_weights(told[0][0].build)
+    torch.manual_seed(5)
+    assert torch.equal(again[1].weight, new_weights(told[0][0].build)[1].weight)
 
 
 def test_a_student_that_was_chosen_is_not_trained_again(study, results, monkeypatch):
     files = {path.name for path in (study.folder / "students").iterdir()}
     assert f"all-distilled-0-{results['chosen']['all']['distilled']:g}.safetensors" in files
-    assert "all-distilled-1000-classes-0-16.safetensors" in files
+    assert "all-alone-new-weights-0-1.safetensors" in files
     before = predict(study.train_student("all", "alone", 0, 1.0), study.data.test.images)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *a: pytest.fail("trained again"))
     after = predict(study.train_student("all", "alone", 0, 1.0), study.data.test.images)
@@ -165,30 +174,17 @@ def test_a_student_that_was_chosen_is_not_trained_again(study, results, monkeypa
     assert again["arms"] == results["arms"] and again["verdicts"] == results["verdicts"]
 
 
-def test_the_losses_of_the_arms_written_out():
-    random = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(4, 7, generator=random) for _ in range(2))
-    labels = torch.tensor([1, -100, 0, -100])
-
-    def kl(columns, t):
-        p, q = ((z[:, columns] / t).log_softmax(1) for z in (teacher, student))
-        return t**2 * (p.exp() * (p - q)).sum(1).mean()
-
-    hard = -student[[0, 2], :2].log_softmax(1)[[0, 1], [1, 0]].mean()
-    expected = 0.1 * hard + 0.9 * kl(slice(0, 2), 4.0) + kl(slice(2, 7), 4.0)
-    found = ways.all_classes(student, teacher, labels, classes=2, temperature=4.0)
-    torch.testing.assert_close(found, expected)
-    own = ways.own_classes(student[:, :2], teacher, labels, loss=ways.arms(4.0)["distilled"])
-    torch.testing.assert_close(own, 0.1 * hard + 0.9 * kl(slice(0, 2), 4.0))
-
-
-def test_the_student_is_at_most_a_tenth_of_the_smallest_teacher():
-    recipe = ways.pretrained_recipe(128)
-    assert sum(p.numel() for p in recipe.student.build().parameters()) <= 465_000
+def test_the_student_is_at_most_a_tenth_of_the_teacher_and_made_of_it(monkeypatch):
+    whole = models.get_model("resnet18", weights=None).eval()
+    network = Pretrained(whole, Preprocess(64, (0.5,) * 3, (0.25,) * 3), ("class",) * 1000)
+    monkeypatch.setattr(pretrained_study, "load_pretrained", lambda *a, **k: network)
     for size in (128, 16):
+        recipe = pretrained_recipe("resnet18", size)
+        student = recipe.student.build().eval()
+        sizes = [sum(p.numel() for p in net.parameters()) for net in (student, whole)]
+        assert sizes[0] <= 0.1 * sizes[1] and torch.equal(student[1].weight, whole.conv1.weight)
         images = torch.rand(2, 3, size, size)
-        recipe = ways.pretrained_recipe(size)
-        assert recipe.student.build()(images).shape == recipe.teacher.build()(images).shape == (2, 2)
+        assert student(images).shape == recipe.teacher.build().eval()(images).shape == (2, 2)
 
 
 def folder_of_pictures(folder):
@@ -213,7 +209,7 @@ def test_one_command_runs_it_on_a_folder(tmp_path, capsys, monkeypatch):
     status = main(["experiment", str(folder), "--teacher", NAME, *options, *places])
     printed = capsys.readouterr()
     assert status == 0, printed.err
-    assert "teacher, tiny: pretrained" in printed.out and f"{KNOWN} against alone" in printed.out
+    assert "teacher, tiny: pretrained" in printed.out and "distilled against alone" in printed.out
     assert json.loads(out.read_text())["recipe"]["student"]["augmentation"]["views"] > 1
 
 
@@ -225,7 +221,7 @@ def test_settings_can_be_tried_on_validation_alone(tmp_path, capsys, monkeypatch
                    "--labels", "6", "--work", str(tmp_path / "work")])  # fmt: skip
     assert status == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if " nats" in line]
-    assert len(lines) == 3 * 4 and lines[0].startswith("alone") and lines[-1].startswith(KNOWN)
+    assert len(lines) == 3 * 3 and lines[0].startswith("alone") and lines[-1].startswith("distilled")
 
 
 def test_sketches_are_refused_and_so_is_a_name_that_nobody_knows(tmp_path, capsys):

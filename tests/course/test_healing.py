@@ -15,7 +15,7 @@ from kdlib.storage import fingerprint
 
 TINY = HealingRecipe(
     layers=(3, 2), context=12, steps=3, batch_size=2, lrs=(1e-3, 3e-3), top_k=8, measured_on=4, validation=3,
-    test=6, further_steps=2,
+    test=6, further_steps=2, precision="no",
 )  # fmt: skip
 
 
@@ -45,7 +45,8 @@ def test_every_arm_is_there_with_all_seeds_and_the_report_tells_of_it(results):
     for layers in ("3", "2"):
         found = results["students"][layers]
         assert len(found["kept"]) == int(layers)
-        assert set(found["arms"]) == set(ARMS) and set(found["further"]) == {"logits", "on-policy"}
+        assert set(found["arms"]) == set(ARMS)
+        assert set(found["further"]) == ({"logits", "on-policy"} if layers == "2" else set())
         for column in (*found["arms"].values(), *found["further"].values()):
             assert {len(values) for values in column.values()} == {2}
             for nll, by_text in zip(column["nll"], column["nll_by_text"], strict=True):
@@ -75,7 +76,7 @@ def test_parts_share_no_text_and_all_arms_of_a_seed_have_the_same_pieces(study):
         for name, part in study.parts.items()
     }
     assert not decoded["train"] & decoded["test"] and not decoded["validation"] & decoded["test"]
-    assert len(study.drawn(0)) == TINY.steps * TINY.batch_size == len(study.written(0))
+    assert len(study.drawn(0)) == TINY.steps * TINY.batch_size
     assert study.drawn(0) == study.drawn(0) != study.drawn(1)
 
 

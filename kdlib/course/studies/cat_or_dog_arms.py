@@ -62,42 +62,6 @@ def arms(temperature: float, alpha: float = 0.1, smoothing: float = 0.1) -> dict
     }
 
 
-def own_classes(
-    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, *, loss: LossFunction
-) -> Tensor:
-    """A loss of the student's classes where the teacher's logits go on behind them."""
-    teacher = None if teacher_logits is None else teacher_logits[:, : student_logits.shape[1]]
-    return loss(student_logits, teacher, labels)
-
-
-def all_classes(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, classes: int, temperature: float
-) -> Tensor:
-    """`soft_targets` on the first `classes`, and as much again on the classes that only the teacher knows.
-
-    A soft label over two classes is one number. One over a thousand says which of them the picture looks
-    like. Student and teacher have logits (B, classes + K).
-    """
-    ours = soft_targets(
-        student_logits[:, :classes], teacher_logits[:, :classes], labels, temperature=temperature
-    )
-    known = soft_target_loss(
-        student_logits[:, classes:], teacher_logits[:, classes:], temperature=temperature
-    )
-    return ours + known
-
-
-def first_classes(model: nn.Sequential, classes: int) -> nn.Sequential:
-    """The same with the first outputs of its last layer alone: what was needed to learn, and no more."""
-    last = model[-1]
-    if last.out_features > classes:
-        model[-1] = nn.Linear(last.in_features, classes, device=last.weight.device)
-        with torch.no_grad():
-            model[-1].weight.copy_(last.weight[:classes])
-            model[-1].bias.copy_(last.bias[:classes])
-    return model
-
-
 def cut(data: Examples, teacher: int, *, seed: int = 0) -> tuple[Examples, Examples]:
     """The `teacher` pictures that a teacher is trained on, and the others: each class in the same number.
 
@@ -192,17 +156,4 @@ def photo_recipe(size: int) -> PictureRecipe:
     return PictureRecipe(
         Training(teacher, 40, 3e-3, weight_decay=5e-3, augmentation=Augmentation(crop=crop, cutout=cutout)),
         Training(student, 16, 1e-2, augmentation=Augmentation(crop=crop)),
-    )
-
-
-def pretrained_recipe(size: int) -> PictureRecipe:
-    """Beside a pretrained teacher: photographs of `size`, which each network scales for itself."""
-    pixels = min(size, 64)
-    student = partial(convnet, (24, 48, 96, 128), depth=2, stride=2, pixels=pixels)
-    teacher = partial(convnet, (32, 64, 128, 128), depth=2, stride=2, dropout=0.3, pixels=pixels)
-    crop = size // 8
-    views = Augmentation(crop=crop, zoom=0.6, views=16)
-    return PictureRecipe(
-        replace(photo_recipe(size).teacher, build=teacher),
-        Training(student, 60, 5e-3, weight_decay=1e-2, augmentation=views),
     )

@@ -3,8 +3,8 @@
 The teacher is SmolLM2-135M-Instruct; the students are its copies without the blocks that change least. They
 learn from English that every Python ships (its documentation and docstrings), all arms from the same tokens
 in the same order: cross-entropy on the text; the teacher's whole distribution at each token, or its 64
-likeliest tokens from a cache; half of each. One more learns from texts that the teacher writes itself, which
-needs no data; one goes on from "logits" by what it writes itself.
+likeliest tokens from a cache; half of each. The smallest students of "logits" then go on, from texts or from
+what they write themselves.
 
 The learning rates of "cross-entropy" and of "logits", which the others share, are chosen on validation, with
 one seed, for the student of the fewest layers.
@@ -17,12 +17,12 @@ import random
 import statistics
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.cache.tokens import CachedTokens
@@ -35,13 +35,13 @@ from kdlib.language.distill.teachers import cache_teacher_tokens
 from kdlib.language.documents import encode_documents
 from kdlib.language.models.load import load_checkpoint
 from kdlib.language.models.prune import block_importance, prune_layers
-from kdlib.runtime import describe_environment, seeded
-from kdlib.storage import fingerprint, load_tensors, save_tensors
+from kdlib.runtime import Precision, describe_environment
+from kdlib.storage import fingerprint
 
 # What an arm gives to `distill_language_model`, besides the teacher.
 ARMS: dict[str, dict[str, float]] = {
     "cross-entropy": {"alpha": 1.0}, "logits": {"alpha": 0.0}, "cached": {"alpha": 0.0},
-    "both": {"alpha": 0.5}, "teacher's texts": {"alpha": 0.0},
+    "both": {"alpha": 0.5},
 }  # fmt: skip
 TUNED = ("cross-entropy", "logits")
 PAIRS = tuple((arm, "cross-entropy") for arm in ARMS if arm != "cross-entropy") + (("cached", "logits"),)
@@ -62,10 +62,11 @@ class HealingRecipe:
     lrs: tuple[float, ...] = (2e-4, 5e-4, 1.2e-3)
     top_k: int = 64
     measured_on: int = 20  # pieces of the training texts, for the importance of the blocks
-    validation: int = 30  # pieces
-    test: int = 60
+    validation: int = 20  # pieces
+    test: int = 40
     further_steps: int = 10  # on-policy, and as many more on texts
     further_lr: float = 1e-4
+    precision: Precision = "bf16"  # of the teacher, and of the products in which a student learns
 
 
 SMOLLM2 = HealingRecipe()
@@ -108,9 +109,12 @@ class HealingStudy:
     def loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return load_checkpoint(self.checkpoint, dtype="float32")
 
-    @property
+    @cached_property
     def teacher(self) -> PreTrainedModel:
-        return self.loaded[0]
+        """The model in the precision in which it teaches; students are cut from the one in float32."""
+        if self.recipe.precision == "no":
+            return self.loaded[0]
+        return deepcopy(self.loaded[0]).to(torch.bfloat16)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -138,7 +142,7 @@ class HealingStudy:
         def run() -> dict:
             pieces = random.Random("blocks").sample(self.parts["train"], self.recipe.measured_on)
             texts = [self.tokenizer.decode(piece.prompt + piece.completion) for piece in pieces]
-            return {"importance": block_importance(self.teacher, self.tokenizer, texts).tolist()}
+            return {"importance": block_importance(self.loaded[0], self.tokenizer, texts).tolist()}
 
         return self._once(["importance"], run)["importance"]
 
@@ -148,47 +152,23 @@ class HealingStudy:
         return sorted(ranked[:layers])
 
     def pruned(self, layers: int) -> PreTrainedModel:
-        return prune_layers(self.teacher, keep=self.kept(layers))
+        return prune_layers(self.loaded[0], keep=self.kept(layers))
 
     def drawn(self, seed: int, steps: int | None = None) -> list[TokenExample]:
         """The pieces that a seed learns from, each once."""
         count = (steps or self.recipe.steps) * self.recipe.batch_size
         return random.Random(f"{seed} pieces").sample(self.parts["train"], count)
 
-    def written(self, seed: int) -> list[TokenExample]:
-        """As many pieces that the teacher writes, each from a token drawn at random on; made once.
-
-        Liu et al. 2023, LLM-QAT, arXiv 2305.17888, section 2.1.
-        """
-        path, count = self.folder / f"written-{seed}.safetensors", self.recipe.steps * self.recipe.batch_size
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                length, device = self.recipe.context - 1, self.teacher.device
-                settings = GenerationConfig(
-                    do_sample=True, top_k=0, max_new_tokens=length, min_new_tokens=length, use_cache=True,
-                    pad_token_id=self.tokenizer.eos_token_id,
-                )  # fmt: skip
-                with seeded(seed, device):
-                    start = torch.randint(len(self.tokenizer), (count, 1), device=device)
-                    rows = [
-                        self.teacher.generate(part, attention_mask=part.new_ones(part.shape),
-                                              generation_config=settings)
-                        for part in start.split(16)
-                    ]  # fmt: skip
-                save_tensors(path, {"tokens": torch.cat(rows)})
-            tokens = load_tensors(path)[0]["tokens"].tolist()
-        return [TokenExample((row[0],), tuple(row[1:])) for row in tokens]
-
     def run(self, arm: str, layers: int, seed: int, lr: float, *, test: bool = True) -> dict:
         """Heal one student; score it once, on test or on validation."""
 
         def run() -> dict:
-            examples = self.written(seed) if arm == "teacher's texts" else self.drawn(seed)
             teacher = self._cache(seed) if arm == "cached" else self.teacher
             student = self.pruned(layers)
             history = distill_language_model(
-                student, self.tokenizer, examples, teacher=teacher, **ARMS[arm], lr=lr, seed=seed,
-                steps=self.recipe.steps, batch_size=self.recipe.batch_size, progress=self.progress,
+                student, self.tokenizer, self.drawn(seed), teacher=teacher, **ARMS[arm], lr=lr, seed=seed,
+                steps=self.recipe.steps, batch_size=self.recipe.batch_size, precision=self.recipe.precision,
+                progress=self.progress,
             )
             if test and arm == FURTHER_FROM:
                 student.save_pretrained(self._healed(layers, seed))
@@ -218,7 +198,7 @@ class HealingStudy:
             history = distill_language_model(
                 student, self.tokenizer, pieces, teacher=self.teacher, alpha=0.0, **how, seed=seed,
                 steps=self.recipe.further_steps, lr=self.recipe.further_lr, progress=self.progress,
-                batch_size=self.recipe.batch_size,
+                batch_size=self.recipe.batch_size, precision=self.recipe.precision,
             )
             found = {"arm": way, "layers": layers, "seed": seed, "tokens": history.tokens_trained,
                      "seconds": history.seconds}
@@ -271,14 +251,15 @@ class HealingStudy:
         by_size = {}
         for layers in sizes:
             runs = [self.run(arm, layers, seed, self.chosen(arm)) for seed in seeds for arm in ARMS]
-            more = [self.further(way, layers, seed) for seed in seeds for way in FURTHER]
+            go_on = FURTHER if layers == min(sizes) else ()
+            more = [self.further(way, layers, seed) for seed in seeds for way in go_on]
             by_size[str(layers)] = {
                 "kept": self.kept(layers), "untrained": self.untrained(layers), "cost": self.cost(layers),
                 "arms": _by_arm(runs), "further": _by_arm(more),
             }
         return {
             "environment": describe_environment(),
-            "model": {"checkpoint": Path(self.checkpoint).name, "fingerprint": fingerprint(self.teacher)},
+            "model": {"checkpoint": Path(self.checkpoint).name, "fingerprint": fingerprint(self.loaded[0])},
             "texts": {name: sum(len(piece.completion) for piece in part) for name, part in self.parts.items()}
             | {"fingerprint": fingerprint([[*p.prompt, *p.completion] for p in self.parts["test"]])},
             "recipe": asdict(self.recipe), "seeds": len(seeds), "importance": self.importance,
@@ -335,7 +316,7 @@ def _by_arm(runs: Sequence[Mapping]) -> dict[str, dict[str, list]]:
 def _verdicts(found: Mapping[str, Mapping]) -> dict[str, dict]:
     """Of one size of students, over seeds and test texts together, by measure."""
     ways = {f"then {way}": column for way, column in found["further"].items()}
-    pairs = (*PAIRS, ("then on-policy", "then logits"))
+    pairs = (*PAIRS, ("then on-policy", "then logits")) if ways else PAIRS
     return {
         measure: verdicts(
             {arm: {measure: [torch.tensor(values) for values in column[f"{measure}_by_text"]]}
