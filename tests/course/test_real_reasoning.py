@@ -17,6 +17,7 @@ from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
 TINY = RealReasoningRecipe(
     tasks=("cages",), asked=("chain_sum",), problems=12, pool=16, validation=4, test=6, beyond=3, other=4,
     steps=6, batch_size=4, lrs=(1e-3, 3e-3), max_new_tokens=12, before_tokens=20, texts=5, context=16,
+    precision="no",
 )  # fmt: skip
 TEXTS = [f"How many chickens and rabbits are in cage {n}? {n} × 2 = {2 * n} feet." for n in range(40)]
 REAL = real_reasoning.distill_language_model

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from kdlib.cache.tokens import CachedTokens
 from kdlib.cost import time_call
-from kdlib.course.studies.records import columns, once, verdicts
+from kdlib.course.studies.records import by_arm, once, verdicts
 from kdlib.language.distill.batches import TokenExample
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.distill.scores import TextScores, score_texts
@@ -255,7 +255,7 @@ class HealingStudy:
             more = [self.further(way, layers, seed) for seed in seeds for way in go_on]
             by_size[str(layers)] = {
                 "kept": self.kept(layers), "untrained": self.untrained(layers), "cost": self.cost(layers),
-                "arms": _by_arm(runs), "further": _by_arm(more),
+                "arms": by_arm(runs, LEFT_OUT), "further": by_arm(more, LEFT_OUT),
             }
         return {
             "environment": describe_environment(),
@@ -303,13 +303,6 @@ def _figures(scores: TextScores) -> dict[str, object]:
     return {name: scores.mean(name) for name in FIGURES} | {
         f"{name}_by_text": scores.by_text(name)
         for name in ("nll", "kl")
-    }
-
-
-def _by_arm(runs: Sequence[Mapping]) -> dict[str, dict[str, list]]:
-    return {
-        arm: columns([run for run in runs if run["arm"] == arm], LEFT_OUT)
-        for arm in dict.fromkeys(run["arm"] for run in runs)
     }
 
 

@@ -34,7 +34,7 @@ from kdlib.language.models.load import load_checkpoint
 from kdlib.language.traces.collect import Trace, collect_traces, judged_trace
 from kdlib.language.traces.generate import Completion
 from kdlib.metrics import interval
-from kdlib.runtime import describe_environment
+from kdlib.runtime import Precision, describe_environment
 from kdlib.storage import fingerprint
 
 ARMS = ("answers", "verified")
@@ -49,20 +49,21 @@ class RealReasoningRecipe:
 
     tasks: tuple[str, ...] = ("cages", "leg_counting")  # learned, one by each student
     asked: tuple[str, ...] = ("chain_sum", "simple_equations")  # never learned
-    problems: int = 320  # that a student learns from
+    problems: int = 400  # that a student learns from
     pool: int = 500  # of which they are drawn
     validation: int = 60
     test: int = 100
     beyond: int = 50
     other: int = 40  # problems of each task that a student has not learned
-    steps: int = 80  # of "verified"; "answers" takes as many tokens
+    steps: int = 120  # of "verified"; "answers" takes as many tokens
     batch_size: int = 4
-    lrs: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
+    lrs: tuple[float, ...] = (3e-4, 1e-3)
     adam_beta2: float = 0.95  # in short runs the default, 0.999, remembers the first steps too long
     max_new_tokens: int = 160
-    before_tokens: int = 320  # the model as it is takes its time
+    before_tokens: int = 256  # the model as it is takes its time
     texts: int = 30  # pieces of English, of so many tokens
     context: int = 256
+    precision: Precision = "bf16"  # of the products in which a student learns
 
 
 SMOLLM2 = RealReasoningRecipe()
@@ -159,7 +160,8 @@ class RealReasoningStudy:
             steps, tokens = self.lengths(arm, task, seed)
             history = distill_language_model(
                 student, self.tokenizer, self.reading(arm, task, seed), steps=steps, lr=lr, seed=seed,
-                batch_size=recipe.batch_size, adam_beta2=recipe.adam_beta2, progress=self.progress,
+                batch_size=recipe.batch_size, adam_beta2=recipe.adam_beta2, precision=recipe.precision,
+                progress=self.progress,
             )
             found = {"arm": arm, "task": task, "seed": seed, "lr": lr, "steps": steps, "tokens": tokens,
                      "learned": history.tokens_trained, "seconds": history.seconds}  # fmt: skip

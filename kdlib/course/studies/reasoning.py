@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.course.studies import reasoning_arms as ways
 from kdlib.course.studies.pretraining_data import Text, pretraining_data
-from kdlib.course.studies.records import columns, once, pack_bits, verdicts
+from kdlib.course.studies.records import by_arm, columns, once, pack_bits, verdicts
 from kdlib.language.distill.batches import collate, tokenize_prompts
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.distill.teachers import predictions
@@ -291,7 +291,7 @@ class ReasoningStudy:
         done = {part: self._shared(jobs, workers, part) for part, jobs in self.jobs(seeds).items()}
         choices = done.pop("choices") + done.pop("rates")
         handed = done.pop("handed over")
-        by = {part: _columns(runs) for part, runs in done.items()}
+        by = {part: by_arm(runs, LEFT_OUT) for part, runs in done.items()}
         teachers = {share: self.teacher(share) for share in (1.0, WEAK)}
         traces, weak_traces = (
             [trace for seed in seeds for trace in self.traces(seed, share=share)]
@@ -372,10 +372,6 @@ def _by_name(further: Mapping[str, Mapping[str, Mapping]]) -> dict[str, Mapping]
 def _by_arm(runs: Sequence[dict]) -> dict[str, list[dict]]:
     names = dict.fromkeys(run["arm"] for run in runs)
     return {arm: [run for run in runs if run["arm"] == arm] for arm in names}
-
-
-def _columns(runs: Sequence[dict]) -> dict[str, dict[str, list]]:
-    return {arm: columns(found, LEFT_OUT) for arm, found in _by_arm(runs).items()}
 
 
 def _accuracy(traces: Sequence[Trace]) -> float:

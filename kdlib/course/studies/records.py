@@ -1,4 +1,4 @@
-"""What both studies leave behind: finished runs, columns of figures from seed to seed, verdicts on them."""
+"""What the studies leave behind: finished runs, columns of figures from seed to seed, verdicts on them."""
 
 import json
 import math
@@ -28,6 +28,13 @@ def columns(runs: Iterable[Mapping], leave_out: Sequence[str] = ()) -> dict[str,
     """The figures of one arm, a list of each, in the order of the runs."""
     runs = list(runs)
     return {name: [run[name] for run in runs] for name in runs[0] if name not in leave_out}
+
+
+def by_arm(runs: Iterable[Mapping], leave_out: Sequence[str] = ()) -> dict[str, dict[str, list]]:
+    """The `columns` of each arm, by the name that its runs have."""
+    runs = list(runs)
+    arms = dict.fromkeys(run["arm"] for run in runs)
+    return {arm: columns([run for run in runs if run["arm"] == arm], leave_out) for arm in arms}
 
 
 def scores_of(arm: Mapping[str, Sequence] | Sequence[Mapping]) -> list[Scores]:
