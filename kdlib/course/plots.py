@@ -54,11 +54,14 @@ def label_bars(
 ) -> Figure:
     """Distributions over the same classes, (C,) by name, bar beside bar; xlabel says what classes are.
 
-    Other shares of at most 1 go too, if `ylabel` names them.
+    Other shares of at most 1 go too, if `ylabel` names them. The axis ends at 1, or earlier where all bars
+    are short.
     """
+    longest = max(float(value) for values in rows.values() for value in values)
     with canvas(9, 3.8) as (figure, axes):
         figure.set_figheight(3.8 + _bars(axes, rows, classes))
-        axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.08), title=title)
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        axes.set_ylim(0, 1.08 if longest > 0.5 else 1.15 * longest)
         if len(rows) > 1:
             axes.legend()
     parts = [f"{name}: {_largest(values, classes)}" for name, values in rows.items()]
@@ -272,6 +275,7 @@ def arms(
         room = 0.87 * figure.get_figwidth() / (len(rows) + 0.2)
         figure.set_figheight(4.4 + name_ticks(axes, list(rows), room))
         meaning = "One dot a seed; black: mean and 95% interval" + ", bounded" * bool(bounded)
+        meaning = meaning if ends else "One dot each: a single run has no interval"
         axes.set(xlabel=meaning, ylabel=ylabel, title=title, xlim=(-0.5, len(rows) - 0.3))
     return describe(figure, title, meaning, parts)
 

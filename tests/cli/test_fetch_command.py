@@ -15,7 +15,8 @@ from kdlib.wheels import NotFetched
 
 @pytest.mark.parametrize(("origin", "words"), [
     ({"repository": "a/b"}, "the original of a/b, in bfloat16"),
-    ({"wheel": "w 1", "hub": "ConnectError: no"}, "the wheel w 1, quantised to 4 bits .*ConnectError: no"),
+    ({"wheel": "w 1", "sha256": "b1", "hub": "ConnectError: no"},
+     "the wheel w 1, quantised to 4 bits .*b1; .*ConnectError: no"),
 ])  # fmt: skip
 def test_smollm2_says_which_of_the_two_it_is(tmp_path, monkeypatch, capsys, origin, words):
     def fetch(root):

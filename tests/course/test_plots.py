@@ -67,6 +67,12 @@ def test_one_row_needs_no_legend():
     assert_allclose(heights(axes), [[0.25, 0.75]])
 
 
+def test_the_axis_of_short_bars_ends_above_them():
+    for longest, end in ((0.2, 0.23), (0.9, 1.08)):
+        (axes,) = plots.label_bars({"p": [longest, 0.1]}, ["cat", "dog"]).axes
+        assert axes.get_ylim() == pytest.approx((0, end))
+
+
 def test_one_class_has_one_bar():
     figure = plots.label_bars({"p": [1.0]}, ["cat"])
     assert heights(figure.axes[0]) == [[1.0]]
@@ -298,6 +304,7 @@ def test_arms_show_every_seed_and_the_t_interval():
 def test_one_seed_is_a_dot_without_an_interval():
     figure = plots.arms({"alone": [90.04]})
     (axes,) = figure.axes
+    assert axes.get_xlabel() == "One dot each: a single run has no interval"
     (dot,) = axes.get_lines()
     assert_allclose(dot.get_xydata(), [[0, 90.04]])
     assert not axes.containers

@@ -67,7 +67,8 @@ def origin(folder: str | os.PathLike) -> str:
     found = json.loads((Path(folder) / _ORIGIN).read_bytes())
     if "repository" in found:
         return f"the original of {found['repository']}, in bfloat16"
-    return f"from the wheel {found['wheel']}, quantised to 4 bits (the hub gave nothing: {found['hub']})"
+    hub = f"the hub gave nothing: {found['hub']}"
+    return f"from the wheel {found['wheel']}, quantised to 4 bits (SHA-256 {found['sha256']}; {hub})"
 
 
 def _convert(folder: Path, progress: bool) -> None:
