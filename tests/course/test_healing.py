@@ -51,6 +51,9 @@ def test_every_arm_is_there_with_all_seeds_and_the_report_tells_of_it(results):
             assert {len(values) for values in column.values()} == {2}
             for nll, by_text in zip(column["nll"], column["nll_by_text"], strict=True):
                 assert sum(by_text) / len(by_text) == pytest.approx(nll, abs=1e-4)
+    cut, found = (results["students"]["2"][part] for part in ("untrained", "arms"))
+    closed = 1 - (found["both"]["kl"][0] + found["both"]["kl"][1]) / 2 / cut["kl"]
+    assert results["students"]["2"]["gap_closed"]["both"] == pytest.approx(closed)
     text = report(results)
     assert "3 layers, " in text and "then on-policy" in text and "KL, logits against cross-entropy" in text
     # Less is better: a verdict's difference is how much nearer the arm is.

@@ -253,9 +253,12 @@ class HealingStudy:
             runs = [self.run(arm, layers, seed, self.chosen(arm)) for seed in seeds for arm in ARMS]
             go_on = FURTHER if layers == min(sizes) else ()
             more = [self.further(way, layers, seed) for seed in seeds for way in go_on]
+            cut, arms, further = self.untrained(layers), by_arm(runs, LEFT_OUT), by_arm(more, LEFT_OUT)
             by_size[str(layers)] = {
-                "kept": self.kept(layers), "untrained": self.untrained(layers), "cost": self.cost(layers),
-                "arms": by_arm(runs, LEFT_OUT), "further": by_arm(more, LEFT_OUT),
+                "kept": self.kept(layers), "untrained": cut, "cost": self.cost(layers),
+                "arms": arms, "further": further,
+                "gap_closed": {arm: 1 - sum(column["kl"]) / len(column["kl"]) / cut["kl"]
+                               for arm, column in (arms | _then(further)).items()},
             }
         return {
             "environment": describe_environment(),
@@ -287,11 +290,11 @@ def report(results: Mapping) -> str:
         faster = found["cost"]["tokens_a_second"] / results["teacher"]["cost"]["tokens_a_second"]
         lines += ["", f"{layers} layers, {faster:.2f} times as fast as the teacher", head]
         cut = found["untrained"]
-        columns_of = {"as cut": {name: [cut[name]] for name in FIGURES}, **found["arms"]}
-        columns_of |= {f"then {way}": column for way, column in found["further"].items()}
+        columns_of = {"as cut": {name: [cut[name]] for name in FIGURES}, **found["arms"],
+                      **_then(found["further"])}
         for name, column in columns_of.items():
             nll, kl, same = (sum(column[figure]) / len(column[figure]) for figure in FIGURES)
-            closed = f"{100 * (1 - kl / cut['kl']):.1f} %"
+            closed = f"{100 * found['gap_closed'].get(name, 0):.1f} %"
             lines.append(f"{name:24}{nll:8.3f}{kl:8.3f}{100 * same:10.1f} %{closed:>12}")
         for measure, table in results["verdicts"][layers].items():
             lines += [f"\n{measure.upper()}, {pair}\n{found['text']}" for pair, found in table.items()]
@@ -306,9 +309,14 @@ def _figures(scores: TextScores) -> dict[str, object]:
     }
 
 
+def _then(further: Mapping[str, Mapping]) -> dict[str, Mapping]:
+    """Ways to go on, by names that no arm has."""
+    return {f"then {way}": column for way, column in further.items()}
+
+
 def _verdicts(found: Mapping[str, Mapping]) -> dict[str, dict]:
     """Of one size of students, over seeds and test texts together, by measure."""
-    ways = {f"then {way}": column for way, column in found["further"].items()}
+    ways = _then(found["further"])
     pairs = (*PAIRS, ("then on-policy", "then logits")) if ways else PAIRS
     return {
         measure: verdicts(
