@@ -2,17 +2,21 @@
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from kdlib.course.build.execute import execute
 from kdlib.course.build.sources import notebook_fingerprint
 from kdlib.language.models.smollm2 import fetch_smollm2
+from kdlib.vision.pretrained import load_pretrained
 from kdlib.wheels import NotFetched
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,3 +177,28 @@ def test_pytest_leaves_out_a_notebook_whose_model_is_not_there_even_if_all_are_a
     assert "what they download is not there (python -m kdlib fetch): 06_real" in collected()
     (tmp_path / "data" / "downloads" / "a_model").mkdir(parents=True)
     assert "1 test collected" in collected()
+
+
+@pytest.mark.index
+def test_the_short_form_with_a_real_teacher_runs_on_the_readers_photographs(tmp_path, monkeypatch, capsys):
+    try:
+        load_pretrained("efficientnet-lite0", root=ROOT / "data" / "downloads", progress=False)
+    except NotFetched as error:
+        pytest.skip(str(error))
+    random = np.random.default_rng(0)
+    for name, count in (("train", 40), ("test", 6)):
+        for k, kind in enumerate(("cat", "dog")):
+            (tmp_path / name / kind).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(60 * k, 190 + 60 * k, (32, 40, 3), dtype="uint8")
+                Image.fromarray(pixels).save(tmp_path / name / kind / f"{number}.png")
+    monkeypatch.chdir(ROOT / "notebooks")
+    notebook = nbformat.read("04_cat_vs_dog.ipynb", as_version=4)
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    (short,) = (source for source in code if "def real_teacher" in source)
+    beginning = next(number for number, source in enumerate(code) if source.startswith("KNOWN = "))
+    space = {}
+    for source in (*code[: beginning + 1], short):
+        exec(source.replace("PHOTOGRAPHS = None", f"PHOTOGRAPHS = {str(tmp_path)!r}"), space)
+    printed = capsys.readouterr().out
+    assert all(re.search(rf"^{who} +accuracy", printed, re.M) for who in ("teacher", "alone", "distilled"))
