@@ -30,8 +30,7 @@ class ForeignFile(DamagedFile):
 _FIXES = {
     errno.ENOSPC: "the disk is full; make room there, or choose another place",
     errno.EDQUOT: "your share of the disk is used up; make room there, or choose another place",
-    errno.EFBIG: "it would be larger than a file may be there; raise the limit (ulimit -f), or choose another "
-    "disk",
+    errno.EFBIG: "it would be larger than a file may be; raise the limit (ulimit -f), or choose another disk",
     errno.EROFS: "the disk can only be read; choose another place",
     errno.EACCES: "you may not write there; change the permissions, or choose another place",
     errno.EPERM: "you may not write there; change the permissions, or choose another place",

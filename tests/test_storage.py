@@ -9,6 +9,7 @@ import sys
 import threading
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,7 +163,7 @@ def little_room():
 def test_a_file_that_may_not_be_so_large_is_named_and_the_old_one_stays(tmp_path, little_room):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(OSError, match=r"cannot write .*/file \(.*\): it would be larger.*ulimit -f.*again"):
+    with pytest.raises(OSError, match=r"cannot write .*/file \(.*\): it would be larger.*ulimit.*again"):
         little_room(lambda: save_tensors(path, {"a": torch.zeros(1000)}))
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
     save_tensors(path, {"a": torch.zeros(1000)})
@@ -170,7 +171,9 @@ def test_a_file_that_may_not_be_so_large_is_named_and_the_old_one_stays(tmp_path
 
 
 @pytest.mark.parametrize("records", [[{"a": "x" * 2000}], [{"a": "x" * 600}, {"b": 1}, {"c": "y" * 600}]])
-def test_lines_for_which_there_is_no_room_leave_nothing_and_can_be_added_later(tmp_path, little_room, records):
+def test_lines_for_which_there_is_no_room_leave_nothing_and_can_be_added_later(
+    tmp_path, little_room, records
+):
     lines = JsonLines(tmp_path / "lines.jsonl")
     lines.append({"first": 1})
     whole = lines.path.read_bytes()
@@ -179,7 +182,8 @@ def test_lines_for_which_there_is_no_room_leave_nothing_and_can_be_added_later(t
     assert lines.path.read_bytes() == whole
     with pytest.raises(OSError, match="cannot write .*lines.jsonl .*larger"):
         little_room(lambda: lines.replace(records))
-    assert lines.path.read_bytes() == whole and {*os.listdir(tmp_path)} <= {"lines.jsonl", ".lines.jsonl.lock"}
+    assert lines.path.read_bytes() == whole
+    assert {*os.listdir(tmp_path)} <= {"lines.jsonl", ".lines.jsonl.lock"}
     lines.append(*records)
     assert list(lines) == [{"first": 1}, *records]
 
@@ -208,10 +212,11 @@ def test_a_path_that_goes_through_a_file_is_named(tmp_path):
             write()
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of Linux, where nobody may write into /sys")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/sys is of Linux")
 def test_a_place_where_nobody_may_write_is_named():
-    for write in (lambda: JsonLines("/sys/lines.jsonl").append({}), lambda: save_tensors("/sys/lines.jsonl", {})):
-        with pytest.raises(PermissionError, match="cannot write /sys/lines.jsonl .*you may not write there"):
+    path = "/sys/lines.jsonl"
+    for write in (lambda: JsonLines(path).append({}), lambda: save_tensors(path, {})):
+        with pytest.raises(PermissionError, match=f"cannot write {path} .*you may not write there"):
             write()
 
 
@@ -227,9 +232,9 @@ def test_a_folder_is_no_file_of_lines(tmp_path, monkeypatch, name):
 
 
 def test_errors_of_other_files_and_other_libraries_stay_as_they_are(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No such file or directory: 'elsewhere/none'"):
-        with replaced(tmp_path / "file"):
-            open("elsewhere/none")
+    missing = Path("elsewhere/none")
+    with pytest.raises(FileNotFoundError, match="elsewhere/none'$"), replaced(tmp_path / "file"):
+        missing.read_bytes()
     with pytest.raises(TimeoutError, match="^mine$"), writing(tmp_path / "file"):
         raise TimeoutError("mine")
     assert os.listdir(tmp_path) == []

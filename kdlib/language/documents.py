@@ -17,6 +17,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from kdlib.language.distill.batches import TokenExample, tokenize_turns
+from kdlib.language.problems import check_path, check_text
 
 __all__ = ["encode_documents", "hold_out", "load_documents"]
 
@@ -40,7 +41,9 @@ def load_documents(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> li
     """
     paths = [paths] if isinstance(paths, str | os.PathLike) else paths
     found: dict[str, Document] = {}
-    for path in map(Path, paths):
+    for path in paths:
+        check_path(path)
+        path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}")
         for document in _lines(path) if path.suffix == ".jsonl" else [path.read_text(encoding="utf-8-sig")]:
@@ -59,10 +62,13 @@ def _lines(path: Path) -> Iterator[Document]:
             row = json.loads(line.decode("utf-8-sig"))
             match row:
                 case {"text": str(text)}:
+                    check_text("text", text)
                     yield text
                 case {"messages": [*messages]} if all(map(_is_message, messages)):
                     if not any(message["role"] == "assistant" for message in messages):
                         raise ValueError("no message is the assistant's; expected one to learn from")
+                    for message in messages:
+                        check_text("content", message["content"])
                     yield messages
                 case _:
                     raise ValueError(f'expected an object with "text" or "messages"; got {row!r:.60}')
