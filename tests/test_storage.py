@@ -198,7 +198,7 @@ def test_a_disk_that_is_full_or_fails_is_told_with_the_file(tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "fsync", fails)
     for write in (lambda: lines.append({"b": 2}), lambda: save_tensors(tmp_path / "lines.jsonl", {})):
-        with pytest.raises(OSError, match="cannot write .*lines.jsonl .*(make room|choose another)") as raised:
+        with pytest.raises(OSError, match="write .*lines.jsonl .*(make room|choose another)") as raised:
             write()
         assert raised.value.errno == number
         assert list(lines) == [{"first": 1}]

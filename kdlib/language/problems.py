@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def check_problems(problems: object) -> None:
     """
     if isinstance(problems, str | os.PathLike):
         raise ValueError(f"problems is {str(problems)!r:.80}; expected problems: call load_problems with it")
-    if not isinstance(problems, Iterable):
+    if not isinstance(problems, Sequence):  # read twice, which a generator is not
         raise ValueError(f"problems is {problems!r:.60}; expected a list of Problem")
     for number, problem in enumerate(problems):
         if not isinstance(problem, Problem):
@@ -95,8 +95,8 @@ def check_text(name: str, text: object) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{name} holds half a character ({text[error.start]!r}, a lone surrogate) at place {error.start}; "
-            "write the whole character there, or remove it"
+            f"{name} holds half a character at place {error.start} ({text[error.start]!r}, a lone surrogate)"
+            "; write the whole character there, or remove it"
         ) from None
 
 

@@ -8,6 +8,7 @@ of which those with a right answer are kept.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
@@ -15,7 +16,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.language.answers.final_answer import has_format, verify_answer
-from kdlib.language.problems import Problem
+from kdlib.language.arguments import check_counts, check_seed, is_number
+from kdlib.language.problems import Problem, check_problems
 from kdlib.language.traces.file import Asked, Trace, TraceFile, load_traces, open_traces
 from kdlib.language.traces.generate import Completion, Writer
 from kdlib.runtime import eval_mode, substream
@@ -24,6 +26,10 @@ from kdlib.storage import fingerprint, identity
 __all__ = ["Trace", "collect_traces", "load_traces"]
 
 Verifier = Callable[[str, str], bool]
+
+# A tokenizer's own signs for blanks, line ends and bytes, as in "6Ġ*Ġ7". Ġ and Ċ are also capital letters, of
+# Maltese, where a word begins.
+_MARKERS = re.compile(r"(?<=[^\s'’(-])[ĠĊ]|[ĠĊ](?![a-zċġħż])|▁(?=\w)|<0x[0-9A-F]{2}>")
 
 
 def collect_traces(
@@ -74,6 +80,7 @@ def collect_traces(
     wanted = wanted_traces(
         problems, samples, temperature, top_p, max_new_tokens=max_new_tokens, batch_size=batch_size
     )
+    check_seed(seed)
     writer = Writer(model, tokenizer, temperature, top_p, max_new_tokens)
     prompts = {problem: writer.prompt(problem.statement) for problem in problems}
     settings = {} if path is None else _settings(writer, seed, verify)
@@ -108,12 +115,16 @@ def judged_trace(
 ) -> Trace:
     """The trace of a completion, verified together with what stood `before` it.
 
+    Not correct is what was cut off, or holds the byte markers of a tokenizer.
+
     Raises:
         RuntimeError: `verify` failed.
     """
     try:
-        # What was cut off is no answer, even if it reads like one: 1 of 12.
-        correct = completion.finished and bool(verify(before + completion.text, problem.answer))
+        # What was cut off is no answer, even if it reads like one: 1 of 12. Nor is what was not decoded: a
+        # student would learn the markers.
+        whole = completion.finished and not _MARKERS.search(completion.text)
+        correct = whole and bool(verify(before + completion.text, problem.answer))
     except Exception as error:
         raise RuntimeError(
             f"verify failed on sample {sample} of problem {problem.key!r}: {type(error).__name__}: {error}; "
@@ -145,14 +156,13 @@ def wanted_traces(
     """All samples of the first problem, then of the second, and so on.
 
     Raises:
-        ValueError: settings out of their range, counts below 1, or equal keys.
+        ValueError: what are no problems, settings out of their range, counts below 1, or equal keys.
     """
-    for name, value in {"samples": samples, **counts}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value!r}")
-    if not 0 <= temperature < float("inf"):
+    check_problems(problems)
+    check_counts(samples=samples, **counts)
+    if not is_number(temperature) or not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be at least 0 (0: the likeliest token); got {temperature!r}")
-    if not 0 < top_p <= 1:
+    if not is_number(top_p) or not 0 < top_p <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1 (1: all tokens); got {top_p!r}")
     if temperature == 0 and samples > 1:
         raise ValueError(f"samples is {samples}, but temperature=0 writes the same each time; pass samples=1")
