@@ -5,7 +5,9 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -31,6 +33,7 @@ _FIXES = {
     errno.ENOSPC: "the disk is full; make room there, or choose another place",
     errno.EDQUOT: "your share of the disk is used up; make room there, or choose another place",
     errno.EFBIG: "it would be larger than a file may be; raise the limit (ulimit -f), or choose another disk",
+    errno.EIO: "the disk is full or fails; make room there, or choose another place",
     errno.EROFS: "the disk can only be read; choose another place",
     errno.EACCES: "you may not write there; change the permissions, or choose another place",
     errno.EPERM: "you may not write there; change the permissions, or choose another place",
@@ -80,6 +83,29 @@ def replaced(path: str | os.PathLike) -> Iterator[BinaryIO]:
             with suppress(OSError):
                 temporary.unlink()
             raise
+
+
+@contextmanager
+def saving(folder: str | os.PathLike) -> Iterator[None]:
+    """Let another library fill a folder: where it cannot, the folder is removed, and `writing` says why.
+
+    safetensors and torch.save raise errors of their own, of which the text alone says what the system said.
+    """
+    folder = Path(folder)
+    try:
+        with writing(folder):
+            try:
+                yield
+            except (SafetensorError, RuntimeError) as error:
+                number = re.search(r"\(os error (\d+)\)", str(error))
+                # https://github.com/pytorch/pytorch/blob/v2.8.0/caffe2/serialize/inline_container.cc#L875
+                if number is None and not re.search("PytorchStreamWriter|inline_container", str(error)):
+                    raise
+                code = int(number[1]) if number else errno.EIO
+                raise OSError(code, os.strerror(code)) from error
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def remove_leftovers(path: Path) -> None:

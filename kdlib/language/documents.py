@@ -16,6 +16,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from kdlib.language.arguments import check_counts, check_seed, is_number
 from kdlib.language.distill.batches import TokenExample, tokenize_turns
 from kdlib.language.problems import check_path, check_text
 
@@ -104,6 +105,9 @@ def encode_documents(
         ValueError: numbers that do not fit, no end-of-text token, no chat template for a conversation, or
             documents of which nothing is left to learn.
     """
+    check_counts(prompt_tokens=prompt_tokens, context=context)
+    if isinstance(documents, str | os.PathLike):
+        raise ValueError(f"documents is {str(documents)!r:.60}; expected several, as load_documents reads")
     if not 1 <= prompt_tokens < context:
         raise ValueError(
             f"prompt_tokens={prompt_tokens} and context={context}; expected 1 <= prompt_tokens < context"
@@ -140,7 +144,8 @@ def hold_out(
     Raises:
         ValueError: fewer than two examples, or a share that is not between 0 and 1.
     """
-    if len(examples) < 2 or not 0 < share < 1:
+    check_counts(most_tokens=most_tokens)
+    if isinstance(examples, str) or len(examples) < 2 or not is_number(share) or not 0 < share < 1:
         raise ValueError(
             f"{len(examples)} examples and share={share}; expected at least two, and a share between 0 and 1"
         )
@@ -154,4 +159,5 @@ def hold_out(
 
 def shuffled(documents: Sequence[Document], seed: int = 0) -> list[Document]:
     """In an order that follows from the seed and their number."""
+    check_seed(seed)
     return random.Random(f"{seed} documents").sample(list(documents), len(documents))

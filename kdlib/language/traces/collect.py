@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.language.answers.final_answer import has_format, verify_answer
 from kdlib.language.arguments import check_counts, check_seed, is_number
+from kdlib.language.models.chat import date_in_template
 from kdlib.language.problems import Problem, check_problems
 from kdlib.language.traces.file import Asked, Trace, TraceFile, load_traces, open_traces
 from kdlib.language.traces.generate import Completion, Writer
@@ -47,7 +48,8 @@ def collect_traces(
     With a path the traces go to a file of JSON lines, batch by batch. A run that was killed at any moment
     continues when it is called again, as does one with more problems or more samples: only what is missing is
     sampled. The file is bound to all that shapes a text: the model's weights, which are read for it (a 7B
-    model's take tens of seconds), tokenizer, chat template, the settings, and the name of `verify`.
+    model's take tens of seconds), tokenizer, chat template with the date that it may write, the settings, and
+    the name of `verify`.
 
     Args:
         model: any causal language model of transformers; runs in eval mode on its own device. Its own
@@ -147,6 +149,7 @@ def _settings(writer: Writer, seed: int, verify: Verifier) -> dict[str, object]:
         "seed": None if greedy else seed,
         "max_new_tokens": writer.max_new_tokens,
         "verify": identity(verify),
+        **date_in_template(tokenizer),
     }
 
 
