@@ -105,7 +105,7 @@ def encode_documents(
         ValueError: numbers that do not fit, no end-of-text token, no chat template for a conversation, or
             documents of which nothing is left to learn.
     """
-    check_counts(prompt_tokens=prompt_tokens, context=context)
+    check_counts(least=0, prompt_tokens=prompt_tokens, context=context)
     if isinstance(documents, str | os.PathLike):
         raise ValueError(f"documents is {str(documents)!r:.60}; expected several, as load_documents reads")
     if not 1 <= prompt_tokens < context:

@@ -175,8 +175,9 @@ def _check_spending(prices: object, cost_budget: float | None, **more: float | N
     for name, value in {**more, "cost_budget": cost_budget}.items():
         if value is not None and not (is_number(value) and value > 0):
             raise ValueError(f"{name} must be above 0; got {value!r}")
-    told = isinstance(prices, Sequence) and len(prices) == 2 and all(map(is_number, prices))
-    if cost_budget is not None if prices is None else not told or not 0 <= min(prices) <= max(prices) < inf:
+    told = isinstance(prices, Sequence) and len(prices) == 2
+    told = told and all(is_number(price) and 0 <= price < inf for price in prices)
+    if cost_budget is not None if prices is None else not told:
         raise ValueError(
             f"prices must be (input, output), in dollars per million tokens, at least 0; got {prices!r} with "
             f"cost_budget={cost_budget}"

@@ -103,8 +103,8 @@ def gpt2(positions):
 @pytest.mark.parametrize("model", [gpt2(16), qwen(max_position_embeddings=16)], ids=["gpt2", "qwen"])
 def test_a_text_longer_than_the_positions_is_named(model, tmp_path):
     tokenizer = word_tokenizer()
-    fits = ("w1 " * 4).strip(), ("w2 " * 7).strip()  # with template and end 16 tokens
-    long = fits[0], ("w2 " * 8).strip()
+    fits = ("w1 " * 4).strip(), ("w2 " * 8).strip()  # with template and end 16 tokens
+    long = fits[0], ("w2 " * 9).strip()
     message = r"examples\[1\] takes 17 tokens, but {} has 16 positions; leave out or shorten the 1 of 2"
     refused(message.format("student"), student=model, examples=[fits, long])
     refused(message.format("teacher"), teacher=model, examples=[fits, long])
@@ -115,8 +115,8 @@ def test_a_text_longer_than_the_positions_is_named(model, tmp_path):
         with pytest.raises(ValueError, match=message.format("teacher")):
             call()
     refused(
-        r"examples\[0\] takes 8 tokens beside max_new_tokens=9, but student has 16 positions", student=model,
-        examples=[fits], teacher=llama(1), on_policy=True, max_new_tokens=9,
+        r"examples\[0\] takes 7 tokens beside max_new_tokens=10, but student has 16 positions", student=model,
+        examples=[fits], teacher=llama(1), on_policy=True, max_new_tokens=10,
     )  # fmt: skip
     score_texts(model, tokenizer, [fits])
 
