@@ -85,6 +85,8 @@ def check_problems(problems: object) -> None:
             )
         for name in ("key", "statement", "answer"):
             check_text(f"{name} of problems[{number}]", getattr(problem, name))
+        if not problem.statement.strip():
+            raise ValueError(f"statement of problems[{number}] is empty; expected what a model is asked")
 
 
 def check_text(name: str, text: object) -> None:

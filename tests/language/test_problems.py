@@ -110,6 +110,7 @@ def test_what_is_no_path_is_refused(path):
         (["how many?"], r"problems\[0\] is 'how many\?'; expected a Problem\(key, statement, answer\)"),
         ([Problem("k", "a", "1"), {"statement": "a"}], r"problems\[1\] is {'statement'"),
         ([("a", "1")], r"problems\[0\] is \('a', '1'\)"),
+        ([Problem("k", " ", "1")], r"statement of problems\[0\] is empty"),
         ([Problem("k", "a", 1)], r"answer of problems\[0\] is 1; expected a text"),
         ([Problem("k", "\ud83d", "1")], r"statement of problems\[0\] holds half a character"),
     ],

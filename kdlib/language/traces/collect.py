@@ -83,6 +83,7 @@ def collect_traces(
         problems, samples, temperature, top_p, max_new_tokens=max_new_tokens, batch_size=batch_size
     )
     check_seed(seed)
+    check_references(problems, verify)
     writer = Writer(model, tokenizer, temperature, top_p, max_new_tokens)
     prompts = {problem: writer.prompt(problem.statement) for problem in problems}
     settings = {} if path is None else _settings(writer, seed, verify)
@@ -173,6 +174,17 @@ def wanted_traces(
         if count > 1:
             raise ValueError(f"problems must have different keys; {key!r} occurs {count} times")
     return [(problem, sample) for problem in problems for sample in range(samples)]
+
+
+def check_references(problems: Sequence[Problem], verify: Verifier) -> None:
+    """Refuse answers that `verify_answer` cannot compare with, before a model has written for them."""
+    if not callable(verify):
+        raise ValueError(f"verify is {verify!r:.60}; expected a function of a text and the reference answer")
+    for number, problem in enumerate(problems if verify is verify_answer else ()):
+        try:
+            verify("", problem.answer)
+        except ValueError as error:
+            raise ValueError(f"answer of problems[{number}] cannot be compared with: {error}") from None
 
 
 def missing_traces(wanted: Sequence[Asked], file: TraceFile) -> list[Asked]:

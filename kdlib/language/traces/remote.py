@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from kdlib.language.answers.final_answer import verify_answer
 from kdlib.language.arguments import check_counts, check_seed, is_number
 from kdlib.language.problems import Problem
-from kdlib.language.traces.collect import Verifier, keep, missing_traces, wanted_traces
+from kdlib.language.traces.collect import Verifier, check_references, keep, missing_traces, wanted_traces
 from kdlib.language.traces.file import Asked, Trace, TraceFile, open_traces
 from kdlib.language.traces.reply import Failure, Reply, Usage, tokens_by_bytes
 from kdlib.language.traces.server import Server
@@ -123,6 +123,7 @@ def collect_remote_traces(
     wanted = wanted_traces(
         problems, samples, temperature, top_p, max_new_tokens=max_new_tokens, concurrency=concurrency
     )
+    check_references(problems, verify)
     budgets = {"token_budget": token_budget, "cost_budget": cost_budget}
     _check_spending(prices, timeout=timeout, **budgets)
     check_counts(least=0, retries=retries)
@@ -132,7 +133,7 @@ def collect_remote_traces(
     sampling = {"temperature": float(temperature), "top_p": float(top_p)}
     parameters = {**sampling, "max_tokens": max_new_tokens, "extra_body": extra}
     count = tokens_by_bytes if tokenizer is None else lambda text: len(tokenizer.tokenize(text))
-    server = Server(url.rstrip("/"), model, key_variable, retries, timeout, parameters, count)
+    server = Server(str(url).rstrip("/"), model, key_variable, retries, timeout, parameters, count)
     settings = {
         "teacher": model, **sampling, "max_new_tokens": max_new_tokens, "seed": seed, "extra_body": extra,
         "verify": identity(verify),

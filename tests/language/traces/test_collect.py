@@ -10,7 +10,7 @@ import torch
 from characters_tokenizer import characters_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from kdlib.language.answers.final_answer import has_format
+from kdlib.language.answers.final_answer import has_format, verify_answer
 from kdlib.language.problems import Problem
 from kdlib.language.traces import collect as module
 from kdlib.language.traces import file
@@ -374,6 +374,8 @@ def test_an_empty_file_is_a_new_one_and_folders_are_made(tmp_path):
         ({"asked": "problems.jsonl"}, "problems is 'problems.jsonl'; expected problems: call load_problems"),
         ({"asked": ["how many?"]}, r"problems\[0\] is 'how many\?'; expected a Problem"),
         ({"asked": [Problem("k", "a \ud83d", "1")]}, r"statement of problems\[0\] holds half a character"),
+        ({"asked": [Problem("k", "a", "")], "verify": verify_answer}, r"answer of problems\[0\] cannot be"),
+        ({"verify": "exact"}, "verify is 'exact'; expected a function"),
         ({"samples": 1.5}, "samples must be a whole number, at least 1; got 1.5"),
         ({"batch_size": 2.0}, "batch_size must be a whole number"),
         ({"max_new_tokens": 9.5}, "max_new_tokens must be a whole number"),

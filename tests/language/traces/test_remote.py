@@ -628,6 +628,7 @@ def test_a_key_in_the_address_is_refused_and_not_repeated(url):
         ({"temperature": -1}, "temperature must be at least 0"),
         ({"top_p": 0}, "top_p must be above 0"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"asked": [Problem("k", "a", "")]}, r"answer of problems\[0\] cannot be compared with: "),
         ({"retries": -1}, "retries must be at least 0; got -1"),
         ({"retries": 1.5}, "retries must be a whole number, at least 0; got 1.5"),
         ({"samples": 1.5}, "samples must be a whole number, at least 1; got 1.5"),
@@ -668,7 +669,7 @@ def test_arguments_that_make_no_sense_are_refused_before_anyone_is_asked(path, c
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000/v1", "ftp://localhost/v1", "http:///v1", "http://localhost/v1/chat/completions"]
+    "url", [None, 8000, "localhost:8000/v1", "ftp://localhost/v1", "http:///v1", "http://localhost/v1/chat/completions"]
 )
 def test_an_address_that_is_none_is_refused(url):
     with pytest.raises(ValueError, match="url must be an http or https address up to /v1"):
