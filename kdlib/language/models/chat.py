@@ -43,15 +43,27 @@ def apply_template(
     tokenizer: PreTrainedTokenizerBase, turns: Turns | Sequence[Turns], **options: object
 ) -> object:
     """`tokenizer.apply_chat_template` with the prompt of generation, and with the date of this process."""
-    options = {"strftime_now": run_date().strftime, **options}
-    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, **options)
+    return _applied(tokenizer, turns, run_date(), **options)
 
 
 def date_in_template(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """The date as an entry of what a run is bound to, where the chat template writes it; else nothing."""
     turns = [{"role": "user", "content": "a"}]
-    prompts = {
-        apply_template(tokenizer, turns, tokenize=False, strftime_now=day.strftime)
-        for day in (date(2001, 2, 3), date(2014, 10, 25))
-    }
-    return {_ENTRY: run_date().isoformat()} if len(prompts) > 1 else {}
+    days = date(2001, 2, 3), date(2014, 10, 25)
+    one, other = (_applied(tokenizer, turns, day, tokenize=False) for day in days)
+    return {} if one == other else {_ENTRY: run_date().isoformat()}
+
+
+def _applied(tokenizer: PreTrainedTokenizerBase, turns: object, day: date, **options: object) -> object:
+    template = tokenizer.chat_template
+    if isinstance(template, str) and "strftime_now" in template:
+        options["chat_template"] = f"{_clock(day)}\n{template}"  # the line end after a block is dropped
+    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, **options)
+
+
+def _clock(day: date) -> str:
+    """A macro in place of transformers' `strftime_now`, which reads the clock; a function cannot be passed."""
+    said = {f"%{letter}": day.strftime(f"%{letter}") for letter in "aAbBdHIjmMpSuUVwWyYGFDcxX"}
+    said |= {f"%-{letter}": said[f"%{letter}"].lstrip("0") or "0" for letter in "dHIjmMSUWy"}
+    replaced = "".join(f".replace({directive!r}, {text!r})" for directive, text in said.items())
+    return "{% macro strftime_now(format) %}{{ format" + replaced + ".replace('%%', '%') }}{% endmacro %}"

@@ -64,6 +64,21 @@ def test_the_date_can_be_given(today, monkeypatch):
         prompt(tokenizer())
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "\n {{ strftime_now('%-d %B %Y, %A %j %y/%m 100%%') }}\n" + TEMPLATE,
+        '{%- if strftime_now is defined %}\n{%- set day = strftime_now("%d %b %Y") %}{% endif %}{{ day }}\n',
+        "  {{ 'no date' }}\n" + TEMPLATE,
+    ],
+)
+def test_a_prompt_is_what_transformers_makes_of_it_today(today, template):
+    today(date.today().isoformat())
+    turn = [{"role": "user", "content": "w1"}]
+    expected = tokenizer(template).apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    assert prompt(tokenizer(template)) == expected
+
+
 def test_only_a_template_that_writes_it_is_bound_to_it(today):
     assert date_in_template(tokenizer(TEMPLATE)) == {}
     assert list(date_in_template(tokenizer()).values()) == ["2026-11-29"]
