@@ -62,7 +62,7 @@ def _applied(tokenizer: PreTrainedTokenizerBase, turns: object, day: date, **opt
 
 
 def _clock(day: date) -> str:
-    """A macro in place of transformers' `strftime_now`, which reads the clock; a function cannot be passed."""
+    """A macro in place of transformers' `strftime_now`, which reads the clock; no function can be passed."""
     said = {f"%{letter}": day.strftime(f"%{letter}") for letter in "aAbBdHIjmMpSuUVwWyYGFDcxX"}
     said |= {f"%-{letter}": said[f"%{letter}"].lstrip("0") or "0" for letter in "dHIjmMSUWy"}
     replaced = "".join(f".replace({directive!r}, {text!r})" for directive, text in said.items())

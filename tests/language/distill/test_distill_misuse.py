@@ -77,7 +77,7 @@ def test_a_path_where_texts_belong_is_named_by_all_that_take_texts(tmp_path):
     model, tokenizer = qwen(), word_tokenizer()
     for call in (
         lambda: score_texts(model, tokenizer, "traces.jsonl"),
-        lambda: cache_teacher_tokens(model, tokenizer, "traces.jsonl", tmp_path, device="cpu"),
+        lambda: cache_teacher_tokens(model, tokenizer, "traces.jsonl", tmp_path, top_k=3, device="cpu"),
     ):
         with pytest.raises(ValueError, match=r"examples is 'traces.jsonl'; .*load_traces"):
             call()
