@@ -39,10 +39,10 @@ class Writer:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, temperature: float, top_p: float,
         max_new_tokens: int,
     ) -> None:  # fmt: skip
-        if tokenizer.chat_template is None:
-            raise ValueError("tokenizer has no chat_template; expected one, or set tokenizer.chat_template")
         if tokenizer.eos_token_id is None:
             raise ValueError("tokenizer has no end-of-sequence token, so nothing would end; set eos_token")
+        if tokenizer.chat_template is None:
+            raise ValueError("tokenizer has no chat_template; expected one, or set tokenizer.chat_template")
         self._known = max(tokenizer.get_vocab().values()) + 1
         rows = model.get_input_embeddings().weight.shape[0]
         if self._known > rows:
