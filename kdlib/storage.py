@@ -1,12 +1,15 @@
 """Files that are whole or not there: tensors, fingerprints, and how a damaged file is noticed."""
 
+import errno
 import glob
 import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -26,21 +29,82 @@ class ForeignFile(DamagedFile):
     """A sound file that something else has written."""
 
 
+_FIXES = {
+    errno.ENOSPC: "the disk is full; make room there, or choose another place",
+    errno.EDQUOT: "your share of the disk is used up; make room there, or choose another place",
+    errno.EFBIG: "it would be larger than a file may be; raise the limit (ulimit -f), or choose another disk",
+    errno.EIO: "the disk is full or fails; make room there, or choose another place",
+    errno.EROFS: "the disk can only be read; choose another place",
+    errno.EACCES: "you may not write there; change the permissions, or choose another place",
+    errno.EPERM: "you may not write there; change the permissions, or choose another place",
+    errno.ENOTDIR: "a part of this path is a file; expected a folder",
+    errno.EEXIST: "a part of this path is a file; expected a folder",
+    errno.EISDIR: "this is a folder; expected the name of a file",
+}
+
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """What keeps a file or folder from being written inside is told as an OSError with its name and a fix."""
+    path = Path(path)
+    try:
+        yield
+    except OSError as error:
+        about = Path(error.filename) if isinstance(error.filename, str) else path
+        told = isinstance(error.__cause__, OSError)
+        # One that knows no number is another library's, and one of a file elsewhere no matter of this file.
+        near = about in path.parents or {about, *about.parents} & {path, path.parent}
+        if told or error.errno is None or not near:
+            raise
+        reason = os.strerror(error.errno)
+        fix = _FIXES.get(error.errno, "choose another place")
+        # The number makes it of the same class, as PermissionError.
+        raise OSError(error.errno, f"cannot write {path} ({reason}): {fix}. Then start again") from error
+
+
 @contextmanager
 def replaced(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Write a file that appears under its name whole, or not at all: a kill leaves the old one as it was."""
+    """Write a file that appears under its name whole, or not at all: a kill leaves the old one as it was.
+
+    An OSError says why it cannot be written, and what to do; nothing of it is left then.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own for each writer, be it a thread or a process on another machine.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+@contextmanager
+def saving(folder: str | os.PathLike) -> Iterator[None]:
+    """Let another library fill a folder: where it cannot, the folder is removed, and `writing` says why.
+
+    safetensors and torch.save raise errors of their own, of which the text alone says what the system said.
+    """
+    folder = Path(folder)
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        with writing(folder):
+            try:
+                yield
+            except (SafetensorError, RuntimeError) as error:
+                number = re.search(r"\(os error (\d+)\)", str(error))
+                # https://github.com/pytorch/pytorch/blob/v2.8.0/caffe2/serialize/inline_container.cc#L875
+                if number is None and not re.search("PytorchStreamWriter|inline_container", str(error)):
+                    raise
+                code = int(number[1]) if number else errno.EIO
+                raise OSError(code, os.strerror(code)) from error
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
@@ -59,7 +123,10 @@ class JsonLines:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path).resolve()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_dir():
+            raise ValueError(f"{str(path)!r} is a folder; expected the name of a file in it")
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
 
     def __iter__(self) -> Iterator[dict]:
@@ -76,20 +143,26 @@ class JsonLines:
             yield record
 
     def append(self, *records: Mapping[str, object]) -> None:
-        """Add records; when this returns they are on the disk."""
-        with self.lock, open(self.path, "a+b") as file:
+        """Add records; when this returns they are on the disk. Where an OSError says why not, none is."""
+        # Without a buffer: that would try again, when it is closed, what could not be written.
+        with writing(self.path), self.lock, open(self.path, "a+b", buffering=0) as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 if file.read() != b"\n":
                     file.seek(0)
-                    file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(_lines(records))
-            file.flush()
-            os.fsync(file.fileno())
+                    file.truncate(file.readall().rfind(b"\n") + 1)
+            before, left = file.seek(0, os.SEEK_END), memoryview(_lines(records))
+            try:
+                while left:
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(before)
+                raise
 
     def replace(self, records: Iterable[Mapping[str, object]]) -> None:
         """Begin the file anew with these records; it has all of them or is as it was."""
-        with self.lock:
+        with writing(self.path), self.lock:
             remove_leftovers(self.path)
             with replaced(self.path) as file:
                 file.write(_lines(records))

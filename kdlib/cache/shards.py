@@ -14,7 +14,15 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from kdlib.storage import DamagedFile, describe_changes, fingerprint, load_tensors, save_tensors, write_json
+from kdlib.storage import (
+    DamagedFile,
+    describe_changes,
+    fingerprint,
+    load_tensors,
+    save_tensors,
+    write_json,
+    writing,
+)
 
 __all__ = ["Cache", "read_manifest"]
 
@@ -48,8 +56,10 @@ class Cache:
 
         `make` gives the tensors of a run of rows of an epoch.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / ".lock").acquire()
+        with lock:
             self._claim(overwrite)
             for left in self.folder.glob(".[0-9]*.part"):
                 left.unlink(missing_ok=True)  # of a process that was killed
@@ -62,7 +72,7 @@ class Cache:
 
     def require(self, **run: object) -> None:
         """Refuse a training run, of which these are entries of the manifest, that the cache does not fit."""
-        if reasons := describe_changes({name: self.manifest[name] for name in run}, run):
+        if reasons := describe_changes({name: self.manifest.get(name) for name in run}, run):
             raise ValueError(
                 f"the teacher outputs in {self.folder} do not belong to this run: {reasons}. Make them anew "
                 f"with {self.MAKER}, in another folder or with overwrite=True{self.ADVICE}"

@@ -54,15 +54,15 @@ class CachedTokens(Cache):
     @classmethod
     def of(
         cls, folder: str | os.PathLike, examples: Sequence[Example], teacher: str, width: int, top_k: int,
-        temperature: float,
+        temperature: float, **more: object,
     ) -> Self:  # fmt: skip
-        """That of a teacher, by its fingerprint, and texts; to be filled."""
+        """That of a teacher, by its fingerprint, and texts; to be filled. `more` it is bound to as well."""
         lengths = [len(example.completion) for example in examples]
         if not sum(lengths):
             raise ValueError("examples hold no completion tokens; expected at least one")
         return cls(folder, {
             "rows": sum(lengths), "epochs": 1, "teacher": teacher, "texts": _fingerprint(examples),
-            "width": width, "top_k": top_k, "temperature": float(temperature), "lengths": lengths,
+            "width": width, "top_k": top_k, "temperature": float(temperature), "lengths": lengths, **more,
         })  # fmt: skip
 
     @property
@@ -104,12 +104,12 @@ class CachedTokens(Cache):
         """As a teacher: its outputs for the targets of a batch, as `collate` in language/distill makes it."""
         return self.top_k(batch["stored"])
 
-    def check(self, examples: Sequence[Example], temperature: float, width: int) -> None:
+    def check(self, examples: Sequence[Example], temperature: float, width: int, **more: object) -> None:
         """Refuse, by a ValueError that says why, a training run that this cache does not belong to.
 
         The loss must have the cache's T: the mass of the tokens that were not kept is known at it alone.
         """
-        self.require(texts=_fingerprint(examples), temperature=temperature, width=width)
+        self.require(texts=_fingerprint(examples), temperature=temperature, width=width, **more)
 
 
 def open_token_cache(folder: str | os.PathLike) -> CachedTokens:

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from kdlib.language.arguments import check_counts, check_seed, is_number
 from kdlib.language.distill.batches import TokenExample, tokenize_turns
+from kdlib.language.problems import check_path, check_text
 
 __all__ = ["encode_documents", "hold_out", "load_documents"]
 
@@ -40,7 +42,9 @@ def load_documents(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> li
     """
     paths = [paths] if isinstance(paths, str | os.PathLike) else paths
     found: dict[str, Document] = {}
-    for path in map(Path, paths):
+    for path in paths:
+        check_path(path)
+        path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}")
         for document in _lines(path) if path.suffix == ".jsonl" else [path.read_text(encoding="utf-8-sig")]:
@@ -59,10 +63,13 @@ def _lines(path: Path) -> Iterator[Document]:
             row = json.loads(line.decode("utf-8-sig"))
             match row:
                 case {"text": str(text)}:
+                    check_text("text", text)
                     yield text
                 case {"messages": [*messages]} if all(map(_is_message, messages)):
                     if not any(message["role"] == "assistant" for message in messages):
                         raise ValueError("no message is the assistant's; expected one to learn from")
+                    for message in messages:
+                        check_text("content", message["content"])
                     yield messages
                 case _:
                     raise ValueError(f'expected an object with "text" or "messages"; got {row!r:.60}')
@@ -98,6 +105,9 @@ def encode_documents(
         ValueError: numbers that do not fit, no end-of-text token, no chat template for a conversation, or
             documents of which nothing is left to learn.
     """
+    check_counts(least=0, prompt_tokens=prompt_tokens, context=context)
+    if isinstance(documents, str | os.PathLike):
+        raise ValueError(f"documents is {str(documents)!r:.60}; expected several, as load_documents reads")
     if not 1 <= prompt_tokens < context:
         raise ValueError(
             f"prompt_tokens={prompt_tokens} and context={context}; expected 1 <= prompt_tokens < context"
@@ -134,7 +144,8 @@ def hold_out(
     Raises:
         ValueError: fewer than two examples, or a share that is not between 0 and 1.
     """
-    if len(examples) < 2 or not 0 < share < 1:
+    check_counts(most_tokens=most_tokens)
+    if isinstance(examples, str) or len(examples) < 2 or not is_number(share) or not 0 < share < 1:
         raise ValueError(
             f"{len(examples)} examples and share={share}; expected at least two, and a share between 0 and 1"
         )
@@ -148,4 +159,5 @@ def hold_out(
 
 def shuffled(documents: Sequence[Document], seed: int = 0) -> list[Document]:
     """In an order that follows from the seed and their number."""
+    check_seed(seed)
     return random.Random(f"{seed} documents").sample(list(documents), len(documents))

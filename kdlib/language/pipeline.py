@@ -19,6 +19,7 @@ from kdlib.language.distill.scores import score_texts
 from kdlib.language.distill.teachers import cache_teacher_tokens
 from kdlib.language.distill.trainer import LanguageHistory
 from kdlib.language.documents import Document, encode_documents, hold_out, load_documents, shuffled
+from kdlib.language.models.chat import apply_template
 from kdlib.language.models.load import load_checkpoint
 from kdlib.language.models.vocabulary import check_same_tokens
 from kdlib.language.problems import Problem, load_problems
@@ -274,7 +275,7 @@ def _scored(
 def _as_example(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> Trace:
     """A trace for a template that opens no thought, as those of base models: there it opens its own."""
     turn = [{"role": "user", "content": trace.statement}]
-    prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    prompt = apply_template(tokenizer, turn, tokenize=False)
     if prompt.rstrip().endswith("<think>") or trace.text.lstrip().startswith("<think>"):
         return trace
     return replace(trace, text=f"<think>\n{trace.text}")

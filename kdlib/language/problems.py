@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdlib.language.answers.final_answer import verify_answer
 
-__all__ = ["Problem", "load_problems"]
+__all__ = ["Problem", "check_path", "check_problems", "check_text", "load_problems"]
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,15 @@ def load_problems(path: str | os.PathLike) -> list[Problem]:
         {"question": "Natalia sold 48 clips in April …", "answer": "… #### 72"}
 
     "question" is another name of "statement", as in GSM8K. Where there is no key, it is made from the
-    statement, so that it stays the same when lines are added or moved. Empty lines do not count.
+    statement, so that it stays the same when lines are added or moved. Empty lines do not count. A number
+    is the text that stands there: 0.00001 does not become 1e-05.
 
     Raises:
-        ValueError: a line that is no such object, an answer that is no reference for `verify_answer`, or a
-            key that occurred before; it names the line. Also for a file without any problem.
+        ValueError: a line that is no such object, an answer that is no reference for `verify_answer`, half a
+            character (a lone surrogate), or a key that occurred before; it names the line. Also for a file
+            without any problem, and for what is no path.
     """
+    check_path(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
     problems: list[Problem] = []
@@ -45,7 +49,7 @@ def load_problems(path: str | os.PathLike) -> list[Problem]:
         if not line.strip():
             continue
         try:
-            problem = _problem(json.loads(line.decode("utf-8-sig")))
+            problem = _problem(_parsed(line))
             if problem.key in lines:
                 raise ValueError(f"the key is {problem.key!r}, as in line {lines[problem.key]}")
         except ValueError as error:
@@ -57,6 +61,61 @@ def load_problems(path: str | os.PathLike) -> list[Problem]:
     return problems
 
 
+def check_path(path: object) -> None:
+    """Refuse what is no path: problems themselves, several paths, None."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"path is {path!r:.60}; expected the path of a file")
+
+
+def check_problems(problems: object) -> None:
+    """Refuse anything but problems that can be asked, and say what was given instead.
+
+    Raises:
+        ValueError: names the argument, what it holds, and how to make problems.
+    """
+    if isinstance(problems, str | os.PathLike):
+        raise ValueError(f"problems is {str(problems)!r:.80}; expected problems: call load_problems with it")
+    if not isinstance(problems, Sequence):  # read twice, which a generator is not
+        raise ValueError(f"problems is {problems!r:.60}; expected a list of Problem")
+    for number, problem in enumerate(problems):
+        if not isinstance(problem, Problem):
+            raise ValueError(
+                f"problems[{number}] is {problem!r:.60}; expected a Problem(key, statement, answer), as "
+                "load_problems reads them from a file"
+            )
+        for name in ("key", "statement", "answer"):
+            check_text(f"{name} of problems[{number}]", getattr(problem, name))
+        if not problem.statement.strip():
+            raise ValueError(f"statement of problems[{number}] is empty; expected what a model is asked")
+
+
+def check_text(name: str, text: object) -> None:
+    """Refuse what is no text, or cannot be written as UTF-8: a lone surrogate is half of a character."""
+    if not isinstance(text, str):
+        raise ValueError(f"{name} is {text!r:.60}; expected a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} holds half a character at place {error.start} ({text[error.start]!r}, a lone surrogate)"
+            "; write the whole character there, or remove it"
+        ) from None
+
+
+class _Number(str):
+    """A number as it is written."""
+
+    __repr__ = str.__str__
+
+
+def _parsed(line: bytes) -> object:
+    def refused(constant: str) -> None:
+        raise ValueError(f"{constant} is no number of JSON; expected a number or a text")
+
+    text = line.decode("utf-8-sig")
+    return json.loads(text, parse_int=_Number, parse_float=_Number, parse_constant=refused)
+
+
 def _problem(row: object) -> Problem:
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, got {row!r:.60}")
@@ -64,8 +123,7 @@ def _problem(row: object) -> Problem:
         columns = ", ".join(row) or "none"
         raise ValueError(f"expected the columns statement (or question), answer, perhaps key; got {columns}")
     for name, value in row.items():
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise ValueError(f"{name} is {value!r:.60}; expected a text")
+        check_text(name, value)
     statement, answer = str(row.get("statement", row.get("question"))), str(row["answer"])
     if not statement.strip():
         raise ValueError("the statement is empty")

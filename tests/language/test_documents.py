@@ -35,6 +35,8 @@ def test_files_of_text_and_lines_of_json_give_documents_once_each(tmp_path):
     [
         ('{"text": 3}', 'line 2 of .*expected an object with "text" or "messages"'),
         ('["a"]', "line 2 of .*expected an object"),
+        (r'{"text": "a \ud83d b"}', "line 2 of .*: text holds half a character"),
+        (r'{"messages": [{"role": "assistant", "content": "\ud83d"}]}', "line 2 of .*: content holds half"),
         ('{"text": "a"', "line 2 of .*delimiter"),
         ('{"messages": [{"role": "user"}]}', "line 2 of .*expected an object"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "line 2 of .*no message is the assistant's"),
@@ -52,6 +54,8 @@ def test_no_file_and_no_text_are_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"empty.txt holds no text"):
         load_documents(tmp_path / "empty.txt")
+    with pytest.raises(ValueError, match="path is 3; expected the path of a file"):
+        load_documents([3])
 
 
 def test_a_text_is_cut_into_pieces_whose_first_tokens_are_only_read():

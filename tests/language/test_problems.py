@@ -1,10 +1,11 @@
 """Problems as a file of JSON lines."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from kdlib.language.problems import Problem, load_problems
+from kdlib.language.problems import Problem, check_problems, load_problems
 
 
 def written(path, *rows):
@@ -45,8 +46,26 @@ def test_empty_lines_a_mark_at_the_beginning_and_other_line_ends_do_not_matter(t
 
 
 @pytest.mark.parametrize(
+    "number",
+    ["0.00001", "1e22", "1E+5", "123456789012345678.0", "1.50", "-0", "12345678901234567890", "9" * 900],
+)
+def test_a_number_is_what_stands_there(tmp_path, number):
+    path = tmp_path / "problems.jsonl"
+    path.write_text(f'{{"key": {number}, "statement": "how many?", "answer": {number}}}\n')
+    (problem,) = load_problems(path)
+    assert (problem.key, problem.answer) == (number, number)
+    assert type(problem.key) is type(problem.answer) is str
+
+
+@pytest.mark.parametrize(
     ("row", "message"),
     [
+        ('{"statement": "a", "answer": NaN}', "line 2 of .*: NaN is no number of JSON"),
+        ('{"statement": "a", "answer": Infinity}', "line 2 of .*: Infinity is no number"),
+        ('{"statement": "a", "answer": -Infinity}', "line 2 of .*: -Infinity is no number"),
+        (r'{"statement": "a \ud83d b", "answer": "1"}', r"line 2 of .*: statement holds half .*'.ud83d"),
+        (r'{"statement": "a", "answer": "\ude00"}', "line 2 of .*: answer holds half a character"),
+        (r'{"key": "\ude00\ud83d", "statement": "a", "answer": "1"}', "line 2 of .*: key holds half"),
         ("{", "line 2 of .*: "),
         ("\xff", "line 2 of .*: "),
         ("[1]", r"line 2 of .*: expected a JSON object, got \[1\]"),
@@ -67,6 +86,38 @@ def test_a_line_that_is_no_problem_is_named(tmp_path, row, message):
     path.write_bytes(b'{"key": "k", "statement": "a", "answer": "1"}\n' + row.encode("latin-1"))
     with pytest.raises(ValueError, match=message):
         load_problems(path)
+
+
+def test_a_pair_of_surrogates_is_one_character(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    path.write_text(r'{"statement": "\ud83d\ude00", "answer": "1"}')
+    assert load_problems(path)[0].statement == "\U0001f600"
+
+
+@pytest.mark.parametrize("path", [None, 3, ["a.jsonl"], [Problem("k", "a", "1")]])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(ValueError, match="path is .*; expected the path of a file"):
+        load_problems(path)
+
+
+@pytest.mark.parametrize(
+    ("problems", "message"),
+    [
+        ("problems.jsonl", "problems is 'problems.jsonl'; expected problems: call load_problems"),
+        (Path("problems.jsonl"), "problems is 'problems.jsonl'.*load_problems"),
+        (None, "problems is None; expected a list of Problem"),
+        (Problem("k", "a", "1"), "problems is Problem.*; expected a list"),
+        (["how many?"], r"problems\[0\] is 'how many\?'; expected a Problem\(key, statement, answer\)"),
+        ([Problem("k", "a", "1"), {"statement": "a"}], r"problems\[1\] is {'statement'"),
+        ([("a", "1")], r"problems\[0\] is \('a', '1'\)"),
+        ([Problem("k", " ", "1")], r"statement of problems\[0\] is empty"),
+        ([Problem("k", "a", 1)], r"answer of problems\[0\] is 1; expected a text"),
+        ([Problem("k", "\ud83d", "1")], r"statement of problems\[0\] holds half a character"),
+    ],
+)
+def test_what_are_no_problems_is_said_with_how_to_make_them(problems, message):
+    with pytest.raises(ValueError, match=message):
+        check_problems(problems)
 
 
 def test_a_file_that_is_missing_or_empty_is_named(tmp_path):

@@ -83,7 +83,7 @@ def announce(tell: Tell) -> None:
         replace(source, target)
 
     Writer.write, TraceFile.append = telling_write, telling_append
-    storage.os.replace, storage.open = telling_replace, lambda path, mode: opened(path, mode, tell)
+    storage.os.replace, storage.open = telling_replace, lambda path, mode, **_: opened(path, mode, tell)
 
 
 def opened(path: Path, mode: str, tell: Tell):
@@ -102,12 +102,13 @@ def opened(path: Path, mode: str, tell: Tell):
         def __getattr__(self, name):
             return getattr(file, name)
 
-        def write(self, content: bytes) -> None:
+        def write(self, content: bytes) -> int:
             middle = random.randrange(1, len(content))
             file.write(content[:middle])
             tell("torn")
             file.write(content[middle:])
             tell("flushed")
+            return len(content)
 
     return Halves()
 

@@ -1,5 +1,6 @@
 """Texts as token ids: what is learned, what is only read, and in which order."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -11,7 +12,8 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from kdlib.language.problems import Problem
+from kdlib.language.models.chat import apply_template, date_in_template
+from kdlib.language.problems import Problem, check_text
 from kdlib.language.traces.file import Trace
 from kdlib.runtime import substream
 
@@ -41,8 +43,17 @@ def tokenize_prompts(
     Raises:
         ValueError: no examples, one that is none, a tokenizer without chat template or end-of-text token.
     """
+    if isinstance(examples, str | os.PathLike):
+        raise ValueError(
+            f"examples is {str(examples)!r:.80}; expected traces or problems: load_traces and load_problems "
+            "read them from a file"
+        )
+    if not isinstance(examples, Sequence):
+        raise ValueError(f"examples is {examples!r:.60}; expected a list of traces, or of pairs of texts")
     if not examples:
         raise ValueError("examples is empty; expected at least one")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(f"tokenizer is {tokenizer!r:.60}; expected one, such as load_checkpoint gives")
     if all(isinstance(example, TokenExample) for example in examples):
         return [TokenExample(example.prompt) for example in examples]
     if tokenizer.eos_token is None:
@@ -50,8 +61,13 @@ def tokenize_prompts(
     if tokenizer.chat_template is None:
         raise ValueError("tokenizer has no chat_template; expected one, or set tokenizer.chat_template")
     turns = [[{"role": "user", "content": _parts(example)[0]}] for example in examples]
-    encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+    encoded = apply_template(tokenizer, turns, return_dict=True)
     return [TokenExample(tuple(ids)) for ids in encoded["input_ids"]]
+
+
+def dated(tokenizer: PreTrainedTokenizerBase, examples: Sequence[object]) -> dict[str, str]:
+    """What a run on these examples is bound to beside their tokens: the date in the prompts, if any."""
+    return {} if all(isinstance(e, TokenExample) for e in examples) else date_in_template(tokenizer)
 
 
 def tokenize(
@@ -105,9 +121,7 @@ def tokenize_turns(
     turns = []
     for number, message in enumerate(messages):
         if message["role"] == "assistant":
-            asked = tokenizer.apply_chat_template(
-                list(messages[:number]), add_generation_prompt=True, return_dict=True
-            )["input_ids"]
+            asked = apply_template(tokenizer, list(messages[:number]), return_dict=True)["input_ids"]
             said = tokenizer(message["content"], add_special_tokens=False)["input_ids"]
             turns.append(TokenExample(tuple(asked), (*said, tokenizer.eos_token_id)))
     return turns
@@ -120,6 +134,8 @@ def _parts(example: object) -> tuple[str, str | None, bool]:
         pair = getattr(example, "statement", example), getattr(example, "text", None)
     match pair:
         case (str(statement), str() | None as text):
+            check_text("a statement of examples", statement)
+            check_text("a completion of examples", text or "")
             return statement, text, getattr(example, "finished", True)
     raise ValueError(f"examples holds {example!r}; expected a Trace or a pair (statement, completion)")
 

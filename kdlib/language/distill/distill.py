@@ -20,11 +20,13 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from kdlib.cache.tokens import CachedTokens
-from kdlib.language.distill.batches import TokenExample, tokenize, tokenize_prompts
-from kdlib.language.distill.fsdp import is_sharded, shard, sharding
+from kdlib.language.distill.batches import TokenExample, dated, tokenize, tokenize_prompts
+from kdlib.language.distill.checks import check_length, check_numbers, check_switches, check_teacher
+from kdlib.language.distill.fsdp import shard, sharding
 from kdlib.language.distill.output_layer import FAMILIES, LARGE_VOCABULARY, has_linear_output
 from kdlib.language.distill.teachers import ModelTeacher, move
 from kdlib.language.distill.trainer import DistillationTrainer, LanguageHistory
+from kdlib.language.models.positions import check_positions
 from kdlib.language.models.small import without_bars
 from kdlib.language.models.vocabulary import align_special_tokens, check_same_tokens, logit_width
 from kdlib.language.problems import Problem
@@ -32,9 +34,11 @@ from kdlib.language.traces.file import Trace
 from kdlib.losses.checks import check_settings
 from kdlib.losses.divergences import Divergence, LossSettings
 from kdlib.runtime import Precision, accelerated, seeded
-from kdlib.storage import describe_changes, fingerprint, write_json
+from kdlib.storage import describe_changes, fingerprint, write_json, writing
 
 __all__ = ["LanguageHistory", "distill_language_model"]
+
+_RECORD = "run.json"  # in the folder of a run
 
 # transformers 5.2x renames it; the old name goes with version 6, and warns until then.
 CHECKPOINTING = (
@@ -122,12 +126,17 @@ def distill_language_model(
 
     Raises:
         ValueError: an argument that does not fit, vocabularies that differ, a completion that opens `<think>`
-            again, or an `output_dir` of another run; it says what differs and how to fix it.
+            again, a text longer than a model's positions, or an `output_dir` of another run or with other
+            files; it says what differs and how to fix it.
+        OSError: a checkpoint cannot be written; nothing half-written stays, and the run can be resumed.
         FloatingPointError: a loss or a weight was not finite.
     """
-    _check_length(steps, epochs, top_k=top_k, save_steps=save_steps, batch_size=batch_size,
-                  accumulation=accumulation, max_new_tokens=max_new_tokens)  # fmt: skip
-    _check_teacher(student, teacher, alpha, top_k, on_policy, sampling_temperature)
+    check_length(steps, epochs, top_k=top_k, save_steps=save_steps, batch_size=batch_size,
+                 accumulation=accumulation, max_new_tokens=max_new_tokens)  # fmt: skip
+    check_numbers(lr, seed, beta, sampling_temperature)
+    check_switches(resume=resume, packing=packing, group_by_length=group_by_length, progress=progress,
+                   **{} if fused is None else {"fused": fused})  # fmt: skip
+    check_teacher(student, teacher, alpha, top_k, on_policy)
     if alpha is None:
         alpha = 1.0 if teacher is None else 0.0 if on_policy else 0.5
     loss = LossSettings(temperature, alpha, divergence or ("reverse" if on_policy else "forward"), beta)
@@ -135,8 +144,12 @@ def distill_language_model(
     models = {"student": student} | ({"teacher": teacher} if isinstance(teacher, PreTrainedModel) else {})
     width = check_same_tokens(tokenizer, teacher_tokenizer, **models)
     encoded = (tokenize_prompts if on_policy == 1 else tokenize)(tokenizer, examples)
+    check_positions("examples", [*map(len, encoded)], models)
+    if on_policy:
+        prompts = [len(example.prompt) for example in encoded]
+        check_positions("examples", prompts, models, max_new_tokens=max_new_tokens)
     if isinstance(teacher, CachedTokens):
-        teacher.check(encoded, temperature, width)
+        teacher.check(encoded, temperature, width, **dated(tokenizer, examples))
     fused = _fused(fused, models if alpha < 1 and top_k is None else {"student": student})
     sampling = {"max_new_tokens": max_new_tokens, "temperature": sampling_temperature} if on_policy else None
     written = sampling and {"share": float(on_policy), **sampling}
@@ -157,7 +170,7 @@ def distill_language_model(
             save_steps=save_steps or math.ceil(run["steps"] / 10),
         )  # fmt: skip
         if output_dir is not None and accelerator.is_main_process:  # which alone need hold all the weights
-            _claim(Path(folder), run, resume, encoded, tokenizer, student, teacher)
+            _claim(Path(folder), run, resume, examples, encoded, tokenizer, student, teacher)
         accelerator.wait_for_everyone()
         arguments = _training_arguments(accelerator, settings)
         if alpha == 1:
@@ -175,39 +188,6 @@ def distill_language_model(
         )  # fmt: skip
         _train(trainer, **models, save=output_dir is not None)
     return trainer.history()
-
-
-def _check_length(steps: int | None, epochs: float | None, **counts: int | None) -> None:
-    if (steps is None) == (epochs is None):
-        raise ValueError(f"steps is {steps} and epochs is {epochs}; expected one of the two")
-    for name, value in {"steps": steps, **counts}.items():
-        if value is not None and not (isinstance(value, int) and value > 0):
-            raise ValueError(f"{name}={value}; expected a positive whole number")
-    if epochs is not None and not epochs > 0:
-        raise ValueError(f"epochs={epochs}; expected a positive number")
-
-
-def _check_teacher(
-    student: PreTrainedModel, teacher: PreTrainedModel | CachedTokens | None, alpha: float | None,
-    top_k: int | None, on_policy: bool | float, sampling_temperature: float,
-) -> None:  # fmt: skip
-    live = isinstance(teacher, PreTrainedModel)
-    if teacher is student:
-        raise ValueError("teacher and student are the same module; expected two")
-    if is_sharded(student) or live and is_sharded(teacher):
-        raise ValueError("student or teacher is spread over processes by an earlier run; load it anew")
-    if not 0 <= on_policy <= 1:
-        raise ValueError(f"on_policy={on_policy}; expected False, True or a share of the steps, 0 to 1")
-    if on_policy and not live:
-        raise ValueError(f"on_policy={on_policy} needs a model as teacher, to judge what the student writes")
-    if on_policy and not 0 < sampling_temperature < math.inf:
-        raise ValueError(f"sampling_temperature={sampling_temperature}; expected a positive finite number")
-    if on_policy and alpha not in (None, 0):
-        raise ValueError(f"alpha={alpha}; expected 0 on-policy: what the student writes is no label")
-    if teacher is None and alpha not in (None, 1):
-        raise ValueError(f"alpha={alpha}; expected 1 without a teacher: there are only hard labels")
-    if top_k is not None and not live:
-        raise ValueError(f"top_k={top_k} needs a model as teacher, to choose among its logits; leave it out")
 
 
 def _fused(wanted: bool | None, models: Mapping[str, PreTrainedModel]) -> bool:
@@ -263,28 +243,54 @@ def _training_arguments(accelerator: Accelerator, settings: dict[str, object]) -
 
 
 def _claim(
-    folder: Path, run: Mapping[str, object], resume: bool, encoded: Sequence[TokenExample],
-    tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel,
+    folder: Path, run: Mapping[str, object], resume: bool, examples: Sequence[object],
+    encoded: Sequence[TokenExample], tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel,
     teacher: PreTrainedModel | CachedTokens | None,
 ) -> None:  # fmt: skip
     """Record in `run.json` what the run is, unless it is another; remove what it cannot go on from."""
-    run = json.loads(json.dumps(run, default=str)) | {
+    run = json.loads(json.dumps(run, default=str)) | dated(tokenizer, examples) | {
         "examples": fingerprint([[e.prompt, e.completion] for e in encoded]),
         "tokens": fingerprint(tokenizer.get_vocab()), "student": fingerprint(student),
         "teacher": teacher.fingerprint if isinstance(teacher, CachedTokens)
         else teacher and fingerprint(teacher),
     }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    record = folder / "run.json"
-    saved = json.loads(record.read_bytes()) if record.exists() else {}
-    if resume and (saved or get_last_checkpoint(folder)) and (changed := describe_changes(saved, run)):
+    record = folder / _RECORD
+    saved = _saved_run(folder)
+    if resume and saved and (changed := describe_changes(saved, run)):
         raise ValueError(
             f"output_dir {folder} belongs to another run: {changed}. Choose another folder, or start anew "
             "with resume=False, which removes its checkpoints"
         )
-    while (newest := get_last_checkpoint(folder)) and not (resume and _state(newest)):
-        shutil.rmtree(newest)
-    write_json(record, run)
+    with writing(folder):
+        while (newest := get_last_checkpoint(folder)) and not (resume and _state(newest)):
+            shutil.rmtree(newest)
+        write_json(record, run)
+
+
+def _saved_run(folder: Path) -> dict:
+    """What `run.json` in a folder says, which is made if need be; {} for an empty one.
+
+    Raises:
+        ValueError: the folder holds files of something else.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if (record := folder / _RECORD).exists():
+        try:
+            saved = json.loads(record.read_bytes())
+        except ValueError:
+            saved = None
+        if isinstance(saved, dict) and "examples" in saved:
+            return saved
+        others = [record]
+    else:  # checkpoints among them: of somebody else's run, which resume=False would remove
+        others = sorted(folder.glob("[!.]*"))
+    if others:
+        raise ValueError(
+            f"output_dir {str(folder)!r} holds files that are not distill_language_model's, such as "
+            f"{others[0].name}; choose an empty folder, or one that does not exist yet"
+        )
+    return {}
 
 
 def _state(checkpoint: str) -> TrainerState | None:
@@ -323,7 +329,7 @@ def _train(
     if save:
         if trainer.is_fsdp_enabled:  # checkpoints may be kept in parts; this is what `from_pretrained` reads
             trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-        trainer.save_model()
+        trainer.save_trained()
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from kdlib.language.distill.batches import TokenExample, tokenize
+from kdlib.language.models.chat import apply_template
 from kdlib.language.traces.file import Trace
 from kdlib.storage import replaced
 
@@ -78,7 +79,7 @@ def _as_texts(
     for number, (trace, example) in enumerate(zip(traces, encoded, strict=True)):
         statement, text = trace if isinstance(trace, tuple) else (trace.statement, trace.text)
         turns = [{"role": "user", "content": statement}]
-        prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        prompt = apply_template(tokenizer, turns, tokenize=False)
         prompt = prompt.removeprefix(added)
         completion = text.removesuffix(eos) + eos  # which TRL would add
         expected = [[*example.prompt], [*example.prompt, *example.completion]]

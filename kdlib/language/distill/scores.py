@@ -8,8 +8,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kdlib.language.arguments import check_counts
 from kdlib.language.distill.batches import TokenExample, collate, tokenize
 from kdlib.language.distill.teachers import predictions
+from kdlib.language.models.positions import check_positions
 from kdlib.language.models.vocabulary import check_same_tokens
 from kdlib.language.traces.file import Trace
 from kdlib.losses.divergences import RULED_OUT, kl_divergence
@@ -71,11 +73,13 @@ def score_texts(
         batch_tokens: of one forward pass, padding included; a longer text goes alone.
 
     Raises:
-        ValueError: no examples, or vocabularies that differ.
+        ValueError: no examples, vocabularies that differ, or a text longer than a model's positions.
     """
     models = {"student": student} | ({} if teacher is None else {"teacher": teacher})
-    width = check_same_tokens(tokenizer, teacher_tokenizer, **models)
+    check_counts(batch_tokens=batch_tokens)
     encoded = tokenize(tokenizer, examples)
+    width = check_same_tokens(tokenizer, teacher_tokenizer, **models)
+    check_positions("examples", [*map(len, encoded)], models)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     found: dict[int, Tensor] = {}
     left = sorted(range(len(encoded)), key=lambda number: -len(encoded[number]))

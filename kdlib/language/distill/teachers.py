@@ -11,9 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.cache.tokens import CachedTokens
-from kdlib.language.distill.batches import TokenExample, collate, forward_inputs, tokenize
+from kdlib.language.arguments import check_counts
+from kdlib.language.distill.batches import TokenExample, collate, dated, forward_inputs, tokenize
 from kdlib.language.distill.fsdp import gather_output_layer
 from kdlib.language.distill.output_layer import at_output_layer
+from kdlib.language.models.positions import check_positions
 from kdlib.language.models.vocabulary import check_same_tokens
 from kdlib.language.traces.file import Trace
 from kdlib.losses.checks import check_temperature
@@ -93,15 +95,21 @@ def cache_teacher_tokens(
         progress: show a progress bar.
 
     Raises:
-        ValueError: bad arguments; vocabularies that differ; a folder with another cache or other files;
-            logits that are not finite.
+        ValueError: bad arguments; vocabularies that differ; a text longer than the teacher's positions; a
+            folder with another cache or other files; logits that are not finite.
     """
+    if not isinstance(teacher, PreTrainedModel):
+        raise ValueError(f"teacher is {teacher!r:.60}; expected a model, such as load_checkpoint gives")
+    check_counts(batch_tokens=batch_tokens)
     width = check_same_tokens(tokenizer, teacher_tokenizer, teacher=teacher)
     if not isinstance(top_k, int) or not 1 <= top_k <= width:
         raise ValueError(f"top_k must be a whole number from 1 to the {width} tokens; got {top_k}")
     check_temperature(temperature)
     encoded = tokenize(tokenizer, examples)
-    cached = CachedTokens.of(folder, encoded, fingerprint(teacher), width, top_k, temperature)
+    check_positions("examples", [*map(len, encoded)], {"teacher": teacher})
+    cached = CachedTokens.of(
+        folder, encoded, fingerprint(teacher), width, top_k, temperature, **dated(tokenizer, examples)
+    )
     move(teacher, device if device is not None else best_device())
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 

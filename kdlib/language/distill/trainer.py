@@ -1,10 +1,13 @@
 """transformers' Trainer with the distillation loss, a mean over tokens, and completions by the student."""
 
 import math
+import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +22,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from kdlib.cost import process_peak
 from kdlib.language.distill.batches import EpochOrder, Packing, TokenExample, collate
@@ -30,6 +34,7 @@ from kdlib.losses.kd import soft_target_loss
 from kdlib.losses.linear import LossTerms, linear_kd_loss
 from kdlib.losses.top_k import TopK, top_k_loss
 from kdlib.runtime import eval_mode, seeded, substream
+from kdlib.storage import saving
 
 
 def student_writes(step: int, share: float) -> bool:
@@ -274,7 +279,25 @@ class DistillationTrainer(Trainer, TrainerCallback):
                 "the student's weights are not finite, though the loss was; try max_grad_norm=1.0 and a "
                 "smaller lr. Checkpoints of earlier steps are unchanged"
             )
-        super()._save_checkpoint(model, trial)
+        with saving(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
+
+    def save_trained(self) -> None:
+        """Save the model into the folder of the run, where each file appears whole; all processes call it."""
+        folder = Path(self.args.output_dir)
+        part = folder / ".model.part"
+        first = self.accelerator.is_main_process
+        with saving(part):
+            if first:
+                shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+                part.mkdir()
+            self.accelerator.wait_for_everyone()
+            self.save_model(os.fspath(part))
+            self.accelerator.wait_for_everyone()
+            if first:
+                for file in part.iterdir():
+                    os.replace(file, folder / file.name)
+                part.rmdir()
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

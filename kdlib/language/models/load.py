@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -39,6 +39,10 @@ _QUANTISATIONS = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
 }
 _FILES = ["*.safetensors", "*.json", "*.jinja"]  # no pickles, no second copies of the weights
+# What unpacking needs, of GPTQ and AWQ, of bitsandbytes, of fp8 and compressed-tensors, of mxfp4.
+_PACKED = re.compile(
+    r"[._](qweight|qzeros|g_idx|absmax|quant_map|SCB|weight_scale(?:_inv)?|weight_packed|scales|blocks)$"
+)
 _PATIENCE = 10.0  # seconds, for the Hub to answer
 _LARGE = 1e9  # bytes that take seconds to read: from here on there is a progress bar
 
@@ -62,8 +66,8 @@ def load_checkpoint(
     Raises:
         FileNotFoundError: a file of the folder is missing; or a repository is neither in the cache nor can it
             be reached, within 10 seconds: the message says what to download, and where to put it.
-        ValueError: an argument that does not fit; an unknown architecture; weights that are missing; a file
-            that is cut off (`DamagedFile`).
+        ValueError: an argument that does not fit; an unknown architecture; weights that are missing, or were
+            packed before (GPTQ, AWQ, bitsandbytes); a file that is cut off (`DamagedFile`).
         ImportError: `quantise` without bitsandbytes.
     """
     if str(dtype).removeprefix("torch.") not in _DTYPES:
@@ -75,6 +79,11 @@ def load_checkpoint(
     try:
         if missing := _missing_files(folder):
             raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}")
+        if method := _packing(folder):
+            raise ValueError(
+                f"{folder} holds packed weights ({method}), which load_checkpoint does not read. Take the "
+                'original: quantise="nf4" or "int8" packs it when it is loaded'
+            )
         tokenizer = _tokenizer(folder)
         with nullcontext() if size > _LARGE else without_bars():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -148,6 +157,24 @@ def _missing_files(folder: Path) -> list[str]:
     if index.exists() and not (folder / SAFE_WEIGHTS_NAME).exists():
         weights = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
     return [name for name in (CONFIG_NAME, "tokenizer.json", *weights) if not (folder / name).exists()]
+
+
+def _packing(folder: Path) -> str | None:
+    """How the weights of a folder are packed, if they are: by the names of what unpacking needs."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if (folder / SAFE_WEIGHTS_NAME).exists():
+        with safe_open(folder / SAFE_WEIGHTS_NAME, "pt") as file:
+            names = [*file.keys()]
+    else:
+        names = [*json.loads(index.read_bytes())["weight_map"]]
+    found = {match[1]: None for match in map(_PACKED.search, names) if match}
+    if not found:
+        return None
+    claimed = json.loads((folder / CONFIG_NAME).read_bytes()).get("quantization_config") or {}
+    kinds = {"qweight": "GPTQ or AWQ", "absmax": "bitsandbytes", "SCB": "bitsandbytes"}
+    by_name = next((kinds[name] for name in found if name in kinds), f"with {next(iter(found))}")
+    method = claimed.get("quant_method", by_name)
+    return {"gptq": "GPTQ", "awq": "AWQ"}.get(method, method)
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:

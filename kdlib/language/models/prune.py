@@ -10,12 +10,16 @@ the blocks that change least. A student of the teacher's layers is older: Distil
 """
 
 import copy
+import os
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kdlib.language.arguments import check_counts
+from kdlib.language.models.positions import check_positions
 
 
 @torch.no_grad()
@@ -33,6 +37,9 @@ def block_importance(
     Returns:
         float64 (layers,), on the CPU.
     """
+    check_counts(max_tokens=max_tokens)
+    if isinstance(texts, str | os.PathLike):
+        raise ValueError(f"texts is {str(texts)!r:.60}; expected several texts: pass [text]")
     layers = _layers(model)
     sums, tokens = torch.zeros(len(layers), dtype=torch.float64), 0
 
@@ -54,6 +61,7 @@ def block_importance(
         model.eval()
         for text in texts:
             ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=max_tokens)["input_ids"]
+            check_positions("texts", [ids.numel()], {"model": model})
             if ids.numel():
                 model(input_ids=ids.to(model.device), use_cache=False, logits_to_keep=1)
                 tokens += ids.numel()

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from kdlib.language.arguments import check_counts, check_seed
 from kdlib.runtime import seeded
 
 Family = Literal["qwen2", "llama"]  # the bases of the six R1-Distill checkpoints
@@ -26,7 +27,12 @@ def tiny_model(
     Args:
         width: size of the hidden states, a multiple of 2 · heads; the feed-forward layer is four times wider.
         positions: longest text, in tokens.
+
+    Raises:
+        ValueError: an argument that does not fit.
     """
+    check_counts(width=width, layers=layers, heads=heads, positions=positions)
+    check_seed(seed)
     if family not in get_args(Family):
         raise ValueError(f'family must be "qwen2" or "llama"; got {family!r}')
     if width % (2 * heads):

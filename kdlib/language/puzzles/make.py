@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kdlib.language.arguments import check_counts, check_seed
 from kdlib.language.puzzles.puzzle import ANIMALS, Cage, Kind, Puzzle, check_names
 
 __all__ = ["PuzzleSplits", "make_puzzle", "puzzle_splits"]
@@ -32,6 +33,8 @@ def make_puzzle(
     Raises:
         ValueError: no such kind, range or name, or no such puzzle.
     """
+    if not isinstance(rng, random.Random):
+        raise ValueError(f"rng must be a random.Random, such as random.Random(0); got {rng!r}")
     low, high = _range(kind, heads)
     _check_animals(kind, animals)
     drawn = [_draw_pair(rng, low, high) if kind == "pair" else _draw_counts(rng, low, high)]
@@ -50,6 +53,9 @@ def make_puzzle(
 def _range(kind: str, heads: tuple[int, int], argument: str = "heads") -> tuple[int, int]:
     if kind not in ("pair", "chain"):
         raise ValueError(f'kind must be "pair" or "chain"; got {kind!r}')
+    if not isinstance(heads, Sequence) or len(heads) != 2:
+        raise ValueError(f"{argument} must be (least, largest); got {heads!r}")
+    check_counts(least=0, **{f"{argument}[{place}]": number for place, number in enumerate(heads)})
     least = 3 if kind == "chain" else 2  # for each animal to be there
     low, high = max(heads[0], least), heads[1]
     if low > high:
@@ -113,8 +119,8 @@ def puzzle_splits(
     `kind`, `heads` and `animals` are as for `make_puzzle`; `beyond_heads`, for the last part, must not
     overlap `heads`. A ValueError refuses more puzzles than there are.
     """
-    if min(train, validation, test, beyond) < 0:
-        raise ValueError(f"sizes must be at least 0; got {train}, {validation}, {test} and {beyond}")
+    check_counts(least=0, train=train, validation=validation, test=test, beyond=beyond)
+    check_seed(seed)
     low, high = _range(kind, heads)
     outside: list[Puzzle] = []
     if beyond:

@@ -26,7 +26,9 @@ class Solution:
 
 
 def solve(puzzle: Puzzle) -> Solution:
-    """The counts of a puzzle, or why they cannot be known."""
+    """The counts of a puzzle, or why they cannot be known; a ValueError for what is no `Puzzle`."""
+    if not isinstance(puzzle, Puzzle):
+        raise ValueError(f"puzzle must be a Puzzle, as make_puzzle gives; got {puzzle!r:.60}")
     counts: list[dict[str, int]] = []
     for number, cage in enumerate(puzzle.cages, start=1):
         heads = cage.heads if cage.heads is not None else [*counts[-1].values()][-1] + cage.more

@@ -8,6 +8,7 @@ of which those with a right answer are kept.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
@@ -15,7 +16,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.language.answers.final_answer import has_format, verify_answer
-from kdlib.language.problems import Problem
+from kdlib.language.arguments import check_counts, check_seed, is_number
+from kdlib.language.models.chat import date_in_template
+from kdlib.language.problems import Problem, check_problems
 from kdlib.language.traces.file import Asked, Trace, TraceFile, load_traces, open_traces
 from kdlib.language.traces.generate import Completion, Writer
 from kdlib.runtime import eval_mode, substream
@@ -24,6 +27,10 @@ from kdlib.storage import fingerprint, identity
 __all__ = ["Trace", "collect_traces", "load_traces"]
 
 Verifier = Callable[[str, str], bool]
+
+# A tokenizer's own signs for blanks, line ends and bytes, as in "6Ġ*Ġ7". Ġ and Ċ are also capital letters, of
+# Maltese, where a word begins.
+_MARKERS = re.compile(r"(?<=[^\s'’(-])[ĠĊ]|[ĠĊ](?![a-zċġħż])|▁(?=\w)|<0x[0-9A-F]{2}>")
 
 
 def collect_traces(
@@ -41,7 +48,8 @@ def collect_traces(
     With a path the traces go to a file of JSON lines, batch by batch. A run that was killed at any moment
     continues when it is called again, as does one with more problems or more samples: only what is missing is
     sampled. The file is bound to all that shapes a text: the model's weights, which are read for it (a 7B
-    model's take tens of seconds), tokenizer, chat template, the settings, and the name of `verify`.
+    model's take tens of seconds), tokenizer, chat template with the date that it may write, the settings, and
+    the name of `verify`.
 
     Args:
         model: any causal language model of transformers; runs in eval mode on its own device. Its own
@@ -74,6 +82,8 @@ def collect_traces(
     wanted = wanted_traces(
         problems, samples, temperature, top_p, max_new_tokens=max_new_tokens, batch_size=batch_size
     )
+    check_seed(seed)
+    check_references(problems, verify)
     writer = Writer(model, tokenizer, temperature, top_p, max_new_tokens)
     prompts = {problem: writer.prompt(problem.statement) for problem in problems}
     settings = {} if path is None else _settings(writer, seed, verify)
@@ -108,12 +118,16 @@ def judged_trace(
 ) -> Trace:
     """The trace of a completion, verified together with what stood `before` it.
 
+    Not correct is what was cut off, or holds the byte markers of a tokenizer.
+
     Raises:
         RuntimeError: `verify` failed.
     """
     try:
-        # What was cut off is no answer, even if it reads like one: 1 of 12.
-        correct = completion.finished and bool(verify(before + completion.text, problem.answer))
+        # What was cut off is no answer, even if it reads like one: 1 of 12. Nor is what was not decoded: a
+        # student would learn the markers.
+        whole = completion.finished and not _MARKERS.search(completion.text)
+        correct = whole and bool(verify(before + completion.text, problem.answer))
     except Exception as error:
         raise RuntimeError(
             f"verify failed on sample {sample} of problem {problem.key!r}: {type(error).__name__}: {error}; "
@@ -136,6 +150,7 @@ def _settings(writer: Writer, seed: int, verify: Verifier) -> dict[str, object]:
         "seed": None if greedy else seed,
         "max_new_tokens": writer.max_new_tokens,
         "verify": identity(verify),
+        **date_in_template(tokenizer),
     }
 
 
@@ -145,14 +160,13 @@ def wanted_traces(
     """All samples of the first problem, then of the second, and so on.
 
     Raises:
-        ValueError: settings out of their range, counts below 1, or equal keys.
+        ValueError: what are no problems, settings out of their range, counts below 1, or equal keys.
     """
-    for name, value in {"samples": samples, **counts}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value!r}")
-    if not 0 <= temperature < float("inf"):
+    check_problems(problems)
+    check_counts(samples=samples, **counts)
+    if not is_number(temperature) or not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be at least 0 (0: the likeliest token); got {temperature!r}")
-    if not 0 < top_p <= 1:
+    if not is_number(top_p) or not 0 < top_p <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1 (1: all tokens); got {top_p!r}")
     if temperature == 0 and samples > 1:
         raise ValueError(f"samples is {samples}, but temperature=0 writes the same each time; pass samples=1")
@@ -160,6 +174,17 @@ def wanted_traces(
         if count > 1:
             raise ValueError(f"problems must have different keys; {key!r} occurs {count} times")
     return [(problem, sample) for problem in problems for sample in range(samples)]
+
+
+def check_references(problems: Sequence[Problem], verify: Verifier) -> None:
+    """Refuse answers that `verify_answer` cannot compare with, before a model has written for them."""
+    if not callable(verify):
+        raise ValueError(f"verify is {verify!r:.60}; expected a function of a text and the reference answer")
+    for number, problem in enumerate(problems if verify is verify_answer else ()):
+        try:
+            verify("", problem.answer)
+        except ValueError as error:
+            raise ValueError(f"answer of problems[{number}] cannot be compared with: {error}") from None
 
 
 def missing_traces(wanted: Sequence[Asked], file: TraceFile) -> list[Asked]:

@@ -3,17 +3,17 @@
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import Timeout
 
-from kdlib.language.problems import Problem
-from kdlib.storage import DamagedFile, ForeignFile, JsonLines, describe_changes
+from kdlib.language.problems import Problem, check_path
+from kdlib.storage import DamagedFile, ForeignFile, JsonLines, describe_changes, writing
 
-__all__ = ["Asked", "Trace", "TraceFile", "load_traces", "open_traces"]
+__all__ = ["Asked", "Trace", "TraceFile", "check_traces", "load_traces", "open_traces"]
 
 Asked = tuple[Problem, int]  # a problem, and the number of a sample
 
@@ -40,6 +40,21 @@ class Trace:
     def asked(self) -> Asked:
         """What it answers."""
         return Problem(self.key, self.statement, self.answer), self.sample
+
+
+def check_traces(traces: Iterable[Trace]) -> list[Trace]:
+    """As a list; a ValueError says what was given instead of traces, and how to read them."""
+    if isinstance(traces, str | os.PathLike):
+        raise ValueError(f"traces is {str(traces)!r:.80}; expected traces: call load_traces with it")
+    if not isinstance(traces, Iterable):
+        raise ValueError(f"traces is {traces!r:.60}; expected a list of Trace")
+    traces = list(traces)
+    for number, trace in enumerate(traces):
+        if not isinstance(trace, Trace):
+            raise ValueError(
+                f"traces[{number}] is {trace!r:.60}; expected a Trace, as collect_traces and load_traces give"
+            )
+    return traces
 
 
 class TraceFile:
@@ -79,13 +94,17 @@ def open_traces(path: str | os.PathLike | None, settings: Mapping[str, object]) 
         ForeignFile: something else has written it, or it is bound to other settings.
         DamagedFile: a line has changed since it was written.
         TimeoutError: another process is writing to it.
+        ValueError: what is no path, or a folder.
+        OSError: it cannot be written; says why, and what to do.
     """
     if path is None:
         yield TraceFile()
         return
+    check_path(path)
     lines = JsonLines(path)
     try:
-        lock = lines.lock.acquire(timeout=0)
+        with writing(lines.path):
+            lock = lines.lock.acquire(timeout=0)
     except Timeout as error:
         raise TimeoutError(
             f"another process is collecting traces into {path}; wait for it, or choose another path"
@@ -106,7 +125,9 @@ def load_traces(path: str | os.PathLike) -> list[Trace]:
 
     Raises:
         FileNotFoundError, ForeignFile, DamagedFile: there is none, not of traces, or a line has changed.
+        ValueError: what is no path.
     """
+    check_path(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
     return _read(JsonLines(path))[1]

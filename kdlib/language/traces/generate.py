@@ -10,6 +10,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
+from kdlib.language.models.chat import apply_template
+from kdlib.language.models.positions import positions_of
+
 __all__ = ["Completion", "Writer"]
 
 
@@ -38,6 +41,8 @@ class Writer:
     ) -> None:  # fmt: skip
         if tokenizer.eos_token_id is None:
             raise ValueError("tokenizer has no end-of-sequence token, so nothing would end; set eos_token")
+        if tokenizer.chat_template is None:
+            raise ValueError("tokenizer has no chat_template; expected one, or set tokenizer.chat_template")
         self._known = max(tokenizer.get_vocab().values()) + 1
         rows = model.get_input_embeddings().weight.shape[0]
         if self._known > rows:
@@ -60,8 +65,8 @@ class Writer:
             ValueError: it leaves fewer than `max_new_tokens` of the model's positions.
         """
         turn = [{"role": "user", "content": statement}]
-        ids = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        ids = apply_template(self.tokenizer, turn, return_dict=False)
+        positions = positions_of(self.model)
         if positions is not None and len(ids) + self.max_new_tokens > positions:
             raise ValueError(
                 f"max_new_tokens is {self.max_new_tokens}, but the model has {positions} positions, and the "

@@ -24,20 +24,25 @@ from math import inf
 
 from anyio.from_thread import start_blocking_portal
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from kdlib.language.answers.final_answer import verify_answer
+from kdlib.language.arguments import check_counts, check_seed, is_number
 from kdlib.language.problems import Problem
-from kdlib.language.traces.collect import Verifier, keep, missing_traces, wanted_traces
+from kdlib.language.traces.collect import Verifier, check_references, keep, missing_traces, wanted_traces
 from kdlib.language.traces.file import Asked, Trace, TraceFile, open_traces
-from kdlib.language.traces.server import Failure, Reply, Server
+from kdlib.language.traces.reply import Failure, Reply, Usage, tokens_by_bytes
+from kdlib.language.traces.server import Server
 from kdlib.runtime import substream
 from kdlib.storage import identity
 
 __all__ = ["BudgetReached", "TracesMissing", "collect_remote_traces"]
 
-_SET_BY_US = {"model", "messages", "temperature", "top_p", "max_tokens", "seed", "stream", "n"}
+_SET_BY_US = {
+    "model", "messages", "temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stream", "n",
+}  # fmt: skip
 _LONGEST_PAUSE = 8.0  # seconds before a reply of no use is asked for again, as the client's between retries
-_HOPELESS = 10  # problems in a row that fail one by one before all are given up
+_HOPELESS = 10  # problems in a row that fail one by one, or first replies of no use, before all are given up
 _TEMPLATE_TOKENS = 64  # more than a chat template adds to a statement
 
 
@@ -62,7 +67,8 @@ def collect_remote_traces(
     seed: int | None = 0, concurrency: int = 8, token_budget: int | None = None,
     cost_budget: float | None = None, prices: tuple[float, float] | None = None, retries: int = 8,
     timeout: float = 1800.0, key_variable: str | None = None,
-    extra_body: Mapping[str, object] | None = None, verify: Verifier = verify_answer, progress: bool = False,
+    extra_body: Mapping[str, object] | None = None, tokenizer: PreTrainedTokenizerBase | None = None,
+    verify: Verifier = verify_answer, progress: bool = False,
 ) -> list[Trace]:  # fmt: skip
     """Let a model behind an address answer each problem several times, and verify what it writes.
 
@@ -71,11 +77,16 @@ def collect_remote_traces(
     `collect_traces`; only requests in flight are lost. The file is bound to the model's name and all else
     that shapes a text, not to the address.
 
-    A request is repeated, after pauses that grow to 8 seconds or as long as Retry-After says (up to two
-    minutes), on status 408, 409, 429 and from 500, after time-outs and broken connections; one whose reply is
-    garbled or holds no text, with another seed. A request that is refused (400, 413, 422) costs only its own
-    trace. The run ends early when no request can succeed (401 to 404), when `concurrency` in a row got
-    nothing from the server, or when those of ten problems in a row were refused or got replies of no use.
+    A request is repeated, after pauses that grow to 8 seconds or as long as Retry-After or the headers of a
+    limit say (`x-ratelimit-reset-requests: 6m0s`; up to half an hour), on status 408, 409, 429 and from 500,
+    after time-outs and broken connections; one whose reply is garbled or holds no text, with another seed. A
+    request that is refused (400, 413, 422) costs only its own trace; one that is refused for max_tokens,
+    top_p, seed or temperature is sent as the server wants it, and a warning names what it was not told.
+
+    The run ends early when no request can succeed (401 to 404), when `concurrency` in a row got nothing from
+    the server, when those of ten problems in a row were refused or got replies of no use, and, as long as no
+    reply could be read, at the first whose shape says that none will be, or after ten; the message shows the
+    first.
 
     Args:
         url: up to /v1: "http://localhost:8000/v1", "https://api.deepseek.com".
@@ -96,6 +107,8 @@ def collect_remote_traces(
         timeout: seconds in which nothing arrives until a request counts as failed.
         key_variable: name of the environment variable that holds the key for this address. None sends none,
             whatever the environment holds: a key should reach only whom it is for.
+        tokenizer: counts tokens where the server does not say how many there were. None takes one for each
+            1.8 bytes, which is too many for most texts, so that a budget rather ends early.
         extra_body: more for each request, such as {"chat_template_kwargs": {"thinking": True}} for vLLM.
 
     Returns:
@@ -110,23 +123,17 @@ def collect_remote_traces(
     wanted = wanted_traces(
         problems, samples, temperature, top_p, max_new_tokens=max_new_tokens, concurrency=concurrency
     )
+    check_references(problems, verify)
     budgets = {"token_budget": token_budget, "cost_budget": cost_budget}
-    for name, value in {**budgets, "timeout": timeout}.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be above 0; got {value!r}")
-    if retries < 0:
-        raise ValueError(f"retries must be at least 0; got {retries!r}")
-    if cost_budget is not None if prices is None else len(prices) != 2 or min(prices) < 0:
-        raise ValueError(
-            f"prices must be (input, output), in dollars per million tokens, at least 0; got {prices!r} with "
-            f"cost_budget={cost_budget}"
-        )
-    extra = dict(extra_body or {})
-    if clash := sorted(extra.keys() & _SET_BY_US):
-        raise ValueError(f"extra_body holds {', '.join(clash)}; expected the argument of that purpose")
+    _check_spending(prices, timeout=timeout, **budgets)
+    check_counts(least=0, retries=retries)
+    if seed is not None:
+        check_seed(seed)
+    extra = _checked_extra(extra_body)
     sampling = {"temperature": float(temperature), "top_p": float(top_p)}
     parameters = {**sampling, "max_tokens": max_new_tokens, "extra_body": extra}
-    server = Server(url.rstrip("/"), model, key_variable, retries, timeout, parameters)
+    count = tokens_by_bytes if tokenizer is None else lambda text: len(tokenizer.tokenize(text))
+    server = Server(str(url).rstrip("/"), model, key_variable, retries, timeout, parameters, count)
     settings = {
         "teacher": model, **sampling, "max_new_tokens": max_new_tokens, "seed": seed, "extra_body": extra,
         "verify": identity(verify),
@@ -136,13 +143,19 @@ def collect_remote_traces(
         done = len(wanted) - len(waiting)
         spending = Spending(token_budget or inf, cost_budget or inf, prices or (0, 0))
         for note in file.notes:
-            spending.tokens.update(note["usage"])
+            spending.add(note["usage"], note.get("counted", False))
         with tqdm(desc="traces", total=len(wanted), initial=done, disable=not progress) as bar:
             collector = Collector(
                 server, file, bar, verify, spending, waiting, concurrency, retries, max_new_tokens, seed
             )
             collector.collect()
         traces = [file.traces[asked] for asked in wanted if asked in file.traces]
+    if server.left_out:
+        warnings.warn(
+            f"the server refuses {' and '.join(server.left_out)}, which it was therefore not told: its own "
+            "setting holds there, or chance",
+            stacklevel=2,
+        )
     where = "kept" if path is None else f"in {path}"
     have = f"{len(traces):,} of {len(wanted):,} traces are {where}; {spending} spent"
     if collector.failures:
@@ -159,6 +172,28 @@ def collect_remote_traces(
     return traces
 
 
+def _check_spending(prices: object, cost_budget: float | None, **more: float | None) -> None:
+    for name, value in {**more, "cost_budget": cost_budget}.items():
+        if value is not None and not (is_number(value) and value > 0):
+            raise ValueError(f"{name} must be above 0; got {value!r}")
+    told = isinstance(prices, Sequence) and len(prices) == 2
+    told = told and all(is_number(price) and 0 <= price < inf for price in prices)
+    if cost_budget is not None if prices is None else not told:
+        raise ValueError(
+            f"prices must be (input, output), in dollars per million tokens, at least 0; got {prices!r} with "
+            f"cost_budget={cost_budget}"
+        )
+
+
+def _checked_extra(extra_body: object) -> dict[str, object]:
+    if not (extra_body is None or isinstance(extra_body, Mapping)):
+        raise ValueError(f"extra_body is {extra_body!r:.60}; expected names and values, as a dictionary")
+    extra = dict(extra_body or {})
+    if clash := sorted(extra.keys() & _SET_BY_US):
+        raise ValueError(f"extra_body holds {', '.join(clash)}; expected the argument of that purpose")
+    return extra
+
+
 @dataclass
 class Spending:
     """Output tokens and dollars to spend at most, the prices of input and output, and the tokens so far."""
@@ -167,6 +202,11 @@ class Spending:
     most_dollars: float
     prices: tuple[float, float]
     tokens: Counter[str] = field(default_factory=Counter)  # input_tokens, output_tokens
+    counted: bool = False  # whether some were counted here
+
+    def add(self, usage: Usage, counted: bool) -> None:
+        self.tokens.update(usage)
+        self.counted = self.counted or counted
 
     def allows(self, inputs: int, outputs: int) -> bool:
         """Whether so many more tokens may be spent."""
@@ -179,7 +219,8 @@ class Spending:
     def __str__(self) -> str:
         inputs, outputs = self.tokens["input_tokens"], self.tokens["output_tokens"]
         cost = f", ${self._cost(self.tokens):,.4f}" if any(self.prices) else ""
-        return f"{inputs:,} input and {outputs:,} output tokens{cost}"
+        about = "about " if self.counted else ""
+        return f"{about}{inputs:,} input and {outputs:,} output tokens{cost}"
 
 
 @dataclass
@@ -197,7 +238,9 @@ class Collector:
     max_new_tokens: int
     seed: int | None
     failures: dict[tuple[str, int], str] = field(default_factory=dict)  # why requests were given up
-    useless: Counter[Asked] = field(default_factory=Counter)  # replies without a text
+    useless: Counter[Asked] = field(default_factory=Counter)  # replies without a text, that are asked again
+    unreadable: int = 0  # replies that could not be read
+    shown: str = ""  # the first that could not
     # Since the last reply: requests without an answer, and problems that failed one by one.
     unanswered: int = 0
     hopeless: set[Problem] = field(default_factory=set)
@@ -250,7 +293,12 @@ class Collector:
         if isinstance(outcome, Reply):
             self.bar.update()
             self.unanswered, self.hopeless = 0, set()
-        elif outcome.fault == "reply" and self.useless[asked] < self.retries:
+            return
+        self.shown = self.shown or outcome.reply
+        self.unreadable += outcome.fault in ("reply", "shape")
+        # What cannot be read from the start is paid for without end.
+        never = not self.file.traces and (outcome.fault == "shape" or self.unreadable >= _HOPELESS)
+        if outcome.fault == "reply" and self.useless[asked] < self.retries and not never:
             self.useless[asked] += 1
             self.waiting.appendleft(asked)
         else:
@@ -262,17 +310,20 @@ class Collector:
             else:
                 self.hopeless.add(problem)
             gone = self.unanswered >= self.concurrency or len(self.hopeless) >= _HOPELESS
-            self.stopped = self.stopped or gone or outcome.fault == "everything"
+            self.stopped = self.stopped or gone or never or outcome.fault == "everything"
 
     def _store(self, asked: Asked, outcome: Reply | Failure) -> None:
         """The trace and what it cost, in one piece; the cost also where there is no trace."""
         note = {"usage": outcome.usage}
-        self.spending.tokens.update(outcome.usage)
+        counted = isinstance(outcome, Reply) and outcome.counted
+        self.spending.add(outcome.usage, counted)
         if isinstance(outcome, Reply):
             # A thought without an end is no answer, though it may read like one.
             before = "<think>\n" if outcome.unclosed else ""
-            notes = [{**note, "model": outcome.model}]
-            keep(self.file, [asked], [outcome.completion], self.verify, before=before, notes=notes)
+            note |= {"model": outcome.model} | ({"counted": True} if counted else {})
+            if self.server.left_out:
+                note["left_out"] = self.server.left_out
+            keep(self.file, [asked], [outcome.completion], self.verify, before=before, notes=[note])
         elif outcome.usage:
             self.file.append([], [note])
 
@@ -282,4 +333,6 @@ class Collector:
         reasons = Counter(self.failures.values()).most_common(3)
         told = "; ".join(f"{reason} ({count} times)" for reason, count in reasons)
         early = "stopped early: " if self.stopped else ""
-        return f"{early}{len(self.failures)} requests failed, first for sample {sample} of {key!r}: {told}"
+        shown = f". The first reply of no use begins: {self.shown!r}" if self.shown else ""
+        failed = f"{len(self.failures)} requests failed, first for sample {sample} of {key!r}"
+        return f"{early}{failed}: {told}{shown}"

@@ -8,7 +8,8 @@ from math import comb
 import numpy as np
 
 from kdlib.language.answers.final_answer import final_answer
-from kdlib.language.traces.file import Trace
+from kdlib.language.arguments import check_counts
+from kdlib.language.traces.file import Trace, check_traces
 
 __all__ = ["TraceReport", "filter_traces", "majority_vote", "pass_at_k", "trace_report"]
 
@@ -25,7 +26,11 @@ def filter_traces(
         shortest: of what passes otherwise, keep the one with the fewest tokens for each problem.
         style: gets the text of a trace; True keeps it.
         repeats: keep a text that occurs again for the same problem.
+
+    Raises:
+        ValueError: something else than traces, such as their path.
     """
+    traces = check_traces(traces)
     kept = [t for t in traces if (t.correct or not correct) and (style is None or style(t.text))]
     if not repeats:
         first: dict[tuple[str, str], Trace] = {}
@@ -78,7 +83,7 @@ class TraceReport:
 
 def trace_report(traces: Iterable[Trace]) -> TraceReport:
     """Pass rate, failures and lengths of traces, of which there must be one (a ValueError otherwise)."""
-    traces = list(traces)
+    traces = check_traces(traces)
     if not traces:
         raise ValueError("traces must hold at least one trace; got none")
     tokens = [trace.tokens for trace in traces]
@@ -128,10 +133,9 @@ def majority_vote(traces: Iterable[Trace], k: int) -> float:
 
 
 def _by_problem(traces: Iterable[Trace], k: int) -> list[list[Trace]]:
-    if k < 1:
-        raise ValueError(f"k must be at least 1; got {k!r}")
+    check_counts(k=k)
     groups: dict[str, list[Trace]] = defaultdict(list)
-    for trace in traces:
+    for trace in check_traces(traces):
         groups[trace.key].append(trace)
     if not groups:
         raise ValueError("traces must hold at least one trace; got none")

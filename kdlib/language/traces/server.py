@@ -1,59 +1,36 @@
-"""One request to an OpenAI-compatible server, and its reply read into the text that the model has written.
+"""Requests to an OpenAI-compatible server: what it is asked, what it refuses, and when it may be asked again.
 
-The same text arrives in several shapes:
+Servers do not all take the same parameters. OpenAI's reasoning models want `max_completion_tokens` instead of
+`max_tokens` and no temperature; Anthropic's newer ones refuse `top_p` beside it; Mistral's API knows no
+`seed`. A parameter that a server refuses by name is left out, or renamed, from then on.
 
-- DeepSeek's API, and vLLM with a reasoning parser: the thought apart, as `reasoning_content` (in vLLM since
-  0.11 as `reasoning`), the answer in `content`. Blank lines around the two are lost.
-- vLLM without one, and `transformers serve` for Llama models: all that was written, in `content`, with
-  `<think>` where the chat template does not write it.
-- `transformers serve` for Qwen2 models takes every template for ChatML. With R1's, up to transformers 5.23,
-  it leaves the end token in the text, and puts the prompt into `content` before or instead of an answer.
+A server that is asked too often says when to come back: in Retry-After, or for each of its limits as
+`x-ratelimit-reset-requests: 6m0s` (OpenAI, Groq), a moment (`anthropic-ratelimit-tokens-reset`) or seconds.
 """
 
+import asyncio
 import json
 import os
 import re
+import time
 import urllib.parse
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 import openai
 
-from kdlib.language.traces.generate import Completion
+from kdlib.language.traces.reply import SHOWN, Failure, Reply, read_reply, tokens_by_bytes
 
-__all__ = ["Failure", "Reply", "Server", "Usage", "read_reply"]
+__all__ = ["Server", "pause"]
 
-_OPENING, _CLOSE = re.compile(r"\A\s*<think>\n?"), "</think>"
-_TAGS = re.compile(r"\s*(?:<(?!/?think>)[^<>\s]{1,40}>\s*)+")
-_END = re.compile(r"(?:<[|｜][^<>\s|｜]{1,40}[|｜]>|<eos>|</s>)\s*\Z")
+LONGEST_WAIT = 1800.0  # seconds until a server may be asked again; nobody waits for hours
+_CLIENT_WAITS = 120.0  # seconds that openai's client waits itself
 _SECRET = 8  # characters that a key has at least; "EMPTY", vLLM's for none, may occur in texts
-_SHOWN = 400  # characters of what a server says
-
-Fault = Literal["server", "reply", "request", "everything"]
-Usage = dict[str, int]  # input_tokens and output_tokens, for which a server charges; empty if it does not say
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A usable reply."""
-
-    completion: Completion  # the text as `Trace` has it: thought, </think>, answer, no opening <think>
-    unclosed: bool  # whether a thought was opened and never closed, so that there is no answer
-    usage: Usage
-    model: str  # what the server says has written it; may be more exact than what was asked for
-
-
-class Failure(ValueError):
-    """A request without a usable reply, and why.
-
-    The fault of the "server" or network: the client has tried again. Of the "reply": another seed may help.
-    Of the "request": the same would happen again; of "everything": to any request.
-    """
-
-    def __init__(self, reason: str, usage: Usage | None = None, fault: Fault = "reply") -> None:
-        super().__init__(reason)
-        self.usage, self.fault = usage or {}, fault
+_BUSY = (429, 503, 529)
+_NAMED = re.compile(r"\b(?:max_completion_tokens|max_tokens|top_p|seed|temperature)\b")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Server:
@@ -65,10 +42,12 @@ class Server:
 
     def __init__(
         self, url: str, model: str, key_variable: str | None, retries: int, timeout: float,
-        parameters: Mapping[str, object],
+        parameters: Mapping[str, object], count: Callable[[str], int] = tokens_by_bytes,
     ) -> None:  # fmt: skip
         local = _checked(url, key_variable)
         self._url, self._key_variable, self._model, self._parameters = url, key_variable, model, parameters
+        self._retries, self._count = retries, count
+        self._left_out: tuple[str, ...] = ()
         self._key = key_variable and os.environ[key_variable].strip()
         self.client = openai.AsyncOpenAI(
             # Without one the client takes OPENAI_API_KEY from the environment, whatever server is asked.
@@ -77,37 +56,82 @@ class Server:
             max_retries=retries,
             timeout=openai.Timeout(timeout, connect=min(10.0, timeout)),
             # No proxy between a machine and itself, and no redirection: the key is for this address.
-            http_client=openai.DefaultAsyncHttpxClient(trust_env=not local, follow_redirects=False),
+            http_client=openai.DefaultAsyncHttpxClient(
+                trust_env=not local, follow_redirects=False, event_hooks={"response": [_say_when]}
+            ),
         )
         # What OPENAI_ORG_ID and OPENAI_PROJECT_ID say is nobody else's business.
         self.client.organization = self.client.project = None
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What this server has refused to be told, and was not told any more."""
+        return tuple(name for name in self._left_out if name != "max_tokens")  # which only has another name
+
     async def ask(self, statement: str, seed: int | None) -> Reply | Failure:
         """The reply to a statement. Failures are not raised: the client's errors hold the key."""
-        try:
-            raw = await self.client.chat.completions.with_raw_response.create(
-                model=self._model,
-                messages=[{"role": "user", "content": statement}],
-                seed=openai.omit if seed is None else seed,
-                extra_headers=None if self._key else {"Authorization": openai.Omit()},
-                **self._parameters,
-            )
-        except openai.APIStatusError as error:
-            return self._refusal(error)
-        except openai.APIConnectionError as error:
-            said = self._without_key(f"{error.message} {error.__cause__ or ''}")
-            return Failure(said[:_SHOWN], fault="server")
+        left_out, waits, refusals = self._left_out, 0, {}
+        while True:
+            try:
+                raw = await self._sent(statement, seed, left_out)
+                break
+            except openai.APIStatusError as error:
+                refusal = self._refusal(error)
+                wait = pause(error.response.headers) or 0.0
+                # openai's client has not tried again where the wait is longer than it waits itself.
+                ours = error.status_code in _BUSY and _CLIENT_WAITS < wait <= LONGEST_WAIT
+                if ours and waits < self._retries:
+                    waits += 1
+                    await asyncio.sleep(wait)
+                    continue
+                refusals[str(refusal)] = refusal
+                if refusal.fault == "request" and (name := self._unwanted(error, statement, seed, left_out)):
+                    left_out = (*left_out, name)
+                    continue
+                said = "; then, without that: ".join(refusals)
+                return Failure(said, fault=refusal.fault)
+            except openai.APIConnectionError as error:
+                said = self._without_key(f"{error.message} {error.__cause__ or ''}")
+                return Failure(said[:SHOWN], fault="server")
+        self._left_out = left_out  # it has helped
         # A server that sends the key back would bring it into the file.
         text = self._without_key(raw.http_response.content.decode("utf-8-sig", errors="replace"))
         try:
-            return read_reply(json.loads(text), statement)
+            return read_reply(json.loads(text), statement, self._parameters["max_tokens"], self._count)
         except Failure as failure:
+            failure.reply = text[:SHOWN]
             return failure
         except (ValueError, RecursionError) as error:
-            return Failure(f"the reply is not JSON ({error}): {text[:80]!r}")
+            # What is sent piece by piece, though nobody asked for it, will be so again.
+            fault = "shape" if text.lstrip().startswith(("data:", "event:")) else "reply"
+            failure = Failure(f"the reply is not JSON ({error}): {text[:80]!r}", fault=fault)
+            failure.reply = text[:SHOWN]
+            return failure
+
+    async def _sent(self, statement: str, seed: int | None, left_out: tuple[str, ...]) -> object:
+        given = {**self._parameters, **({} if seed is None else {"seed": seed})}
+        if "max_tokens" in left_out:
+            given["max_completion_tokens"] = given["max_tokens"]
+        return await self.client.chat.completions.with_raw_response.create(
+            model=self._model,
+            messages=[{"role": "user", "content": statement}],
+            extra_headers=None if self._key else {"Authorization": openai.Omit()},
+            **{name: value for name, value in given.items() if name not in left_out},
+        )
+
+    def _unwanted(
+        self, error: openai.APIStatusError, statement: str, seed: int | None, left_out: tuple[str, ...]
+    ) -> str | None:
+        """The parameter that a server refuses by name, of those that it can be asked without."""
+        said = f"{error.body or error.message}".replace(statement, "")
+        named = {name.replace("max_completion_tokens", "max_tokens") for name in _NAMED.findall(said)}
+        # Of two that exclude each other the first goes. A temperature of 0 is more than a wish.
+        possible = ["max_tokens", "top_p", *["seed"] * (seed is not None)]
+        possible += ["temperature"] * (self._parameters["temperature"] > 0)
+        return next((name for name in possible if name in named and name not in left_out), None)
 
     def _refusal(self, error: openai.APIStatusError) -> Failure:
-        said = self._without_key(f"{error.status_code}: {error.body or error.message}")[:_SHOWN]
+        said = self._without_key(f"{error.status_code}: {error.body or error.message}")[:SHOWN]
         # OpenAI sends status 429 when the money is used up.
         status = 402 if error.code == "insufficient_quota" else error.status_code
         if status >= 500 or status in (408, 409, 429):
@@ -155,57 +179,47 @@ def _checked(url: str, key_variable: str | None) -> bool:
     return local
 
 
-def read_reply(body: object, statement: str) -> Reply:
-    """Read the body of a chat completion, decoded from JSON; the statement is the user's turn.
+async def _say_when(response: object) -> None:
+    """Tell openai's client in the one header that it reads how long a server wants to be left alone."""
+    if response.status_code in _BUSY and (wait := pause(response.headers)) is not None:
+        response.headers.pop("retry-after-ms", None)
+        response.headers["retry-after"] = f"{wait:.10g}"
 
-    Raises:
-        Failure: it is none, is empty, ended for another reason than the model's or the token limit's, or
-            does not say how many tokens it took.
+
+def pause(headers: Mapping[str, str]) -> float | None:
+    """Seconds until a server may be asked again, by the headers of its refusal; None if it does not say.
+
+    Of several limits those count that are used up, and of these the one that lasts longest.
     """
-    usage: Usage = {}
-    match body:
-        case {"usage": {"prompt_tokens": int(inputs), "completion_tokens": int(outputs)}}:
-            usage = {"input_tokens": inputs, "output_tokens": outputs}
-    match body:
-        case {"choices": [{"message": Mapping() as message, "finish_reason": reason}, *_]}:
-            text, unclosed = _written(message, statement)
-        case {"error": error}:
-            raise Failure(f"the reply is an error: {error!s:.{_SHOWN}}", usage)
-        case _:
-            raise Failure("the reply has no choices with a message and a finish_reason", usage)
-    if reason not in ("stop", "length"):
-        raise Failure(f"the reply ended for finish_reason {reason!r:.80}; expected stop or length", usage)
-    if not usage:
-        raise Failure("the reply has no usage of prompt_tokens and completion_tokens")
-    if not text.strip():
-        raise Failure("the reply is empty", usage)
-    completion = Completion(text, usage["output_tokens"], finished=reason == "stop")
-    return Reply(completion, unclosed, usage, str(body.get("model")))
+    said = {name.lower(): value for name, value in headers.items()}
+    for name, unit in (("retry-after-ms", "ms"), ("retry-after", "")):
+        if name in said and (wait := _seconds(said[name] + unit)) is not None:
+            return wait
+    resets = {
+        name: wait for name, value in said.items()
+        if re.search("rate-?limit.*reset", name) and (wait := _seconds(value)) is not None
+    }  # fmt: skip
+    used_up = [wait for name, wait in resets.items() if said.get(name.replace("reset", "remaining")) == "0"]
+    return max(used_up or resets.values(), default=None)
 
 
-def _written(message: Mapping[str, object], statement: str) -> tuple[str, bool]:
-    """The text after a prompt that ends in <think>, and whether the thought in it is known to be open."""
-    content = _END.sub("", _without_prompt(_string(message, "content"), statement))
-    apart = _string(message, "reasoning_content", "reasoning")
-    thought = _OPENING.sub("", _END.sub("", apart)).strip("\n")
-    whole = _OPENING.sub("", content)
-    if not apart or (_CLOSE in whole and whole.lstrip().startswith(thought)):  # some send the thought twice
-        return whole, whole != content and _CLOSE not in whole
-    if not content.strip():
-        return thought, True
-    return f"{thought}\n{_CLOSE}\n\n" + content.lstrip("\n"), False
-
-
-def _string(message: Mapping[str, object], *names: str) -> str:
-    """The first text under one of these names."""
-    texts = (message[name] for name in names if message.get(name) and isinstance(message[name], str))
-    # A lone half of a surrogate pair, which JSON can hold, cannot be written to a file.
-    return next(texts, "").encode(errors="replace").decode()
-
-
-def _without_prompt(content: str, statement: str) -> str:
-    """Without a prompt in front: tags, the statement whatever its blanks, tags."""
-    if not _TAGS.match(content):
-        return content
-    spaced = r"\s*".join(map(re.escape, "".join(statement.split())))
-    return re.sub(rf"\A{_TAGS.pattern}{spaced}{_TAGS.pattern}", "", content)
+def _seconds(text: str) -> float | None:
+    """A number of seconds, a duration such as 6m0s, or how long it is to a moment in time."""
+    text = text.strip()
+    with suppress(ValueError):
+        number = float(text)
+        if not 0 <= number < 1e15:
+            return None
+        if number < 1e9:
+            return number
+        # Else it would be years: seconds or milliseconds since 1970.
+        return max(0.0, (number / 1000 if number > 1e11 else number) - time.time())
+    found = re.findall(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h|d)", text)
+    if found and "".join(map("".join, found)) == text:
+        return sum(float(number) * _UNITS[unit] for number, unit in found)
+    for read in (datetime.fromisoformat, parsedate_to_datetime):
+        with suppress(ValueError):
+            moment = read(text)
+            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            return max(0.0, moment.timestamp() - time.time())
+    return None

@@ -90,7 +90,7 @@ def test_another_run_is_refused(tmp_path):
         ({"steps": 3}, "steps was 2, is 3"),
         ({"seed": 1}, "seed was 0, is 1"),
         ({"weight_decay": 0.1}, "training_arguments was .* is .*'weight_decay': 0.1"),
-        ({"on_policy": True}, "on_policy was None, is {"),
+        ({"on_policy": True, "max_new_tokens": 9}, "on_policy was None, is {"),
     ):
         with pytest.raises(ValueError, match=f"belongs to another run: .*{name}"):
             train(**{"teacher": llama(1), **changed})

@@ -358,6 +358,48 @@ def test_no_server_at_all(online):
     assert time.monotonic() - began < 5
 
 
+def packed(folder: Path, *names: str, **claimed: object) -> None:
+    """One layer's weights as packed files have them: under these names, in another shape."""
+    tensors = {}
+    for path in folder.glob("*.safetensors"):
+        tensors |= load_file(path)
+        path.unlink()
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    layer = "model.layers.0.mlp.down_proj."
+    weight = tensors.pop(f"{layer}weight")
+    tensors |= {f"{layer}{name}": torch.zeros(2, 3, dtype=torch.int32) for name in names}
+    if "weight" in names:  # fp8 keeps the shape, and without its scale another weight would be read
+        tensors[f"{layer}weight"] = weight.clone()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    if claimed:
+        change(folder / "config.json", quantization_config=claimed)
+
+
+@pytest.mark.parametrize(
+    ("names", "claimed", "called"),
+    [
+        (("qweight", "qzeros", "scales", "g_idx"), {"quant_method": "gptq", "bits": 4}, "GPTQ"),
+        (("qweight", "qzeros", "scales"), {"quant_method": "awq", "bits": 4}, "AWQ"),
+        (("qweight", "qzeros", "scales"), {}, "GPTQ or AWQ"),  # named in quantize_config.json only
+        (("weight", "weight.absmax", "weight.quant_map"), {"quant_method": "bitsandbytes"}, "bitsandbytes"),
+        (("weight", "SCB"), {}, "bitsandbytes"),
+        (("weight", "weight_scale_inv"), {"quant_method": "fp8"}, "fp8"),
+        (("weight_packed", "weight_scale"), {"quant_method": "compressed-tensors"}, "compressed-tensors"),
+        (("weight", "weight_scale"), {}, "with weight_scale"),
+    ],
+)
+def test_packed_weights_are_called_that(copy, capfd, names, claimed, called):
+    packed(copy, *names, **claimed)
+    with pytest.raises(ValueError, match=rf"holds packed weights \({called}\).*Take the original: quantise"):
+        load_checkpoint(copy, device="cpu")
+    assert capfd.readouterr() == ("", "")  # transformers would list every weight
+
+
+def test_whole_weights_are_read_though_their_configuration_says_packed(copy):
+    change(copy / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    load_checkpoint(copy, device="cpu")
+
+
 # --- fewer bits ---------------------------------------------------------------------------------------------
 
 

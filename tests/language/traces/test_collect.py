@@ -1,6 +1,8 @@
 """Traces: what is collected, what a file of them is bound to, and how it can be damaged."""
 
+import errno
 import json
+import os
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from characters_tokenizer import characters_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from kdlib.language.answers.final_answer import has_format
+from kdlib.language.answers.final_answer import has_format, verify_answer
 from kdlib.language.problems import Problem
 from kdlib.language.traces import collect as module
 from kdlib.language.traces import file
@@ -364,6 +366,51 @@ def test_an_empty_file_is_a_new_one_and_folders_are_made(tmp_path):
     assert len(load_traces(str(deep))) == 15
     with pytest.raises(FileNotFoundError, match="there is no file"):
         load_traces(tmp_path / "missing.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"asked": "problems.jsonl"}, "problems is 'problems.jsonl'; expected problems: call load_problems"),
+        ({"asked": ["how many?"]}, r"problems\[0\] is 'how many\?'; expected a Problem"),
+        ({"asked": [Problem("k", "a \ud83d", "1")]}, r"statement of problems\[0\] holds half a character"),
+        ({"asked": [Problem("k", "a", "")], "verify": verify_answer}, r"answer of problems\[0\] cannot be"),
+        ({"verify": "exact"}, "verify is 'exact'; expected a function"),
+        ({"samples": 1.5}, "samples must be a whole number, at least 1; got 1.5"),
+        ({"batch_size": 2.0}, "batch_size must be a whole number"),
+        ({"max_new_tokens": 9.5}, "max_new_tokens must be a whole number"),
+        ({"seed": "a"}, "seed must be a whole number; got 'a'"),
+        ({"seed": None}, "seed must be a whole number; got None"),
+        ({"temperature": "warm"}, "temperature must be at least 0"),
+        ({"top_p": float("nan")}, "top_p must be above 0"),
+        ({"path": 3}, "path is 3; expected the path of a file"),
+        ({"path": ["a.jsonl"]}, r"path is \['a.jsonl'\]; expected the path"),
+        ({"path": "."}, "'.' is a folder; expected the name of a file"),
+    ],
+)
+def test_likely_mistakes_are_named(tmp_path, monkeypatch, changed, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        collect(**{"path": "traces.jsonl", **changed})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named_with_the_file_and_the_next_call_goes_on(path, monkeypatch):
+    """The header and the first batch fit, the second does not."""
+    whole, fsync, calls = collect(), os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="cannot write .*traces.jsonl .*the disk is full; make room there"):
+            collect(path)
+    assert len(load_traces(path)) == 4 and path.read_bytes().endswith(b"\n")
+    assert collect(path) == whole
 
 
 def test_one_collector_at_a_time_under_whatever_name(path, tmp_path):

@@ -306,8 +306,8 @@ def test_a_tokenizer_that_does_not_fit_is_refused():
         writer(model(vocab_size=50))
     tokenizer = characters_tokenizer()
     tokenizer.chat_template = None
-    with pytest.raises(ValueError, match="chat_template is not set"):
-        writer(tokenizer=tokenizer).prompt("x")
+    with pytest.raises(ValueError, match="tokenizer has no chat_template; expected one"):
+        writer(tokenizer=tokenizer)
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="set eos_token"):
         writer(tokenizer=tokenizer)

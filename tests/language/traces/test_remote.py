@@ -379,10 +379,10 @@ def test_problems_that_cannot_be_asked_stop_nobody_unless_there_is_nothing_else(
     assert len(raised.value.traces) == 9 and len(server.requests) == 36
     with (
         Server(always(completion(None))) as server,
-        pytest.raises(TracesMissing, match="stopped early: 28 requests failed.*the reply is empty"),
+        pytest.raises(TracesMissing, match="stopped early: 5 requests failed.*the reply is empty"),
     ):
         collect(server, asked=problems(50), samples=3, concurrency=1, retries=1)
-    assert len(server.requests) == (9 * 3 + 1) * 2
+    assert len(server.requests) == 10
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
@@ -628,7 +628,30 @@ def test_a_key_in_the_address_is_refused_and_not_repeated(url):
         ({"temperature": -1}, "temperature must be at least 0"),
         ({"top_p": 0}, "top_p must be above 0"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"asked": [Problem("k", "a", "")]}, r"answer of problems\[0\] cannot be compared with: "),
         ({"retries": -1}, "retries must be at least 0; got -1"),
+        ({"retries": 1.5}, "retries must be a whole number, at least 0; got 1.5"),
+        ({"samples": 1.5}, "samples must be a whole number, at least 1; got 1.5"),
+        ({"samples": "4"}, "samples must be a whole number, at least 1; got '4'"),
+        ({"samples": True}, "samples must be a whole number"),
+        ({"concurrency": 2.0}, "concurrency must be a whole number"),
+        ({"max_new_tokens": 9.5}, "max_new_tokens must be a whole number"),
+        ({"temperature": "warm"}, "temperature must be at least 0"),
+        ({"temperature": float("nan")}, "temperature must be at least 0"),
+        ({"top_p": float("nan")}, "top_p must be above 0"),
+        ({"top_p": None}, "top_p must be above 0"),
+        ({"timeout": float("nan")}, "timeout must be above 0; got nan"),
+        ({"timeout": "long"}, "timeout must be above 0; got 'long'"),
+        ({"token_budget": "9"}, "token_budget must be above 0; got '9'"),
+        ({"seed": "a"}, "seed must be a whole number; got 'a'"),
+        ({"seed": 0.5}, "seed must be a whole number; got 0.5"),
+        ({"prices": 1.0}, r"prices must be \(input, output\).*got 1.0"),
+        ({"prices": (1, float("nan"))}, "prices must be"),
+        ({"prices": ("1", "2")}, "prices must be"),
+        ({"extra_body": "min_p"}, "extra_body is 'min_p'; expected names and values"),
+        ({"extra_body": {"max_completion_tokens": 5}}, "extra_body holds max_completion_tokens"),
+        ({"asked": "problems.jsonl"}, "problems is 'problems.jsonl'; expected problems: call load_problems"),
+        ({"asked": ["how many?"]}, r"problems\[0\] is 'how many\?'; expected a Problem"),
         ({"timeout": 0}, "timeout must be above 0; got 0"),
         ({"token_budget": 0}, "token_budget must be above 0; got 0"),
         ({"cost_budget": 1.0}, r"prices must be \(input, output\).*got None with cost_budget=1.0"),
@@ -646,7 +669,7 @@ def test_arguments_that_make_no_sense_are_refused_before_anyone_is_asked(path, c
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000/v1", "ftp://localhost/v1", "http:///v1", "http://localhost/v1/chat/completions"]
+    "url", [None, 8000, "localhost:8000/v1", "ftp://localhost/v1", "http:///v1", "http://localhost/v1/chat/completions"]
 )
 def test_an_address_that_is_none_is_refused(url):
     with pytest.raises(ValueError, match="url must be an http or https address up to /v1"):

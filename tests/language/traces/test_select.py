@@ -3,6 +3,7 @@
 from fractions import Fraction
 from itertools import combinations, permutations
 from math import comb, factorial
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -195,3 +196,28 @@ def test_too_few_samples_are_refused(function):
 def test_a_report_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one trace; got none"):
         trace_report([])
+
+
+@pytest.mark.parametrize(
+    ("traces", "message"),
+    [
+        ("traces.jsonl", "traces is 'traces.jsonl'; expected traces: call load_traces with it"),
+        (Path("traces.jsonl"), "traces is 'traces.jsonl'"),
+        (None, "traces is None; expected a list of Trace"),
+        (["a text"], r"traces\[0\] is 'a text'; expected a Trace, as collect_traces and load_traces give"),
+        ([{"text": "a"}], r"traces\[0\] is {'text': 'a'}"),
+    ],
+)
+@pytest.mark.parametrize(
+    "call",
+    [filter_traces, trace_report, lambda some: pass_at_k(some, 1), lambda some: majority_vote(some, 1)],
+)
+def test_what_are_no_traces_is_said(call, traces, message):
+    with pytest.raises(ValueError, match=message):
+        call(traces)
+
+
+def test_a_fraction_of_a_sample_is_refused():
+    for call in (pass_at_k, majority_vote):
+        with pytest.raises(ValueError, match="k must be a whole number, at least 1; got 1.5"):
+            call([], 1.5)

@@ -1,0 +1,72 @@
+"""What `distill_language_model` refuses before it begins, of options that it would leave unused too."""
+
+import math
+from numbers import Real
+
+from transformers import PreTrainedModel
+
+from kdlib.cache.tokens import CachedTokens
+from kdlib.language.arguments import check_seed, is_number
+from kdlib.language.distill.fsdp import is_sharded
+
+
+def check_length(steps: int | None, epochs: float | None, **counts: int | None) -> None:
+    if (steps is None) == (epochs is None):
+        raise ValueError(f"steps is {steps} and epochs is {epochs}; expected one of the two")
+    for name, value in {"steps": steps, **counts}.items():
+        if value is not None and not (isinstance(value, int) and value is not True and value > 0):
+            raise ValueError(f"{name}={value!r}; expected a positive whole number")
+    if epochs is not None and not _is_positive(epochs):
+        raise ValueError(f"epochs={epochs!r}; expected a positive number")
+
+
+def check_numbers(lr: object, seed: object, beta: object, sampling_temperature: object) -> None:
+    """Whatever the way of training: what one does not use, another run with the same settings may."""
+    check_seed(seed)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed}; expected 0 to 2**32 - 1, which numpy's generator takes")
+    for name, value in {"lr": lr, "sampling_temperature": sampling_temperature}.items():
+        if not _is_positive(value):
+            raise ValueError(f"{name}={value!r}; expected a positive finite number")
+    if not _is_positive(beta) or beta >= 1:
+        raise ValueError(f"beta={beta!r}; expected a number strictly between 0 and 1")
+
+
+def _is_positive(value: object) -> bool:
+    return is_number(value) and 0 < value < math.inf
+
+
+def check_switches(**switches: object) -> None:
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r}; expected True or False")
+
+
+def check_teacher(
+    student: PreTrainedModel, teacher: PreTrainedModel | CachedTokens | None, alpha: float | None,
+    top_k: int | None, on_policy: bool | float,
+) -> None:  # fmt: skip
+    live = isinstance(teacher, PreTrainedModel)
+    if not isinstance(student, PreTrainedModel):
+        raise ValueError(f"student is {student!r:.60}; expected a model, such as load_checkpoint gives")
+    if not live and not isinstance(teacher, CachedTokens | None):
+        raise ValueError(
+            f"teacher is {teacher!r:.60}; expected a model, such as load_checkpoint gives, outputs stored by "
+            "cache_teacher_tokens, or None to learn from texts alone"
+        )
+    if getattr(student, "hf_quantizer", None) is not None:
+        raise ValueError("student has packed weights, which cannot be trained; load it without quantise")
+    if teacher is student:
+        raise ValueError("teacher and student are the same module; expected two")
+    if is_sharded(student) or live and is_sharded(teacher):
+        raise ValueError("student or teacher is spread over processes by an earlier run; load it anew")
+    if not isinstance(on_policy, Real) or not 0 <= on_policy <= 1:
+        raise ValueError(f"on_policy={on_policy}; expected False, True or a share of the steps, 0 to 1")
+    if on_policy and not live:
+        raise ValueError(f"on_policy={on_policy} needs a model as teacher, to judge what the student writes")
+    if on_policy and alpha not in (None, 0):
+        raise ValueError(f"alpha={alpha}; expected 0 on-policy: what the student writes is no label")
+    if teacher is None and alpha not in (None, 1):
+        raise ValueError(f"alpha={alpha}; expected 1 without a teacher: there are only hard labels")
+    if top_k is not None and not live:
+        raise ValueError(f"top_k={top_k} needs a model as teacher, to choose among its logits; leave it out")
