@@ -1,0 +1,331 @@
+"""What an answer says, taken apart: lists, pairs, intervals, equations, and at their leaves numbers with units.
+
+Only the layout is read here, by brackets, commas and relations; what a formula is worth, sympy decides
+(`kdlib.language.answers.equality`). Nodes are lists, so that they travel as JSON:
+
+    ["leaf", tex, number, units, things]   number: a fraction as text, "" for a formula; units: [factor, kind]
+    ["list", items]                        1, 2: in no order, unless compared with a pair
+    ["brackets", "[", ")", items]          (1, 2), an interval or a pair; {1, 2} for a set
+    ["chain", relations, sides, labels]    x = 7/2 = 3.5, 2 < x, each side a node, and as it is written
+    ["operator", name, items]              unions and what else joins sets
+    ["ratio", items], ["clock", minutes, half], ["date", numbers]
+"""
+
+import re
+from fractions import Fraction
+
+from kdlib.language.answers.units import measure, scaled
+
+__all__ = ["NUMBER", "number", "read"]
+
+_DEEPEST, _MOST, _LARGEST_EXPONENT = 8, 60, 5_000
+
+# Digits in groups: 1,234,567 and 1 234 567 and 1'234 and 1_234; of India 12,34,567.
+_WHOLE = (
+    r"(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9]|,[0-9])|[0-9]{1,3}(?:[ '_][0-9]{3})++(?![0-9])"
+    r"|[0-9]{1,2}(?:,[0-9]{2})++,[0-9]{3}(?![0-9]|,[0-9])|[0-9]++(?!,[0-9]{3}(?![0-9])))"
+)
+_DECIMAL = (
+    r"(?:\.(?:(?P<fixed>[0-9]*+)\s?\\overline\{\s?(?P<repeat>[0-9]++)\s?\}|(?P<places>[0-9]*+)(?P<dots>\s?\\ldots)?))?+"
+)
+_POWER = (
+    r"(?:[eE](?P<e>[-+]?[0-9]++)(?![0-9.])|\s?(?:\\times|\\cdot|[x*])\s?10\s?\^\s?(?:\{\s?(?P<braced>[-+]?[0-9]++)\s?\}"
+    r"|(?P<power>[-+]?[0-9]++)))?+"
+)
+NUMBER = re.compile(
+    rf"(?P<sign>[-+]?)\s?(?P<whole>{_WHOLE}|(?=\.[0-9]|\.\\)){_DECIMAL}{_POWER}"
+    r"(?:_\{?\s?(?P<base>[0-9]++)\s?\}?)?+"
+    r"(?:\s?/\s?(?P<under>[0-9]++(?:\.[0-9]++)?)(?![0-9.])|(?P<mixed>\s[0-9]++\s?/\s?[0-9]++)(?![0-9.]))?+"
+)
+_FRACTION = re.compile(
+    r"(?P<sign>[-+]?)\s?(?P<whole>[0-9]++)?\s?\\frac\{\s?(?P<minus>-?)\s?(?P<top>[0-9]++(?:\.[0-9]++)?)\s?\}"
+    r"\{\s?(?P<bottom>[0-9]++(?:\.[0-9]++)?)\s?\}"
+)
+
+
+def number(text: str) -> tuple[Fraction, str] | None:
+    """The number at the beginning of a canonical text, exactly, and what follows; None if it begins otherwise."""
+    if found := _FRACTION.match(text):
+        if not Fraction(found["bottom"]):
+            return None
+        value = int(found["whole"] or 0) + Fraction(found["top"]) / Fraction(found["bottom"]) * (
+            -1 if found["minus"] else 1
+        )
+        if found["whole"] and found["minus"]:
+            return None
+        return (-value if found["sign"] == "-" else value), text[found.end() :]
+    found = NUMBER.match(text)
+    if found is None or len(found[0]) > 400:
+        return None
+    value = _value(found)
+    return None if value is None else (-value if found["sign"] == "-" else value, text[found.end() :])
+
+
+def _value(found: re.Match) -> Fraction | None:
+    whole = re.sub("[, '_]", "", found["whole"]) or "0"
+    places, fixed = found["places"] or "", found["fixed"] or ""
+    if found["base"]:
+        base = int(found["base"])
+        plain = not (places or fixed or found["repeat"]) and 2 <= base <= 10 and max(whole) < str(base - 1) + "\x00"
+        value = Fraction(int(whole, base)) if plain or base == 10 and not places else None
+    elif found["repeat"]:
+        value = Fraction(f"{whole}.{fixed or 0}") + Fraction(
+            int(found["repeat"]), (10 ** len(found["repeat"]) - 1) * 10 ** len(fixed)
+        )
+    elif found["dots"]:
+        again = re.fullmatch(r"([0-9]*?)([0-9]{1,6}?)\2{2,}", places)
+        value = again and Fraction(f"{whole}.{again[1] or 0}") + Fraction(
+            int(again[2]), (10 ** len(again[2]) - 1) * 10 ** len(again[1])
+        )
+    else:
+        value = Fraction(f"{whole}.{places or 0}")
+    power = int(found["e"] or found["braced"] or found["power"] or 0)
+    if value is None or abs(power) > _LARGEST_EXPONENT:
+        return None
+    value *= Fraction(10) ** power
+    if found["under"]:
+        return value / Fraction(found["under"]) if Fraction(found["under"]) else None
+    if found["mixed"]:
+        top, bottom = found["mixed"].split("/")
+        return None if places or not int(bottom) else value + Fraction(int(top), int(bottom))
+    return value
+
+
+# Layout
+
+
+def read(text: str, depth: int = 0) -> list | None:
+    """The node of a canonical text; None for words, and for what is not understood."""
+    text = _stripped(text)
+    if not text or depth > _DEEPEST:
+        return None
+    if special := _clock(text) or _date(text) or _ratio(text):
+        return special
+    if r"\pm" in text or r"\mp" in text:
+        return _both_signs(text, depth)
+    if leaf := _quantity(text):
+        return leaf
+    for cut in (_list, _chain, _operator, _brackets):
+        if (node := cut(text, depth)) is not None:
+            return node or None
+    return _leaf(text)
+
+
+def _stripped(text: str) -> str:
+    text = re.sub(r"\A(?:[\s*`_]|\$(?=\s*[^\d\s.]))+|(?:[\s*`;,。]|(?<!\\)[.])+\Z", "", text)
+    return re.sub(r"\A\{([^{}]*)\}\Z", r"\1", text).strip()
+
+
+def _pieces(text: str, separator: re.Pattern) -> list[str]:
+    """The parts of a text between separators that stand in no brackets."""
+    parts, begin, depth, place = [], 0, 0, 0
+    while place < len(text):
+        found = separator.match(text, place) if depth == 0 else None
+        if found and found.end() > place:
+            parts.append(text[begin:place])
+            parts.append(found[0].strip())
+            begin = place = found.end()
+            continue
+        if text[place] == "\\" and place + 1 < len(text) and text[place + 1] not in "{}":
+            place += len(re.match(r"\\(?:[A-Za-z]+|.)", text[place:], re.DOTALL)[0])
+            continue
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(text[place], 0)
+        place += 1
+    return [*parts, text[begin:]]
+
+
+_SEPARATOR = re.compile(r";|,(?=\s)|(?<!\d),|,(?!\d{3}(?!\d)|\d{2},)|\s?\b(?:and|or)\b\s?|和|或")
+_INNER = re.compile(r";|,|\s?\b(?:and|or)\b\s?")
+_HARMLESS = re.compile(r"[A-Za-z' .]+")
+
+
+def _list(text: str, depth: int, separator: re.Pattern = _SEPARATOR) -> list | None:
+    parts = [part.strip() for part in _pieces(re.sub(r"(?<![\\A-Za-z])([a-z]{1,20}\.?)\s+(?=\d)", r"\1, ", text), separator)]
+    if len(parts) < 3:
+        return None
+    items, joints = [part for part in parts[::2] if part], parts[1::2]
+    if len(items) > _MOST:
+        return []
+    nodes = [read(item, depth + 1) for item in items]
+    if None in nodes and nodes[0] is not None:
+        first = nodes.index(None)  # "72 clips, altogether"
+        tail = " ".join(items[first:])
+        if "or" in joints or "或" in joints or not _HARMLESS.fullmatch(tail) or measure(f"things {tail}") is None:
+            return []
+        nodes = nodes[:first]
+    if not nodes or None in nodes:
+        return []
+    return nodes[0] if len(nodes) == 1 else _summed(nodes) or ["list", nodes]
+
+
+def _summed(nodes: list[list]) -> list | None:
+    """One quantity for "1 hour 30 minutes": units of one kind, each smaller than the one before."""
+    if any(node[0] != "leaf" or not node[2] or len(node[3]) != 1 for node in nodes):
+        return None
+    units = [(Fraction(factor), kind) for node in nodes for factor, kind in node[3]]
+    if len({kind for _, kind in units}) > 1 or any(one[0] <= two[0] for one, two in zip(units, units[1:], strict=False)):
+        return None
+    total = sum(Fraction(node[2]) * factor for node, (factor, _) in zip(nodes, units, strict=True)) / units[0][0]
+    return ["leaf", "", str(total), nodes[0][3], []]
+
+
+_RELATION = re.compile(r"(?<![<>!])=+|<(?!=)|>(?!=)|\\(?:leq|geq|neq|approx|in)(?![A-Za-z])|≈")
+
+
+def _chain(text: str, depth: int) -> list | None:
+    parts = [part.strip() for part in _pieces(text, _RELATION)]
+    if len(parts) < 3 or len(parts) > 15 or re.search(r"\\(?:forall|exists|mid|pmod|bmod)|:", text):
+        return None if len(parts) < 3 else []
+    sides, relations = parts[::2], parts[1::2]
+    if relations[0] == r"\in" and len(relations) == 1:
+        return read(sides[1], depth + 1) or []
+    nodes = [read(side, depth + 1) for side in sides]
+    return [] if None in nodes[1:] else ["chain", relations, nodes, [re.sub(r"\s|[{}]", "", side) for side in sides]]
+
+
+_OPERATOR = re.compile(r"\\(?:cup|cap|setminus|backslash)(?![A-Za-z])")
+
+
+def _operator(text: str, depth: int) -> list | None:
+    parts = _pieces(text, _OPERATOR)
+    names = set(parts[1::2])
+    if not names:
+        return None
+    items = [read(part, depth + 1) for part in parts[::2]]
+    return [] if len(names) > 1 or None in items else ["operator", names.pop(), items]
+
+
+def _brackets(text: str, depth: int) -> list | None:
+    opened, closed = (text[:2], text[-2:]) if text.startswith(r"\{") and text.endswith(r"\}") else (text[0], text[-1])
+    if opened not in ("(", "[", "{", r"\{") or closed not in (")", "]", "}", r"\}") or not _wrapped(text):
+        return None
+    inner = text[len(opened) : -len(closed)].strip()
+    if node := _list(inner, depth, _INNER):
+        items = node[1] if node[0] == "list" else [node]
+        return ["brackets", opened[-1], closed[-1], items]
+    return [] if node == [] else read(inner, depth + 1) or []
+
+
+def _wrapped(text: str) -> bool:
+    """Whether the first bracket is closed by the last one."""
+    depth = 0
+    for place, sign in enumerate(text):
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(sign, 0)
+        if depth == 0 and sign in ")]}":
+            return place == len(text) - 1
+    return False
+
+
+def _both_signs(text: str, depth: int) -> list | None:
+    other = {r"\pm": "-", r"\mp": "+"}
+    nodes = [
+        read(re.sub(r"\\[pm]{2}(?![A-Za-z])", lambda found, signs=signs: signs[found[0]], text), depth + 1)
+        for signs in ({r"\pm": "+", r"\mp": "-"}, other)
+    ]
+    return None if None in nodes else ["list", nodes]
+
+
+# Times, dates, ratios
+
+_HALF = r"(?:\s?(?P<half>[ap])\.?\s?m\.?)"
+
+
+def _clock(text: str) -> list | None:
+    found = re.fullmatch(rf"(?P<hour>[0-2]?[0-9]):(?P<minute>[0-5][0-9]){_HALF}?", text, re.IGNORECASE) or re.fullmatch(
+        rf"(?P<hour>[0-2]?[0-9]){_HALF}", text, re.IGNORECASE
+    )
+    if found is None:
+        return None
+    hour, minute = int(found["hour"]), int(found.groupdict().get("minute") or 0)
+    half = (found["half"] or "").lower()
+    if half:
+        hour = hour % 12 + 12 * (half == "p")
+    return ["clock", 60 * hour + minute, half or ("p" if hour > 12 else ""), found.groupdict().get("minute") or ""]
+
+
+def _date(text: str) -> list | None:
+    found = re.fullmatch(r"(\d{4})([-/.])(\d\d?)\2(\d\d?)|(\d\d?)([-/.])(\d\d?)\6(\d{4}|\d\d)|(\d{4})年(\d\d?)月(\d\d?)日", text)
+    if found is None:
+        return None
+    year, _, month, day, *short, ideographic_year, ideographic_month, ideographic_day = found.groups()
+    if short[0]:
+        return ["date", "short", int(short[0]), int(short[2]), int(short[3])]
+    return ["date", "long", *map(int, (year or ideographic_year, month or ideographic_month, day or ideographic_day))]
+
+
+def _ratio(text: str) -> list | None:
+    parts = text.split(":")
+    if not 2 <= len(parts) <= 6 or any(re.search(r"[^\W\d_]{2}|[=<>,;]", re.sub(r"\\[A-Za-z]+", "", part)) for part in parts):
+        return None
+    items = [read(part, _DEEPEST) for part in parts]
+    return None if None in items else ["ratio", items]
+
+
+# Leaves
+
+_MONEY = re.compile(
+    r"\A(?P<sign>[-+]?)\s*(?P<code>US\s?\$|A\$|C\$|HK\$|NT\$|S\$|[$€£¥₹₩]|(?:USD|EUR|GBP|CNY|RMB|JPY|INR|Rs\.?|AUD|CAD|HKD)(?![A-Za-z]))"
+    r"\s*(?=[-+]?[\d.])"
+)
+_COUNTRY = {"A$": "dollar-AU", "AUD": "dollar-AU", "C$": "dollar-CA", "CAD": "dollar-CA", "HK$": "dollar-HK", "HKD": "dollar-HK",
+            "NT$": "dollar-NT", "S$": "dollar-SG"}  # fmt: skip
+_ORDINAL = re.compile(r"(?:\^\s*\{?\s*)?(?:st|nd|rd|th)\b\s*\}?")
+# Where words begin behind a value: two letters that are no command, one that stands apart, Chinese, a sign.
+_WORDS = re.compile(
+    r"(?<=[\s\d})\]])[A-Za-z]{2}(?<!\\[a-z]{2})|(?<=[\d})\]]\s)[A-Za-z](?=\s*(?:\Z|[/^·]|\s[A-Za-z]))"
+    r"|[^\x00-\x7f]|[%$]|\\degree|\s\[|\s\((?=[A-Za-z]{3})|(?<=\s)\\mu\s?[A-Za-z]"
+)
+
+
+def _quantity(text: str) -> list | None:
+    """A number with its unit."""
+    if chinese := re.fullmatch(r"(\d{1,9})分之(\d{1,9})", text):
+        text = f"{chinese[2]}/{chinese[1]}"
+    found = _MONEY.match(text)
+    sign, money, text = (found["sign"], found["code"], text[found.end() :]) if found else ("", "", text)
+    value = number(text)
+    node = value and _measured("", value[0], value[1], money)
+    return ["leaf", "", str(-Fraction(node[2])), *node[3:]] if node and sign == "-" else node
+
+
+def _leaf(text: str) -> list | None:
+    """A formula, with its unit if words follow."""
+    for place in _WORDS.finditer(text):
+        formula, words = text[: place.start()].strip(), text[place.start() :]
+        if formula and _is_formula(formula) and (node := _measured(formula, None, words, "")):
+            return node
+    return ["leaf", text, "", [], []] if _is_formula(text) else None
+
+
+def _measured(tex: str, value: Fraction | None, words: str, money: str) -> list | None:
+    """The leaf of a value and the words behind it; None if they are no unit."""
+    words = _ORDINAL.sub("", words, count=1) if words[:3].strip("^{ ")[:2] in ("st", "nd", "rd", "th") else words
+    glued = re.match(r"([A-Za-z]+)", words)
+    if glued and len(glued[1]) == 1:  # 5m is a product
+        return None
+    scale, words = scaled(words) if words.strip() else (Fraction(1), "")
+    what = measure(words)
+    if what is None or (glued and not what.units and not _ORDINAL.match(words) and scale == 1):
+        return None
+    units = [[str(unit.factor), unit.kind] for unit in what.units]
+    if money:
+        paid = measure(money.replace("US", "").strip() or "$")
+        kinds = [[str(unit.factor), unit.kind] for unit in paid.units]
+        kinds = [["1", _COUNTRY[money]]] if money in _COUNTRY else kinds
+        same = not units or any(kind == other for _, kind in units for _, other in kinds)
+        if not same:  # $5 per hour
+            return None if not re.match(r"\s*(?:/|per|an?|each)\b", words) else ["leaf", tex, str(value) if value is not None else "", kinds, []]
+        units = kinds if not units else units
+    if value is None:
+        return ["leaf", tex if scale == 1 else rf"\frac{{{scale.numerator}}}{{{scale.denominator}}}\cdot({tex})", "", units, list(what.things)]
+    value *= scale
+    return ["leaf", "", str(value), units, list(what.things)]
+
+
+_NAMES = re.compile(r"\\(?:begin|end)\s*\{[a-z]+\*?\}|\\[A-Za-z]++")
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a text may be a formula: ASCII, no word but commands, and something to compare."""
+    bare = _NAMES.sub(" ", text)
+    return text.isascii() and re.search(r"[A-Za-z]{3}|[$%`\"]", bare) is None and re.search(r"\w|\\", text) is not None
