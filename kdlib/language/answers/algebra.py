@@ -1,12 +1,13 @@
 """What SymPy says about formulas in LaTeX, which math-verify's parser reads. Runs in a process of its own.
 
-`kdlib.language.answers.mathematics` starts it and says why. One JSON list [node, node] a line in, true or false a line out.
+`kdlib.language.answers.mathematics` starts it and says why. One JSON list [node, node, seconds] a line in, true or false a line out.
 """
 
 import contextlib
 import functools
 import json
 import re
+import signal
 import sys
 import warnings
 
@@ -14,7 +15,7 @@ from kdlib.language.answers.equality import Algebra, same
 
 __all__ = ["serve"]
 
-_DIGITS, _MEMORY = 60, 2 * 2**30
+_DIGITS, _TINY, _MEMORY = 60, 1e-40, 2 * 2**30
 _LARGEST_EXPONENT, _LARGEST_FACTORIAL = 10_000, 3_000
 # Commands that the parser reads as they are meant. Others (\mid, \pmod, \forall, \subset) it drops or misreads.
 _READ = set(
@@ -31,6 +32,7 @@ class SymPy(Algebra):
     """Answers by SymPy, which is imported when the first is made."""
 
     def __init__(self):
+        import mpmath
         import sympy
         import sympy.physics.units  # noqa: F401  simplify imports it, and it makes names with sympify
         from latex2sympy2_extended import latex2sympy2, symbols
@@ -71,7 +73,7 @@ class SymPy(Algebra):
                     raise ValueError("neither a product nor a known function")
                 return super().convert_func(func)
 
-        self.sympy, self._parser = sympy, lambda: Parser(is_real=True, config=config)
+        self.sympy, self.mpmath, self._parser = sympy, mpmath, lambda: Parser(is_real=True, config=config)
         self._points = [sympy.Rational(*point) for point in _POINTS]
         self.parse = functools.lru_cache(maxsize=200)(self._parse)
 
@@ -79,7 +81,7 @@ class SymPy(Algebra):
         sympy = self.sympy
         commands = set(re.findall(r"\\([A-Za-z]+)", formula))
         formula = re.sub(r"([0-9.]+|\\?[A-Za-z]+|\([^()]*\))\s*\\degree", r"(\1\\cdot\\frac{\\pi}{180})", formula)
-        if commands - _READ - {"degree"} or re.search(r"['\"!]{2}|'|\d\s+\d|(?<![a-z}])\d_|\\\d", formula):
+        if commands - _READ - {"degree"} or re.search(r"['\"!]{2}|'|\d\s+\d|(?<![a-z}])\d_|(?<!\\)\\\d", formula):
             raise ValueError("not a formula that is surely read as it is meant")
         parsed = self._parser().parse(re.sub(r"(?<=\d)\s*\*\s*(?=\S)|\*", r"\\cdot ", formula))
         if not isinstance(parsed, sympy.Basic | sympy.MatrixBase):
@@ -113,7 +115,7 @@ class SymPy(Algebra):
             return False
         ratios = [self._ratio(a, b) for a, b in self._at_points(one, other)]
         known = [ratio for ratio in ratios if ratio is not None]
-        if any(abs(ratio - 1) > sympy.Rational(1, 10**40) for ratio in known):
+        if any(abs(ratio - 1) > _TINY for ratio in known):
             return False
         return len(known) >= min(4, len(ratios)) or sympy.simplify(one - other) == 0
 
@@ -126,13 +128,16 @@ class SymPy(Algebra):
             yield [formula.xreplace(values) for formula in formulas]
 
     def _ratio(self, one, other):
-        """Of two numbers; None where they have no value, or vanish."""
-        sympy = self.sympy
+        """Of two numbers, a complex one; None where they have no value, or where both are zero."""
+        sympy, mpmath = self.sympy, self.mpmath
         values = [sympy.N(formula, _DIGITS) for formula in (one, other)]
-        if not all(value.is_number and value.is_finite and not value.has(sympy.Function) for value in values):
+        if any(not value.is_number or value.has(sympy.Function, sympy.nan, sympy.zoo, sympy.oo) for value in values):
             return None
-        tiny = [abs(value) < sympy.Rational(1, 10**40) for value in values]
-        return None if any(tiny) and sympy.simplify(one - other) == 0 else sympy.oo if any(tiny) and not all(tiny) else values[0] / values[1] if not any(tiny) else sympy.oo
+        with mpmath.workdps(_DIGITS):
+            top, bottom = (mpmath.mpc(*(str(part) for part in value.as_real_imag())) for value in values)
+            if min(abs(top), abs(bottom)) > _TINY:
+                return top / bottom
+            return None if sympy.simplify(one - other) == 0 else mpmath.inf
 
     def proportional(self, one: tuple[str, str], other: tuple[str, str]) -> int:
         first, second = (self.parse(left) - self.parse(right) for left, right in (one, other))
@@ -140,9 +145,9 @@ class SymPy(Algebra):
             return 0
         ratios = [self._ratio(a, b) for a, b in self._at_points(first, second)]
         known = [ratio for ratio in ratios if ratio is not None]
-        if len(known) < 4 or any(abs(ratio - known[0]) > abs(known[0]) / 10**40 for ratio in known):
+        if len(known) < 4 or any(abs(ratio / known[0] - 1) > _TINY for ratio in known):
             return 0
-        return 0 if not known[0].is_real or known[0] == 0 else 1 if known[0] > 0 else -1
+        return 0 if abs(known[0].imag) > _TINY else 1 if known[0].real > 0 else -1
 
     def same_set(self, one: list, other: list) -> bool:
         one, other = self._set(one), self._set(other)
@@ -155,6 +160,8 @@ class SymPy(Algebra):
                 found = self.parse(formula)
                 if isinstance(found, sympy.Set):
                     return found
+            case ["leaf", _, _, [], []]:
+                return sympy.FiniteSet(self._number(node))
             case ["brackets", "{", _, items]:
                 return sympy.FiniteSet(*map(self._number, items))
             case ["brackets", left, right, [start, end]]:
@@ -206,8 +213,28 @@ def serve() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     algebra = SymPy()
     for line in sys.stdin:
+        one, other, seconds = json.loads(line)
         try:
-            equal = same(*json.loads(line), algebra)
-        except Exception:  # whatever SymPy or the parser cannot do is not equal
+            with _limited(seconds):
+                equal = same(one, other, algebra)
+        except Exception:  # whatever SymPy or the parser cannot do, or not in time, is not equal
             equal = False
         print(json.dumps(bool(equal)), file=answers, flush=True)
+
+
+@contextlib.contextmanager
+def _limited(seconds: float):
+    """Raises TimeoutError after so many seconds of work, however busy the machine is; not on Windows."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_args):
+        raise TimeoutError(f"more than {seconds} s")
+
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)

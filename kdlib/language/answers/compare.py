@@ -34,9 +34,9 @@ def same_answer(answer: str, expected: str) -> bool:
 # What stands around an answer and is no part of it
 
 _LEAD = re.compile(
-    r"\A(?:(?:so|thus|therefore|hence|then|likely|simply|just|exactly|only|approximately|approx\.|about|that)\b,?\s?)*"
+    r"\A(?:(?:so|thus|therefore|hence|then|likely|simply|just|exactly|only|approximately|approx|about|that)\b[.,]?\s?)*"
     r"(?:(?:it|that|this) is|there (?:are|were|is|was|will be)|(?:we|they|you|he|she) (?:have|has|had|get|need)s?"
-    r"|the (?:last )?cage holds|the [a-z' ]{1,60}? (?:is|are|was|were|equals)\b|a total of|in total|equal to|equals|is|are|option|choice|一共|总共|大约|约|选项?|有|共有|是|为)?[:：]?\s?",
+    r"|the (?:last )?cage holds|the [a-z' ]{1,60}? (?:is|are|was|were|equals)\b|a total of|in total|equal to|equals|is|are|option|choice|no\.|number|第|一共|总共|大约|约|选项?|有|共有|是|为)?[:：]?\s?",
     re.IGNORECASE,
 )
 _TAIL = re.compile(
@@ -55,7 +55,7 @@ _MARKS = [
         (r"(?<!\\)\$(?=[^\s$])((?:[^$\\]|\\.)*+)(?<=\S)\$(?!\d)", r" \1 "),
         (r"(?<![\w)\]}])(?:\*\*\*|\*\*|__|~~?)|(?:\*\*\*|\*\*|__|~~?)(?![\w(\[{\\])|`+", " "),
         (r"(?<![\w*)\]}])\*(?=[^\s*])([^*]*+)(?<=\S)\*(?![\w*(])", r"\1"),
-        (r"\A[\s>|#]+|[\s|]+\Z", ""),
+        (r"\A(?:\s|#|\|\s)+|(?:\s|\s\|)+\Z", ""),
     )
 ]
 

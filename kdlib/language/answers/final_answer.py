@@ -123,7 +123,7 @@ _CUES = [
     re.compile(pattern, re.IGNORECASE | re.MULTILINE)
     for pattern in (
         # With a colon; in a line of its own; tags. What follows is an answer, whatever it says.
-        rf"\b(?:answer|ans\.?)(?: to [^.:\n]{{1,60}}?)?(?:\s{{1,3}}(?:is|are))?\s{{0,3}}{_EMPHASIS}[:：=|]"
+        rf"(?<![A-Za-z])(?:answer|ans\.?)(?: to [^.:\n]{{1,60}}?)?(?:\s{{1,3}}(?:is|are))?\s{{0,3}}{_EMPHASIS}[:：=|]"
         r"|^\W{0,8}(?:the\s)?(?:final\s|correct\s)?answer\W{0,8}\n|^\W{0,8}(?:final\s)?result\s{0,3}[*_]{0,3}[:：]"
         rf"|(?<![解回作问])答案?\s{{0,3}}[】\]]?\s{{0,3}}{_EMPHASIS}(?:(?:应该|应当|就)?(?:是|为|等于)?\s{{0,3}}{_EMPHASIS}[:：]|】|\n)"
         r"|【答案】|<answer>",
@@ -133,7 +133,7 @@ _CUES = [
         r"|答案(?:应该|应当|就)?(?:是|为|等于)|(?:故|应|所以|因此)选",
     )
 ]
-_FILL = re.compile(r"[*_\s>]{0,20}")
+_FILL = re.compile(r"[*_\s]{0,20}")
 
 
 def _after_cue(text: str) -> tuple[int, str] | None:
@@ -150,7 +150,7 @@ def _after_cue(text: str) -> tuple[int, str] | None:
 _DISPLAY = re.compile(
     r"\s*(?:\$\$(.+?)\$\$|\\\[(.+?)\\\]|```[a-z]*\n(.+?)```|\\begin\{([a-z]+\*?)\}(.+?)\\end\{)", re.DOTALL
 )
-_STOP = re.compile(r"(?:[.?]|(?<=[A-Za-z]{2})!)(?=\s|\*|\Z)|。|</answer>")
+_STOP = re.compile(r"(?:(?<!\.)[.?](?!\.)|(?<=[A-Za-z]{2})!)(?=\s|\*|\Z)|。|</answer>")
 _SHORT = set(
     "st mr mrs ms dr no nos rs sq cu ft in yd mi mt min max hr hrs sec lb lbs oz gal approx vs jr sr prof inc co ltd "
     "fig eq jan feb mar apr jun jul aug sep sept oct nov dec".split()
@@ -182,7 +182,7 @@ def _bare(text: str) -> str | None:
     return content if content and is_answer(content) else None
 
 
-_END = re.compile(r"(?:[.。,;；，\s]|(?<=[A-Za-z]{2})!)++\Z")
+_END = re.compile(r"(?:[。,;；，\s]|(?<!\.)\.(?!\.)|(?<=[A-Za-z]{2})!)++\Z")
 
 
 def _trimmed(answer: str) -> str | None:

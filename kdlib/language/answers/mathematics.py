@@ -19,8 +19,8 @@ from kdlib.language.answers.equality import Algebra, NeedsAlgebra, same
 
 __all__ = ["same_mathematics"]
 
-_START_SECONDS, _LONGEST = 120.0, 20_000
-_FIRST = [["leaf", formula, "", [], []] for formula in ("(x+1)^2", "x^2+2x+1")]  # loads what SymPy loads at first
+_START_SECONDS, _PATIENCE, _LONGEST = 120.0, 4, 20_000
+_FIRST = [["leaf", formula, "", [], []] for formula in (r"\frac{2x_{1}^2}{\sqrt{4}}+\sin(\pi)", "x_{1}^{2}")]  # loads what SymPy loads at first
 _SERVE = "import sys; sys.path.append(sys.argv[1]); from kdlib.language.answers.algebra import serve; serve()"
 _LOCK = threading.Lock()
 
@@ -29,18 +29,18 @@ def same_mathematics(answer: list, expected: list, *, seconds: float = 3.0) -> b
     """Whether two nodes of `kdlib.language.answers.reading` are equal.
 
     Numbers are compared at once. For formulas the process is asked: False, too, where comparing takes more than
-    so many seconds or 2 GiB. Starting it, at first and after it was killed, takes about two seconds more, on a
-    slow machine longer.
+    so many seconds of its work, or 2 GiB. Where it does not end by itself after `_PATIENCE` times as long, by the
+    clock, it is killed. Starting it, at first and then, takes about two seconds, on a slow machine longer.
     """
     with contextlib.suppress(NeedsAlgebra):
         return same(answer, expected, Algebra())
-    question = [answer, expected]
+    question = [answer, expected, seconds]
     if len(json.dumps(question)) > _LONGEST:
         return False
     with _LOCK:
         if _process(os.getpid()).poll() is not None:
             _process.cache_clear()
-        return _exchange(_process(os.getpid()), question, seconds) is True
+        return _exchange(_process(os.getpid()), question, _PATIENCE * seconds) is True
 
 
 @functools.lru_cache(maxsize=1)
@@ -51,7 +51,7 @@ def _process(_asking: int) -> subprocess.Popen:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     atexit.register(_stop, process)
-    if _exchange(process, _FIRST, _START_SECONDS) is not True:
+    if _exchange(process, [*_FIRST, _START_SECONDS], _START_SECONDS) is not True:
         raise RuntimeError(
             "the process that compares formulas did not start; "
             f"{sys.executable} -c 'import math_verify' shows why"

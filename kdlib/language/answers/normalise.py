@@ -66,7 +66,7 @@ _RULES = [
         (r"[0-9]\u0305(?:[0-9]\u0305)*+", lambda found: rf"\overline{{{found[0][::2]}}}"),
         (r"(?<=\d)(?:\\[,;:! ]|\\!\\,|\{,\}|,\\!|~)(?=\d{3}(?!\d))", ","),
         (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|phantom\{\}|!)(?![A-Za-z])|\\!", " "),
-        (r"\\[,;:> \n]|~|\\(?:q?quad|enspace|thinspace|hfill|newline)(?![A-Za-z])|\\\Z", " "),
+        (r"(?<!\\)\\[,;:> \n]|~|\\(?:q?quad|enspace|thinspace|hfill|newline)(?![A-Za-z])|\\\Z", " "),
         (rf"{_TEXT}\s*+\{{((?:[^{{}}]|\{{[^{{}}]*+\}})*+)\}}", r" \1 "),
         (rf"{_TEXT}\s*+\{{((?:[^{{}}]|\{{[^{{}}]*+\}})*+)\}}", r" \1 "),  # one in another
         (r"\{\s*\\(?:rm|bf|it|text)\s([^{}]*+)\}", r" \1 "),
@@ -88,6 +88,11 @@ _RULES = [
         (r"\\mathbb\s*+([A-Z])", r"\\mathbb{\1}"),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (rf"\\frac\s*+{_ARGUMENT}\s*+{_ARGUMENT}", lambda found: rf"\frac{{{_inner(found[1])}}}{{{_inner(found[2])}}}"),
+        (r"(?<=\d)_(?=\d{3}(?!\d))", ","),
+        (r"_\s*([0-9A-Za-z])", r"_{\1}"),
+        (r"\\dot\s?\{?([0-9])\}?(?:([0-9]*)\\dot\s?\{?([0-9])\}?)?(?![a-z])", r"\\overline{\1\2\3}"),
+        (r"负(?=\d)", "-"),
+        (r"百分之(\d++(?:\.\d++)?)", r"\1%"),
         (r"\*\*", "^"),
         (rf"(?:√|\\sqrt(?=\s*+[(0-9A-Za-z\\])|(?<![\\A-Za-z])sqrt)\s*+{_GROUP}", lambda found: rf"\sqrt{{{_inner(found[1])}}}"),
         (rf"∛\s*+{_GROUP}", lambda found: rf"\sqrt[3]{{{_inner(found[1])}}}"),
@@ -123,7 +128,8 @@ def same_text(one: str, other: str) -> bool:
 
 
 def _key(text: str) -> str:
-    text = re.sub(r"[{](\\?[A-Za-z]+|[0-9]|[0-9]{2,})[}]", r"\1 ", text).rstrip(".。!;, ")
+    text = re.sub(r"[{](\\?[A-Za-z]+|[0-9]|[0-9]{2,})[}]", r"\1 ", text).rstrip(".。;, ")
+    text = re.sub(r"(?<=[A-Za-z]{2})!+\Z", "", text)
     text = re.sub(r"\(([A-Ja-j])\)", r"\1", text) if len(text) == 3 else text
     text = re.sub(r"(?<![\\A-Za-z])[A-Za-z]+(?![A-Za-z])", _folded, text)
     text = text.lower() if re.fullmatch("[a-eA-E]", text) else text
@@ -132,4 +138,5 @@ def _key(text: str) -> str:
 
 def _folded(found: re.Match) -> str:
     word = found[0]
-    return word.lower() if len(word) > 2 or word.lower() in _FOLDED else word
+    alike = word.islower() or word.isupper() or word.istitle()  # but MHz and mHz
+    return word.lower() if alike and (len(word) > 2 or word.lower() in _FOLDED) else word

@@ -14,7 +14,7 @@ Only the layout is read here, by brackets, commas and relations; what a formula 
 import re
 from fractions import Fraction
 
-from kdlib.language.answers.units import measure, scaled
+from kdlib.language.answers.units import Measure, measure, scaled
 
 __all__ = ["NUMBER", "number", "read"]
 
@@ -23,7 +23,7 @@ _DEEPEST, _MOST, _LARGEST_EXPONENT = 8, 60, 5_000
 # Digits in groups: 1,234,567 and 1 234 567 and 1'234 and 1_234; of India 12,34,567.
 _WHOLE = (
     r"(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9]|,[0-9])|[0-9]{1,3}(?:[ '_][0-9]{3})++(?![0-9])"
-    r"|[0-9]{1,2}(?:,[0-9]{2})++,[0-9]{3}(?![0-9]|,[0-9])|[0-9]++(?!,[0-9]{3}(?![0-9])))"
+    r"|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9]|,[0-9])|[0-9]++(?!,[0-9]{3}(?![0-9])))"
 )
 _DECIMAL = (
     r"(?:\.(?:(?P<fixed>[0-9]*+)\s?\\overline\{\s?(?P<repeat>[0-9]++)\s?\}|(?P<places>[0-9]*+)(?P<dots>\s?\\ldots)?))?+"
@@ -61,6 +61,12 @@ def number(text: str) -> tuple[Fraction, str] | None:
     return None if value is None else (-value if found["sign"] == "-" else value, text[found.end() :])
 
 
+def _power(found: re.Match) -> int | None:
+    """The power of ten; None for one that nobody computes."""
+    written = found["e"] or found["braced"] or found["power"] or "0"
+    return int(written) if len(written) < 9 and abs(int(written)) <= _LARGEST_EXPONENT else None
+
+
 def _value(found: re.Match) -> Fraction | None:
     whole = re.sub("[, '_]", "", found["whole"]) or "0"
     places, fixed = found["places"] or "", found["fixed"] or ""
@@ -79,8 +85,8 @@ def _value(found: re.Match) -> Fraction | None:
         )
     else:
         value = Fraction(f"{whole}.{places or 0}")
-    power = int(found["e"] or found["braced"] or found["power"] or 0)
-    if value is None or abs(power) > _LARGEST_EXPONENT:
+    power = _power(found)
+    if value is None or power is None:
         return None
     value *= Fraction(10) ** power
     if found["under"]:
@@ -98,6 +104,8 @@ def read(text: str, depth: int = 0) -> list | None:
     """The node of a canonical text; None for words, and for what is not understood."""
     text = _stripped(text)
     if not text or depth > _DEEPEST:
+        return None
+    if (found := NUMBER.match(text)) and _power(found) is None:
         return None
     if special := _clock(text) or _date(text) or _ratio(text):
         return special
@@ -277,6 +285,9 @@ _WORDS = re.compile(
 )
 
 
+_TURNING = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
+
+
 def _quantity(text: str) -> list | None:
     """A number with its unit."""
     if chinese := re.fullmatch(r"(\d{1,9})分之(\d{1,9})", text):
@@ -291,7 +302,11 @@ def _quantity(text: str) -> list | None:
 def _leaf(text: str) -> list | None:
     """A formula, with its unit if words follow."""
     for place in _WORDS.finditer(text):
-        formula, words = text[: place.start()].strip(), text[place.start() :]
+        formula, words = text[: place.start()], text[place.start() :]
+        words = " " * formula[-1:].isspace() + words
+        if _TURNING.search(formula) and words.strip().startswith(r"\degree"):
+            continue
+        formula = formula.strip()
         if formula and _is_formula(formula) and (node := _measured(formula, None, words, "")):
             return node
     return ["leaf", text, "", [], []] if _is_formula(text) else None
@@ -309,7 +324,7 @@ def _measured(tex: str, value: Fraction | None, words: str, money: str) -> list 
         return None
     units = [[str(unit.factor), unit.kind] for unit in what.units]
     if money:
-        paid = measure(money.replace("US", "").strip() or "$")
+        paid = Measure() if money in _COUNTRY else measure(re.sub(r"US\s?(?=\$)", "", money))
         kinds = [[str(unit.factor), unit.kind] for unit in paid.units]
         kinds = [["1", _COUNTRY[money]]] if money in _COUNTRY else kinds
         same = not units or any(kind == other for _, kind in units for _, other in kinds)
