@@ -1,6 +1,7 @@
 """What SymPy says about formulas in LaTeX, which math-verify's parser reads. Runs in a process of its own.
 
-`kdlib.language.answers.mathematics` starts it and says why. One JSON list [node, node, seconds] a line in, true or false a line out.
+`kdlib.language.answers.mathematics` starts it and says why. One JSON list
+[node, node, seconds] a line in, true or false a line out.
 """
 
 import contextlib
@@ -17,15 +18,20 @@ __all__ = ["serve"]
 
 _DIGITS, _TINY, _MEMORY = 60, 1e-40, 2 * 2**30
 _LARGEST_EXPONENT, _LARGEST_FACTORIAL = 10_000, 3_000
-# Commands that the parser reads as they are meant. Others (\mid, \pmod, \forall, \subset) it drops or misreads.
-_READ = set(
-    "frac sqrt cdot times div pi sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp infty alpha beta "
-    "gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon phi varphi "
-    "chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega binom sum prod int lim rightarrow hat bar "
-    "vec dot ddot tilde overline overrightarrow lfloor rfloor lceil rceil begin end mathbb emptyset ell det max min gcd lcm"
-    .split()
-)  # fmt: skip
-_CALLED = set("f g h F G H P T u v y N".split())
+# Commands that the parser reads as they are meant; others (\mid, \pmod, \forall) it drops or misreads.
+_READ = {
+    "frac", "sqrt", "cdot", "times", "div", "pi", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin",
+    "arccos", "arctan", "sinh", "cosh", "tanh", "log", "ln", "exp", "infty", "alpha", "beta", "gamma",
+    "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa", "lambda",
+    "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "Gamma",
+    "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "binom", "sum",
+    "prod", "int", "lim", "rightarrow", "hat", "bar", "vec", "dot", "ddot", "tilde", "overline",
+    "overrightarrow", "lfloor", "rfloor", "lceil", "rceil", "begin", "end", "mathbb", "emptyset", "ell",
+    "det", "max", "min", "gcd", "lcm",
+}  # fmt: skip
+_CALLED = {
+    "f", "g", "h", "F", "G", "H", "P", "T", "u", "v", "y", "N",
+}  # fmt: skip
 
 
 class SymPy(Algebra):
@@ -80,16 +86,28 @@ class SymPy(Algebra):
     def _parse(self, formula: str):
         sympy = self.sympy
         commands = set(re.findall(r"\\([A-Za-z]+)", formula))
-        formula = re.sub(r"([0-9.]+|\\?[A-Za-z]+|\([^()]*\))\s*\\degree", r"(\1\\cdot\\frac{\\pi}{180})", formula)
-        if commands - _READ - {"degree"} or re.search(r"['\"!]{2}|'|\d\s+\d|(?<![a-z}])\d_|(?<!\\)\\\d", formula):
+        formula = re.sub(
+            r"([0-9.]+|\\?[A-Za-z]+|\([^()]*\))\s*\\degree", r"(\1\\cdot\\frac{\\pi}{180})", formula
+        )
+        if commands - _READ - {"degree"} or re.search(
+            r"['\"!]{2}|'|\d\s+\d|(?<![a-z}])\d_|(?<!\\)\\\d", formula
+        ):
             raise ValueError("not a formula that is surely read as it is meant")
         parsed = self._parser().parse(re.sub(r"(?<=\d)\s*\*\s*(?=\S)|\*", r"\\cdot ", formula))
         if not isinstance(parsed, sympy.Basic | sympy.MatrixBase):
             raise ValueError("no formula")
         for part in sympy.preorder_traversal(parsed):
-            if isinstance(part, sympy.Pow) and part.exp.is_number and abs(sympy.N(part.exp, 5)) > _LARGEST_EXPONENT:
+            if (
+                isinstance(part, sympy.Pow)
+                and part.exp.is_number
+                and abs(sympy.N(part.exp, 5)) > _LARGEST_EXPONENT
+            ):
                 raise ValueError("too large")
-            if isinstance(part, sympy.factorial) and part.args[0].is_number and sympy.N(part.args[0], 5) > _LARGEST_FACTORIAL:
+            if (
+                isinstance(part, sympy.factorial)
+                and part.args[0].is_number
+                and sympy.N(part.args[0], 5) > _LARGEST_FACTORIAL
+            ):
                 raise ValueError("too large")
         if not parsed.has(sympy.Sum, sympy.Product):
             parsed = parsed.xreplace({sympy.Symbol("i", real=True): sympy.I})
@@ -124,14 +142,20 @@ class SymPy(Algebra):
         letters = sorted(set().union(*(formula.free_symbols for formula in formulas)), key=str)
         count = len(self._points)
         for turn in range(count if letters else 1):
-            values = {letter: self._points[(turn + 5 * place) % count] + place for place, letter in enumerate(letters)}
+            values = {
+                letter: self._points[(turn + 5 * place) % count] + place
+                for place, letter in enumerate(letters)
+            }
             yield [formula.xreplace(values) for formula in formulas]
 
     def _ratio(self, one, other):
         """Of two numbers, a complex one; None where they have no value, or where both are zero."""
         sympy, mpmath = self.sympy, self.mpmath
         values = [sympy.N(formula, _DIGITS) for formula in (one, other)]
-        if any(not value.is_number or value.has(sympy.Function, sympy.nan, sympy.zoo, sympy.oo) for value in values):
+        if any(
+            not value.is_number or value.has(sympy.Function, sympy.nan, sympy.zoo, sympy.oo)
+            for value in values
+        ):
             return None
         with mpmath.workdps(_DIGITS):
             top, bottom = (mpmath.mpc(*(str(part) for part in value.as_real_imag())) for value in values)
@@ -171,7 +195,9 @@ class SymPy(Algebra):
                 join = {r"\cup": sympy.Union, r"\cap": sympy.Intersection}.get(name)
                 return join(*sets) if join else functools.reduce(lambda a, b: a - b, sets)
             case ["list", items]:
-                return sympy.Union(*(self._set(["relation", *item[1:3]] if item[0] == "chain" else item) for item in items))
+                return sympy.Union(
+                    *(self._set(["relation", *item[1:3]] if item[0] == "chain" else item) for item in items)
+                )
             case ["relation", relations, sides]:
                 return self._solutions(relations, sides)
         raise ValueError("no set of numbers")
@@ -186,7 +212,9 @@ class SymPy(Algebra):
         sympy, everything = self.sympy, self.sympy.S.Reals
         values = [self._number(side) for side in sides]
         letters = [place for place, value in enumerate(values) if value.is_Symbol]
-        if len(letters) != 1 or any(value.free_symbols for place, value in enumerate(values) if place != letters[0]):
+        if len(letters) != 1 or any(
+            value.free_symbols for place, value in enumerate(values) if place != letters[0]
+        ):
             raise ValueError("no bounds of a letter")
         for place, relation in enumerate(relations):
             if letters[0] not in (place, place + 1):
@@ -196,7 +224,11 @@ class SymPy(Algebra):
             if relation == r"\neq":
                 everything -= sympy.FiniteSet(bound)
             else:
-                everything &= sympy.Interval(-sympy.oo, bound, True, open_) if below else sympy.Interval(bound, sympy.oo, open_, True)
+                everything &= (
+                    sympy.Interval(-sympy.oo, bound, True, open_)
+                    if below
+                    else sympy.Interval(bound, sympy.oo, open_, True)
+                )
         return everything
 
 

@@ -1,10 +1,10 @@
-"""Whether two answers say the same: counts of things, words, or what `kdlib.language.answers.reading` takes apart."""
+"""Whether two answers say the same: counts, words, or what `kdlib.language.answers.reading` takes apart."""
 
 import re
 from fractions import Fraction
 
 from kdlib.language.answers.mathematics import same_mathematics
-from kdlib.language.answers.normalise import NUMERAL, canonical, plain, same_text
+from kdlib.language.answers.normalise import NUMERAL, canonical, same_text
 from kdlib.language.answers.reading import read
 from kdlib.language.answers.units import measure
 
@@ -34,9 +34,12 @@ def same_answer(answer: str, expected: str) -> bool:
 # What stands around an answer and is no part of it
 
 _LEAD = re.compile(
-    r"\A(?:(?:so|thus|therefore|hence|then|likely|simply|just|exactly|only|approximately|approx|about|that)\b[.,]?\s?)*"
-    r"(?:(?:it|that|this) is|there (?:are|were|is|was|will be)|(?:we|they|you|he|she) (?:have|has|had|get|need)s?"
-    r"|the (?:last )?cage holds|the [a-z' ]{1,60}? (?:is|are|was|were|equals)\b|a total of|in total|equal to|equals|is|are|option|choice|no\.|number|第|一共|总共|大约|约|选项?|有|共有|是|为)?[:：]?\s?",
+    r"\A(?:(?:so|thus|therefore|hence|then|likely|simply|just|exactly|only|approx(?:imately)?|about|that)\b[.,]?\s?)*"
+    r"(?:(?:it|that|this) is|there (?:are|were|is|was|will be)|(?:we|they|you|s?he) (?:ha(?:ve|s|d)|gets?)"
+    r"|the (?:last )?cage holds|the [a-z' ]{1,60}? (?:is|are|was|were|equals)\b"
+    r"|a total of|in total|equal to|equals|is|are|option|choice|no\.|number"
+    r"|(?![\u4e00-\u9fff]*[不没非超除至最大小])[\u4e00-\u9fff]{1,8}(?:有|是|为|共|剩|需要?)(?=\s*[\d$\\-])"
+    r"|第|一共|总共|大约|约|选项?|有|共有|是|为|共|还有)?[:：]?\s?",
     re.IGNORECASE,
 )
 _TAIL = re.compile(
@@ -50,7 +53,10 @@ _MARKS = [
     for pattern, instead in (
         ("[\u2600-\u27bf\u2b50-\u2b55\U0001f000-\U0001faff\ufe0f]", " "),  # pictures: a tick, a party
         (r"</?(?:b|i|u|em|strong|answer|span|p|br|sub|sup|code)\s*/?>", " "),
-        (r"\\(?:begin|end)\s*\{(?:align|aligned|equation|gather|split|math|displaymath)\*?\}|(?<![\\&])&(?==)", " "),
+        (
+            r"\\(?:begin|end)\s*\{(?:align|aligned|equation|gather|split|math|displaymath)\*?\}|(?<![\\&])&(?==)",
+            " ",
+        ),
         (r"\\[()\[\]]|\$\$", " "),
         (r"(?<!\\)\$(?=[^\s$])((?:[^$\\]|\\.)*+)(?<=\S)\$(?!\d)", r" \1 "),
         (r"(?<![\w)\]}])(?:\*\*\*|\*\*|__|~~?)|(?:\*\*\*|\*\*|__|~~?)(?![\w(\[{\\])|`+", " "),
@@ -79,12 +85,29 @@ def _chosen(*answers: str) -> list[str]:
     found = [_CHOICE.fullmatch(answer) for answer in answers]
     if not any(letters):
         return list(answers)
-    return [letter[1] if letter else choice[1] if choice else answer for letter, choice, answer in zip(letters, found, answers, strict=True)]
+    return [
+        letter[1] if letter else choice[1] if choice else answer
+        for letter, choice, answer in zip(letters, found, answers, strict=True)
+    ]
 
 
 # Counts
 
-_NOT_NAMES = {"or", "and", "half", "plus", "minus", "times", "over", "to", "than", "between", "but", "not", "if"}
+_NOT_NAMES = {
+    "or",
+    "and",
+    "half",
+    "plus",
+    "minus",
+    "times",
+    "over",
+    "to",
+    "than",
+    "between",
+    "but",
+    "not",
+    "if",
+}
 
 
 # The animals of the puzzles: an answer may be in the other language.

@@ -74,7 +74,9 @@ def _same_things(one: list[str], other: list[str]) -> bool:
     short, long = sorted((one, other), key=len)
     if not short or long[: len(short)] == short:
         return True
-    return [_forms(word) & _forms(last) for word, last in zip(short, long[-len(short) :], strict=True)].count(set()) == 0
+    return [_forms(word) & _forms(last) for word, last in zip(short, long[-len(short) :], strict=True)].count(
+        set()
+    ) == 0
 
 
 def _forms(word: str) -> set[str]:
@@ -89,7 +91,7 @@ def _same_value(one: list, factor: str, other: list, other_factor: str, algebra:
     texts = [re.sub(r"\s", "", node[1]) for node in (one, other)]
     if texts[0] == texts[1] and factor == other_factor and not (one[2] or other[2]):
         return True
-    if any(re.fullmatch(r"[A-Za-z]{2,}", text) for text in texts):  # names, of points or in Roman numbers
+    if all(re.fullmatch(r"[A-Za-z]{2,}", text) for text in texts):  # names, of points or in Roman numbers
         return False
     return algebra.equal(_formula(one, factor), _formula(other, other_factor))
 
@@ -117,11 +119,16 @@ _NAME = re.compile(
 def _has_letters(node: list | None) -> bool:
     if node is None or node[0] != "leaf":
         return True
-    return re.search(r"[A-Za-z]", re.sub(r"\\(?!alpha|beta|gamma|theta|lambda|mu|phi|omega)[A-Za-z]+", "", node[1])) is not None
+    return (
+        re.search(
+            r"[A-Za-z]", re.sub(r"\\(?!alpha|beta|gamma|theta|lambda|mu|phi|omega)[A-Za-z]+", "", node[1])
+        )
+        is not None
+    )
 
 
 def _chained(node: list, algebra: Algebra) -> list | None:
-    """A chain as ["named", name, values] where = gives a value, else as ["relation", …]; None if it is wrong."""
+    """A chain as ["named", name, values] where = gives a value, or ["relation", …]; None if wrong."""
     if node[0] != "chain":
         return node
     _, relations, sides, written = node
@@ -170,7 +177,9 @@ def _relations(one: list, other: list, algebra: Algebra) -> bool:
         return False
     if len(one[1]) > 1:
         return all(same(left, right, algebra) for left, right in zip(one[2], other[2], strict=True))
-    if any(side[0] != "leaf" for side in (*one[2], *other[2])) or not any(map(_has_letters, (*one[2], *other[2]))):
+    if any(side[0] != "leaf" for side in (*one[2], *other[2])) or not any(
+        map(_has_letters, (*one[2], *other[2]))
+    ):
         return False
     sign = algebra.proportional(*(tuple(_formula(side, "1") for side in node[2]) for node in (one, other)))
     return sign > 0 or sign < 0 and one[1][0] in ("=", r"\neq")
@@ -188,8 +197,10 @@ def _upward(node: list) -> list:
 
 
 def _lists(one: list, other: list, algebra: Algebra) -> bool:
-    return _in_any_order(one[1], other[1], algebra) if _labels(one) == _labels(other) else _in_order(
-        _arranged(one), _arranged(other), algebra
+    return (
+        _in_any_order(one[1], other[1], algebra)
+        if _labels(one) == _labels(other)
+        else _in_order(_arranged(one), _arranged(other), algebra)
     )
 
 
@@ -202,7 +213,9 @@ def _labels(node: list) -> list[str] | None:
 def _arranged(node: list) -> list:
     """The items, those of x, y, z and the like in the order of their names."""
     names = _labels(node)
-    sequence = names and (set(names) <= set("xyz") or set(names) <= set("abcd") or len({name[0] for name in names}) == 1)
+    sequence = names and (
+        set(names) <= set("xyz") or set(names) <= set("abcd") or len({name[0] for name in names}) == 1
+    )
     return sorted(node[-1], key=lambda item: item[3][0]) if sequence else node[-1]
 
 
@@ -243,9 +256,9 @@ def _operators(one: list, other: list, algebra: Algebra) -> bool:
 
 
 def _as_sets(one: list, other: list, algebra: Algebra) -> bool:
-    sets = [node[0] in ("brackets", "operator", "relation", "list") or re.match(r"\\(?:mathbb|emptyset)", str(node[1]))
-            for node in (one, other)]  # fmt: skip
-    return all(sets) and {one[0], other[0]} != {"list"} and algebra.same_set(one, other)
+    kinds, letters = ("brackets", "operator", "relation", "list"), re.compile(r"\\(?:mathbb|emptyset)")
+    sets = all(node[0] in kinds or letters.match(str(node[1])) for node in (one, other))
+    return sets and {one[0], other[0]} != {"list"} and algebra.same_set(one, other)
 
 
 # Ratios, times, dates
@@ -257,7 +270,11 @@ def _ratios(one: list, other: list, algebra: Algebra) -> bool:
         return False
     if all(item[0] == "leaf" and item[2] for item in (*one, *other)):
         first, second = ([Fraction(item[2]) for item in items] for items in (one, other))
-        return any(first) and any(second) and all(a * second[0] == b * first[0] for a, b in zip(first, second, strict=True))
+        return (
+            any(first)
+            and any(second)
+            and all(a * second[0] == b * first[0] for a, b in zip(first, second, strict=True))
+        )
     return _in_order(one, other, algebra)
 
 
@@ -276,7 +293,9 @@ def _clocks(one: list, other: list, _algebra: Algebra) -> bool:
 
 def _clock_and_leaf(clock: list, leaf: list, _algebra: Algebra) -> bool:
     """5 p.m. and 5, but not 5:00 and 5."""
-    return clock[3] == "" and leaf[2].isdecimal() and not leaf[4] and (clock[1] // 60 - int(leaf[2])) % 12 == 0
+    return (
+        clock[3] == "" and leaf[2].isdecimal() and not leaf[4] and (clock[1] // 60 - int(leaf[2])) % 12 == 0
+    )
 
 
 _ALIKE = {
@@ -284,8 +303,8 @@ _ALIKE = {
     "operator": _operators, "ratio": _ratios, "clock": _clocks, "date": lambda one, other, _: one == other,
 }  # fmt: skip
 _MIXED = {
-    ("named", "leaf"): _named_and_bare, ("named", "list"): _named_and_bare, ("named", "brackets"): _named_and_bare,
-    ("named", "operator"): _named_and_bare, ("named", "ratio"): _named_and_bare, ("named", "clock"): _named_and_bare,
+    **{("named", kind): _named_and_bare for kind in _ALIKE if kind not in ("named", "relation")},
     ("named", "relation"): lambda one, other, algebra: _relations(_equation(one), other, algebra),
-    ("list", "brackets"): _list_and_brackets, ("ratio", "leaf"): _ratio_and_leaf, ("clock", "leaf"): _clock_and_leaf,
+    ("list", "brackets"): _list_and_brackets, ("ratio", "leaf"): _ratio_and_leaf,
+    ("clock", "leaf"): _clock_and_leaf,
 }  # fmt: skip

@@ -1,14 +1,14 @@
 """The final answer in a model's text, and whether it is right.
 
-`final_answer` looks only at what follows the last `</think>`, for a thought may try answers and drop them. A text
-with `<think>` and nothing that closes it holds no answer; one with neither is read as a whole. (R1's template
-writes `<think>` into the prompt: put `"<think>\\n"` before a completion, and one cut off inside its thought has no
-answer.) There the last statement of an answer counts, which is one of
+`final_answer` looks only at what follows the last `</think>`, for a thought may try answers and drop them. A
+text with `<think>` and nothing that closes it holds no answer; one with neither is read as a whole. (R1's
+template writes `<think>` into the prompt: put `"<think>\\n"` before a completion, and one cut off inside its
+thought has no answer.) There the last statement of an answer counts, which is one of
 
-1. a complete `\\boxed{…}`, braces nested at will; a last box that is not closed was cut off, and gives no answer;
+1. a complete `\\boxed{…}`, braces nested at will; a last box that is not closed was cut off and gives none;
 2. `#### …` (GSM8K) that reads as a number, counts or a formula; other such lines are headings;
-3. what follows "Answer:", "the answer is", "答案：" and their like: a sentence, also in the next line, or a formula
-   displayed there; `<answer>…</answer>`;
+3. what follows "Answer:", "the answer is", "答案：" and their like: a sentence, also in the next line, or a
+   formula displayed there; `<answer>…</answer>`;
 4. the text itself when it is nothing but a number, counts or a formula.
 
 `verify_answer` compares two of them (`kdlib.language.answers.compare`):
@@ -17,8 +17,8 @@ answer.) There the last statement of an answer counts, which is one of
 2. Counts such as "6 chickens and 4 rabbits": as a mapping from names to numbers, all of it.
 3. Numbers: exactly, as fractions. Units that both sides give must agree, and are converted (60 minutes is 1
    hour); a unit that one side leaves out is not missed; 50% is 50 (percent) or 1/2.
-4. Everything else is taken apart by its brackets, commas and relations, and SymPy compares the formulas. Nothing
-   is rounded: 0.333 is not 1/3. What cannot be read or decided is not equal.
+4. Everything else is taken apart by its brackets, commas and relations, and SymPy compares the formulas.
+   Nothing is rounded: 0.333 is not 1/3. What cannot be read or decided is not equal.
 
 No text is evaluated as code. The cost is bounded: the last `SEARCHED` characters are searched for an answer
 of at most `LONGEST`.
@@ -123,7 +123,8 @@ _CUES = [
     re.compile(pattern, re.IGNORECASE | re.MULTILINE)
     for pattern in (
         # With a colon; in a line of its own; tags. What follows is an answer, whatever it says.
-        rf"(?<![A-Za-z])(?:answer|ans\.?)(?: to [^.:\n]{{1,60}}?)?(?:\s{{1,3}}(?:is|are))?\s{{0,3}}{_EMPHASIS}[:：=|]"
+        rf"(?<![A-Za-z])(?:answer|ans\.?)(?: to [^.:\n]{{1,60}}?)?(?:\s{{1,3}}(?:is|are))?"
+        rf"\s{{0,3}}{_EMPHASIS}[:：=|]"
         r"|^\W{0,8}(?:the\s)?(?:final\s|correct\s)?answer\W{0,8}\n|^\W{0,8}(?:final\s)?result\s{0,3}[*_]{0,3}[:：]"
         rf"|(?<![解回作问])答案?\s{{0,3}}[】\]]?\s{{0,3}}{_EMPHASIS}(?:(?:应该|应当|就)?(?:是|为|等于)?\s{{0,3}}{_EMPHASIS}[:：]|】|\n)"
         r"|【答案】|<answer>",
@@ -137,9 +138,11 @@ _FILL = re.compile(r"[*_\s]{0,20}")
 
 
 def _after_cue(text: str) -> tuple[int, str] | None:
-    cues = [(found.end(), found.start(), kind) for kind, cue in enumerate(_CUES) for found in cue.finditer(text)]
+    cues = [
+        (found.end(), found.start(), kind) for kind, cue in enumerate(_CUES) for found in cue.finditer(text)
+    ]
     doubtful = None
-    for end, start, kind in islice(reversed(sorted(cues)), _TRIES):
+    for end, start, kind in islice(sorted(cues, reverse=True), _TRIES):
         content = _content(text, _FILL.match(text, end).end())
         if content and (kind == 0 or is_answer(content)):
             return start, content
@@ -151,10 +154,12 @@ _DISPLAY = re.compile(
     r"\s*(?:\$\$(.+?)\$\$|\\\[(.+?)\\\]|```[a-z]*\n(.+?)```|\\begin\{([a-z]+\*?)\}(.+?)\\end\{)", re.DOTALL
 )
 _STOP = re.compile(r"(?:(?<!\.)[.?](?!\.)|(?<=[A-Za-z]{2})!)(?=\s|\*|\Z)|。|</answer>")
-_SHORT = set(
-    "st mr mrs ms dr no nos rs sq cu ft in yd mi mt min max hr hrs sec lb lbs oz gal approx vs jr sr prof inc co ltd "
-    "fig eq jan feb mar apr jun jul aug sep sept oct nov dec".split()
-)
+_SHORT = {
+    "st", "mr", "mrs", "ms", "dr", "no", "nos", "rs", "sq", "cu", "ft", "in", "yd", "mi", "mt", "min",
+    "max", "hr", "hrs", "sec", "lb", "lbs", "oz", "gal", "approx", "vs", "jr", "sr", "prof", "inc",
+    "co", "ltd", "fig", "eq", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct",
+    "nov", "dec",
+}  # fmt: skip
 
 
 def _content(text: str, start: int) -> str | None:
@@ -167,11 +172,21 @@ def _content(text: str, start: int) -> str | None:
     for stop in _STOP.finditer(line):
         first = first or line[: stop.start()]
         word = re.search(r"[A-Za-z.]*\Z", line[max(0, stop.start() - 12) : stop.start()])[0].lower()
-        if stop[0] != "." or stop.end() == len(line) or not (word in _SHORT or len(word) == 1 or "." in word.strip(".")):
+        if (
+            stop[0] != "."
+            or stop.end() == len(line)
+            or not (word in _SHORT or len(word) == 1 or "." in word.strip("."))
+        ):
             whole = line[: stop.start()] + ("." if word in _SHORT or "." in word else "")
             break
     content = _trimmed(whole)
-    if content and re.search(r"\d", first) and not is_answer(content) and (shorter := _trimmed(first)) and is_answer(shorter):
+    if (
+        content
+        and re.search(r"\d", first)
+        and not is_answer(content)
+        and (shorter := _trimmed(first))
+        and is_answer(shorter)
+    ):
         return shorter  # "5 p.m. The train"
     return content
 

@@ -1,8 +1,8 @@
-"""Whether two answers that were taken apart are equal: SymPy decides, in a process of its own with a time limit.
+"""Whether two answers that were taken apart are equal: SymPy decides, in a process of its own with a limit.
 
-Why a process: SymPy may compute for hours on a few characters
-(9^{9^{9^9}}, a factorial, an integral). A limit by a signal works in the main thread only
-and not on Windows; a process can be killed from anywhere. It starts when first needed and stays for later ones.
+Why a process: SymPy may compute for hours on a few characters (9^{9^{9^9}}, a factorial, an integral). A
+limit by a signal works in the main thread only, not on Windows, and not inside one long multiplication; a
+process can be killed from anywhere. It starts when first needed and stays for later ones.
 """
 
 import atexit
@@ -20,7 +20,9 @@ from kdlib.language.answers.equality import Algebra, NeedsAlgebra, same
 __all__ = ["same_mathematics"]
 
 _START_SECONDS, _PATIENCE, _LONGEST = 120.0, 4, 20_000
-_FIRST = [["leaf", formula, "", [], []] for formula in (r"\frac{2x_{1}^2}{\sqrt{4}}+\sin(\pi)", "x_{1}^{2}")]  # loads what SymPy loads at first
+_FIRST = [
+    ["leaf", formula, "", [], []] for formula in (r"\frac{2x_{1}^2}{\sqrt{4}}+\sin(\pi)", "x_{1}^{2}")
+]  # loads what SymPy loads at first
 _SERVE = "import sys; sys.path.append(sys.argv[1]); from kdlib.language.answers.algebra import serve; serve()"
 _LOCK = threading.Lock()
 
@@ -28,9 +30,9 @@ _LOCK = threading.Lock()
 def same_mathematics(answer: list, expected: list, *, seconds: float = 3.0) -> bool:
     """Whether two nodes of `kdlib.language.answers.reading` are equal.
 
-    Numbers are compared at once. For formulas the process is asked: False, too, where comparing takes more than
-    so many seconds of its work, or 2 GiB. Where it does not end by itself after `_PATIENCE` times as long, by the
-    clock, it is killed. Starting it, at first and then, takes about two seconds, on a slow machine longer.
+    Numbers are compared at once. For formulas the process is asked: False, too, where comparing takes more
+    than so many seconds of its work, or 2 GiB. Where it does not end by itself, it is killed after four times
+    as long by the clock. Starting it, at first and then, takes about two seconds, on a slow machine longer.
     """
     with contextlib.suppress(NeedsAlgebra):
         return same(answer, expected, Algebra())

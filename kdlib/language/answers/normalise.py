@@ -24,11 +24,13 @@ def plain(text: str) -> str:
 
 # Unicode's mathematics, and what LaTeX writes for it.
 _SIGNS = (
-    r"×\times ·\cdot ⋅\cdot ∙\cdot ÷\div ≤\leq ⩽\leq ≦\leq ≥\geq ⩾\geq ≧\geq ≠\neq ≈\approx ±\pm ∓\mp ∞\infty "
+    r"×\times ·\cdot ⋅\cdot ∙\cdot ÷\div ≤\leq ⩽\leq ≦\leq ≥\geq ⩾\geq ≧\geq ≠\neq ≈\approx ±\pm ∓\mp "
+    r"∞\infty "
     r"∅\emptyset ∈\in ∉\notin ∪\cup ∩\cap ∖\setminus ⊂\subset ⊆\subseteq ⊃\supset ⊇\supseteq →\rightarrow "
     r"⇒\Rightarrow ⇔\Leftrightarrow ≡\equiv ≅\cong ∼\sim ∝\propto ∣\mid ∀\forall ∃\exists ¬\neg ∧\land ∨\lor "
     r"∠\angle △\triangle ∑\sum ∏\prod ∫\int ∂\partial ∇\nabla ⊥\perp ∥\parallel ⟨\langle ⟩\rangle ⌊\lfloor "
-    r"⌋\rfloor ⌈\lceil ⌉\rceil …\ldots ⋯\ldots °\degree º\degree ℝ\mathbb{R} ℤ\mathbb{Z} ℕ\mathbb{N} ℚ\mathbb{Q} "
+    r"⌋\rfloor ⌈\lceil ⌉\rceil …\ldots ⋯\ldots °\degree º\degree ℝ\mathbb{R} ℤ\mathbb{Z} ℕ\mathbb{N} "
+    r"ℚ\mathbb{Q} "
     r"ℂ\mathbb{C} ϕ\varphi ℃\degree{}C ℉\degree{}F ′'"
 )
 _CHARACTERS = {sign[0]: f" {sign[1:]} " for sign in _SIGNS.split()}
@@ -49,7 +51,9 @@ _LEVEL = str.maketrans(_RAISED + _LOWERED, "0123456789+-=()ni0123456789+-=()naxk
 
 _GROUP = r"(\{[^{}]*+\}|\([^()]*+\)|[0-9.]++|\\?[A-Za-z]++)"
 _ARGUMENT = r"(\{[^{}]*+\}|\\[A-Za-z]++|[0-9A-Za-z])"
-_TEXT = r"\\(?:text[a-z]{0,6}|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|bm|boldsymbol|operatorname|ce|boxed|fbox)"
+_TEXT = (
+    r"\\(?:text[a-z]{0,6}|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|bm|boldsymbol|operatorname|ce|boxed|fbox)"
+)
 _FUNCTIONS = r"arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
 
 
@@ -65,12 +69,18 @@ _RULES = [
         (rf"[{_LOWERED}]++", lambda found: f"_{{{found[0].translate(_LEVEL)}}}"),
         (r"[0-9]\u0305(?:[0-9]\u0305)*+", lambda found: rf"\overline{{{found[0][::2]}}}"),
         (r"(?<=\d)(?:\\[,;:! ]|\\!\\,|\{,\}|,\\!|~)(?=\d{3}(?!\d))", ","),
-        (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|phantom\{\}|!)(?![A-Za-z])|\\!", " "),
-        (r"(?<!\\)\\[,;:> \n]|~|\\(?:q?quad|enspace|thinspace|hfill|newline)(?![A-Za-z])|\\\Z", " "),
+        (
+            r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|large|Large|small|color\{[a-z]+\}|textcolor\{[a-z]+\}|limits|nolimits|phantom\{\}|!)(?![A-Za-z])|\\!",
+            " ",
+        ),
+        (r"(?<!\\)\\[,;:> \n]|~|\\(?:q?quad|enspace|thinspace|hfill|newline)(?![A-Za-z])|\\\\?\Z", " "),
         (rf"{_TEXT}\s*+\{{((?:[^{{}}]|\{{[^{{}}]*+\}})*+)\}}", r" \1 "),
         (rf"{_TEXT}\s*+\{{((?:[^{{}}]|\{{[^{{}}]*+\}})*+)\}}", r" \1 "),  # one in another
         (r"\{\s*\\(?:rm|bf|it|text)\s([^{}]*+)\}", r" \1 "),
-        (r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\(?:degree|textdegree)(?![a-zA-Z])(?:\{\})?", r"\\degree "),
+        (
+            r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\(?:degree|textdegree)(?![a-zA-Z])(?:\{\})?",
+            r"\\degree ",
+        ),
         (r"\\([%$€£#&])", r"\1"),
         (r"\\(?:le|leqslant|leqq)(?![a-zA-Z])|<=|=<", r" \\leq "),
         (r"\\(?:ge|geqslant|geqq)(?![a-zA-Z])|>=", r" \\geq "),
@@ -87,20 +97,44 @@ _RULES = [
         (r"\\(?:prime)(?![a-zA-Z])|\^\s*\{?\s*\\prime\s*\}?", "'"),
         (r"\\mathbb\s*+([A-Z])", r"\\mathbb{\1}"),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (rf"\\frac\s*+{_ARGUMENT}\s*+{_ARGUMENT}", lambda found: rf"\frac{{{_inner(found[1])}}}{{{_inner(found[2])}}}"),
+        (
+            rf"\\frac\s*+{_ARGUMENT}\s*+{_ARGUMENT}",
+            lambda found: rf"\frac{{{_inner(found[1])}}}{{{_inner(found[2])}}}",
+        ),
         (r"(?<=\d)_(?=\d{3}(?!\d))", ","),
         (r"_\s*([0-9A-Za-z])", r"_{\1}"),
         (r"\\dot\s?\{?([0-9])\}?(?:([0-9]*)\\dot\s?\{?([0-9])\}?)?(?![a-z])", r"\\overline{\1\2\3}"),
+        (r"(?<=\d) and (?=[0-9]++/[0-9])|(?<=\d)\s?又(?=\d)", " "),
+        (r"(?<=\d) and (?:a|one) (half|quarter|third)\b", lambda found: _PARTS[found[1]]),
+        (r"\A\s*(?:minus|negative)\s+(?=[0-9$\\])", "-"),
+        (r"\A\s*([A-Za-z]{3,9}|a dozen)\b(?!-)", lambda found: _SPOKEN.get(found[1].lower(), found[0])),
+        (r"\A\s*([一二两三四五六七八九十])(?=[个只人元条]|\Z)", lambda found: _SPOKEN[found[1]]),
         (r"负(?=\d)", "-"),
         (r"百分之(\d++(?:\.\d++)?)", r"\1%"),
         (r"\*\*", "^"),
-        (rf"(?:√|\\sqrt(?=\s*+[(0-9A-Za-z\\])|(?<![\\A-Za-z])sqrt)\s*+{_GROUP}", lambda found: rf"\sqrt{{{_inner(found[1])}}}"),
+        (
+            rf"(?:√|\\sqrt(?=\s*+[(0-9A-Za-z\\])|(?<![\\A-Za-z])sqrt)\s*+{_GROUP}",
+            lambda found: rf"\sqrt{{{_inner(found[1])}}}",
+        ),
         (rf"∛\s*+{_GROUP}", lambda found: rf"\sqrt[3]{{{_inner(found[1])}}}"),
         (r"\^\s*+\(([^()]*+)\)", r"^{\1}"),
-        (r"(?<![\\A-Za-z])(pi|infinity|theta|alpha|beta|gamma|lambda)(?![A-Za-z])", lambda found: _GREEK[found[1]]),
+        (
+            r"(?<![\\A-Za-z])(pi|infinity|theta|alpha|beta|gamma|lambda)(?![A-Za-z])",
+            lambda found: _GREEK[found[1]],
+        ),
         (rf"(?<![\\A-Za-z])({_FUNCTIONS})(?=[\s(_^\\0-9])(?!\s+[a-z]{{2}})", r"\\\1 "),
     )
 ]
+_PARTS = {"half": " 1/2", "quarter": " 1/4", "third": " 1/3"}
+_SPOKEN = {
+    name: str(value)
+    for names in (
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen twenty",
+        "零 一 二 三 四 五 六 七 八 九 十",
+    )
+    for value, name in enumerate(names.split(" "))
+} | {"两": "2", "a dozen": "12"}
 _GREEK = {name: rf"\{name} " for name in ("pi", "theta", "alpha", "beta", "gamma", "lambda")} | {
     "infinity": r"\infty "
 }

@@ -1,4 +1,4 @@
-"""What an answer says, taken apart: lists, pairs, intervals, equations, and at their leaves numbers with units.
+"""What an answer says, taken apart: lists, pairs, intervals, equations, and in them numbers with units.
 
 Only the layout is read here, by brackets, commas and relations; what a formula is worth, sympy decides
 (`kdlib.language.answers.equality`). Nodes are lists, so that they travel as JSON:
@@ -14,88 +14,12 @@ Only the layout is read here, by brackets, commas and relations; what a formula 
 import re
 from fractions import Fraction
 
+from kdlib.language.answers.numerals import is_too_large, number
 from kdlib.language.answers.units import Measure, measure, scaled
 
-__all__ = ["NUMBER", "number", "read"]
+__all__ = ["read"]
 
-_DEEPEST, _MOST, _LARGEST_EXPONENT = 8, 60, 5_000
-
-# Digits in groups: 1,234,567 and 1 234 567 and 1'234 and 1_234; of India 12,34,567.
-_WHOLE = (
-    r"(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9]|,[0-9])|[0-9]{1,3}(?:[ '_][0-9]{3})++(?![0-9])"
-    r"|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9]|,[0-9])|[0-9]++(?!,[0-9]{3}(?![0-9])))"
-)
-_DECIMAL = (
-    r"(?:\.(?:(?P<fixed>[0-9]*+)\s?\\overline\{\s?(?P<repeat>[0-9]++)\s?\}|(?P<places>[0-9]*+)(?P<dots>\s?\\ldots)?))?+"
-)
-_POWER = (
-    r"(?:[eE](?P<e>[-+]?[0-9]++)(?![0-9.])|\s?(?:\\times|\\cdot|[x*])\s?10\s?\^\s?(?:\{\s?(?P<braced>[-+]?[0-9]++)\s?\}"
-    r"|(?P<power>[-+]?[0-9]++)))?+"
-)
-NUMBER = re.compile(
-    rf"(?P<sign>[-+]?)\s?(?P<whole>{_WHOLE}|(?=\.[0-9]|\.\\)){_DECIMAL}{_POWER}"
-    r"(?:_\{?\s?(?P<base>[0-9]++)\s?\}?)?+"
-    r"(?:\s?/\s?(?P<under>[0-9]++(?:\.[0-9]++)?)(?![0-9.])|(?P<mixed>\s[0-9]++\s?/\s?[0-9]++)(?![0-9.]))?+"
-)
-_FRACTION = re.compile(
-    r"(?P<sign>[-+]?)\s?(?P<whole>[0-9]++)?\s?\\frac\{\s?(?P<minus>-?)\s?(?P<top>[0-9]++(?:\.[0-9]++)?)\s?\}"
-    r"\{\s?(?P<bottom>[0-9]++(?:\.[0-9]++)?)\s?\}"
-)
-
-
-def number(text: str) -> tuple[Fraction, str] | None:
-    """The number at the beginning of a canonical text, exactly, and what follows; None if it begins otherwise."""
-    if found := _FRACTION.match(text):
-        if not Fraction(found["bottom"]):
-            return None
-        value = int(found["whole"] or 0) + Fraction(found["top"]) / Fraction(found["bottom"]) * (
-            -1 if found["minus"] else 1
-        )
-        if found["whole"] and found["minus"]:
-            return None
-        return (-value if found["sign"] == "-" else value), text[found.end() :]
-    found = NUMBER.match(text)
-    if found is None or len(found[0]) > 400:
-        return None
-    value = _value(found)
-    return None if value is None else (-value if found["sign"] == "-" else value, text[found.end() :])
-
-
-def _power(found: re.Match) -> int | None:
-    """The power of ten; None for one that nobody computes."""
-    written = found["e"] or found["braced"] or found["power"] or "0"
-    return int(written) if len(written) < 9 and abs(int(written)) <= _LARGEST_EXPONENT else None
-
-
-def _value(found: re.Match) -> Fraction | None:
-    whole = re.sub("[, '_]", "", found["whole"]) or "0"
-    places, fixed = found["places"] or "", found["fixed"] or ""
-    if found["base"]:
-        base = int(found["base"])
-        plain = not (places or fixed or found["repeat"]) and 2 <= base <= 10 and max(whole) < str(base - 1) + "\x00"
-        value = Fraction(int(whole, base)) if plain or base == 10 and not places else None
-    elif found["repeat"]:
-        value = Fraction(f"{whole}.{fixed or 0}") + Fraction(
-            int(found["repeat"]), (10 ** len(found["repeat"]) - 1) * 10 ** len(fixed)
-        )
-    elif found["dots"]:
-        again = re.fullmatch(r"([0-9]*?)([0-9]{1,6}?)\2{2,}", places)
-        value = again and Fraction(f"{whole}.{again[1] or 0}") + Fraction(
-            int(again[2]), (10 ** len(again[2]) - 1) * 10 ** len(again[1])
-        )
-    else:
-        value = Fraction(f"{whole}.{places or 0}")
-    power = _power(found)
-    if value is None or power is None:
-        return None
-    value *= Fraction(10) ** power
-    if found["under"]:
-        return value / Fraction(found["under"]) if Fraction(found["under"]) else None
-    if found["mixed"]:
-        top, bottom = found["mixed"].split("/")
-        return None if places or not int(bottom) else value + Fraction(int(top), int(bottom))
-    return value
-
+_DEEPEST, _MOST = 8, 60
 
 # Layout
 
@@ -105,7 +29,7 @@ def read(text: str, depth: int = 0) -> list | None:
     text = _stripped(text)
     if not text or depth > _DEEPEST:
         return None
-    if (found := NUMBER.match(text)) and _power(found) is None:
+    if is_too_large(text):
         return None
     if special := _clock(text) or _date(text) or _ratio(text):
         return special
@@ -144,11 +68,14 @@ def _pieces(text: str, separator: re.Pattern) -> list[str]:
 
 _SEPARATOR = re.compile(r";|,(?=\s)|(?<!\d),|,(?!\d{3}(?!\d)|\d{2},)|\s?\b(?:and|or)\b\s?|和|或")
 _INNER = re.compile(r";|,|\s?\b(?:and|or)\b\s?")
+_SPOKEN = re.compile(  # 1 hour 30 minutes
+    r"(?<![\\A-Za-z])([a-z]{1,20}|(?:ft|in|yd|mi|hrs?|mins?|secs?|lbs?|oz|gal)\.)\s+(?=\d)"
+)
 _HARMLESS = re.compile(r"[A-Za-z' .]+")
 
 
 def _list(text: str, depth: int, separator: re.Pattern = _SEPARATOR) -> list | None:
-    parts = [part.strip() for part in _pieces(re.sub(r"(?<![\\A-Za-z])([a-z]{1,20}\.?)\s+(?=\d)", r"\1, ", text), separator)]
+    parts = [part.strip() for part in _pieces(_SPOKEN.sub(r"\1, ", text), separator)]
     if len(parts) < 3:
         return None
     items, joints = [part for part in parts[::2] if part], parts[1::2]
@@ -158,7 +85,12 @@ def _list(text: str, depth: int, separator: re.Pattern = _SEPARATOR) -> list | N
     if None in nodes and nodes[0] is not None:
         first = nodes.index(None)  # "72 clips, altogether"
         tail = " ".join(items[first:])
-        if "or" in joints or "或" in joints or not _HARMLESS.fullmatch(tail) or measure(f"things {tail}") is None:
+        if (
+            "or" in joints
+            or "或" in joints
+            or not _HARMLESS.fullmatch(tail)
+            or measure(f"things {tail}") is None
+        ):
             return []
         nodes = nodes[:first]
     if not nodes or None in nodes:
@@ -171,9 +103,13 @@ def _summed(nodes: list[list]) -> list | None:
     if any(node[0] != "leaf" or not node[2] or len(node[3]) != 1 for node in nodes):
         return None
     units = [(Fraction(factor), kind) for node in nodes for factor, kind in node[3]]
-    if len({kind for _, kind in units}) > 1 or any(one[0] <= two[0] for one, two in zip(units, units[1:], strict=False)):
+    if len({kind for _, kind in units}) > 1 or any(
+        one[0] <= two[0] for one, two in zip(units, units[1:], strict=False)
+    ):
         return None
-    total = sum(Fraction(node[2]) * factor for node, (factor, _) in zip(nodes, units, strict=True)) / units[0][0]
+    total = (
+        sum(Fraction(node[2]) * factor for node, (factor, _) in zip(nodes, units, strict=True)) / units[0][0]
+    )
     return ["leaf", "", str(total), nodes[0][3], []]
 
 
@@ -188,7 +124,11 @@ def _chain(text: str, depth: int) -> list | None:
     if relations[0] == r"\in" and len(relations) == 1:
         return read(sides[1], depth + 1) or []
     nodes = [read(side, depth + 1) for side in sides]
-    return [] if None in nodes[1:] else ["chain", relations, nodes, [re.sub(r"\s|[{}]", "", side) for side in sides]]
+    return (
+        []
+        if None in nodes[1:]
+        else ["chain", relations, nodes, [re.sub(r"\s|[{}]", "", side) for side in sides]]
+    )
 
 
 _OPERATOR = re.compile(r"\\(?:cup|cap|setminus|backslash)(?![A-Za-z])")
@@ -204,7 +144,9 @@ def _operator(text: str, depth: int) -> list | None:
 
 
 def _brackets(text: str, depth: int) -> list | None:
-    opened, closed = (text[:2], text[-2:]) if text.startswith(r"\{") and text.endswith(r"\}") else (text[0], text[-1])
+    opened, closed = (
+        (text[:2], text[-2:]) if text.startswith(r"\{") and text.endswith(r"\}") else (text[0], text[-1])
+    )
     if opened not in ("(", "[", "{", r"\{") or closed not in (")", "]", "}", r"\}") or not _wrapped(text):
         return None
     inner = text[len(opened) : -len(closed)].strip()
@@ -239,31 +181,45 @@ _HALF = r"(?:\s?(?P<half>[ap])\.?\s?m\.?)"
 
 
 def _clock(text: str) -> list | None:
-    found = re.fullmatch(rf"(?P<hour>[0-2]?[0-9]):(?P<minute>[0-5][0-9]){_HALF}?", text, re.IGNORECASE) or re.fullmatch(
-        rf"(?P<hour>[0-2]?[0-9]){_HALF}", text, re.IGNORECASE
-    )
+    found = re.fullmatch(
+        rf"(?P<hour>[0-2]?[0-9]):(?P<minute>[0-5][0-9]){_HALF}?", text, re.IGNORECASE
+    ) or re.fullmatch(rf"(?P<hour>[0-2]?[0-9]){_HALF}", text, re.IGNORECASE)
     if found is None:
         return None
     hour, minute = int(found["hour"]), int(found.groupdict().get("minute") or 0)
     half = (found["half"] or "").lower()
     if half:
         hour = hour % 12 + 12 * (half == "p")
-    return ["clock", 60 * hour + minute, half or ("p" if hour > 12 else ""), found.groupdict().get("minute") or ""]
+    return [
+        "clock",
+        60 * hour + minute,
+        half or ("p" if hour > 12 else ""),
+        found.groupdict().get("minute") or "",
+    ]
 
 
 def _date(text: str) -> list | None:
-    found = re.fullmatch(r"(\d{4})([-/.])(\d\d?)\2(\d\d?)|(\d\d?)([-/.])(\d\d?)\6(\d{4}|\d\d)|(\d{4})年(\d\d?)月(\d\d?)日", text)
+    found = re.fullmatch(
+        r"(\d{4})([-/.])(\d\d?)\2(\d\d?)|(\d\d?)([-/.])(\d\d?)\6(\d{4}|\d\d)|(\d{4})年(\d\d?)月(\d\d?)日",
+        text,
+    )
     if found is None:
         return None
     year, _, month, day, *short, ideographic_year, ideographic_month, ideographic_day = found.groups()
     if short[0]:
         return ["date", "short", int(short[0]), int(short[2]), int(short[3])]
-    return ["date", "long", *map(int, (year or ideographic_year, month or ideographic_month, day or ideographic_day))]
+    return [
+        "date",
+        "long",
+        *map(int, (year or ideographic_year, month or ideographic_month, day or ideographic_day)),
+    ]
 
 
 def _ratio(text: str) -> list | None:
     parts = text.split(":")
-    if not 2 <= len(parts) <= 6 or any(re.search(r"[^\W\d_]{2}|[=<>,;]", re.sub(r"\\[A-Za-z]+", "", part)) for part in parts):
+    if not 2 <= len(parts) <= 6 or any(
+        re.search(r"[^\W\d_]{2}|[=<>,;]", re.sub(r"\\[A-Za-z]+", "", part)) for part in parts
+    ):
         return None
     items = [read(part, _DEEPEST) for part in parts]
     return None if None in items else ["ratio", items]
@@ -272,12 +228,12 @@ def _ratio(text: str) -> list | None:
 # Leaves
 
 _MONEY = re.compile(
-    r"\A(?P<sign>[-+]?)\s*(?P<code>US\s?\$|A\$|C\$|HK\$|NT\$|S\$|[$€£¥₹₩]|(?:USD|EUR|GBP|CNY|RMB|JPY|INR|Rs\.?|AUD|CAD|HKD)(?![A-Za-z]))"
+    r"\A(?P<sign>[-+]?)\s*(?P<code>US\s?\$|A\$|C\$|HK\$|NT\$|S\$|[$€£¥₹₩]|(?:USD|EUR|GBP|CNY|RMB|JPY|INR|CHF|SEK|NOK|DKK|PLN|KRW|SGD|THB|BRL|MXN|ZAR|Rs\.?|AUD|CAD|HKD)(?![A-Za-z]))"
     r"\s*(?=[-+]?[\d.])"
 )
-_COUNTRY = {"A$": "dollar-AU", "AUD": "dollar-AU", "C$": "dollar-CA", "CAD": "dollar-CA", "HK$": "dollar-HK", "HKD": "dollar-HK",
-            "NT$": "dollar-NT", "S$": "dollar-SG"}  # fmt: skip
-_ORDINAL = re.compile(r"(?:\^\s*\{?\s*)?(?:st|nd|rd|th)\b\s*\}?")
+_COUNTRY = {"A$": "dollar-AU", "AUD": "dollar-AU", "C$": "dollar-CA", "CAD": "dollar-CA", "HK$": "dollar-HK",
+            "HKD": "dollar-HK",             "NT$": "dollar-NT", "S$": "dollar-SG"}  # fmt: skip
+_ORDINAL = re.compile(r"\A\s?(?:\^\s*\{?\s*)?(?:st|nd|rd|th)\b\s*\}?")
 # Where words begin behind a value: two letters that are no command, one that stands apart, Chinese, a sign.
 _WORDS = re.compile(
     r"(?<=[\s\d})\]])[A-Za-z]{2}(?<!\\[a-z]{2})|(?<=[\d})\]]\s)[A-Za-z](?=\s*(?:\Z|[/^·]|\s[A-Za-z]))"
@@ -314,7 +270,7 @@ def _leaf(text: str) -> list | None:
 
 def _measured(tex: str, value: Fraction | None, words: str, money: str) -> list | None:
     """The leaf of a value and the words behind it; None if they are no unit."""
-    words = _ORDINAL.sub("", words, count=1) if words[:3].strip("^{ ")[:2] in ("st", "nd", "rd", "th") else words
+    words = _ORDINAL.sub("", words)
     glued = re.match(r"([A-Za-z]+)", words)
     if glued and len(glued[1]) == 1:  # 5m is a product
         return None
@@ -326,13 +282,23 @@ def _measured(tex: str, value: Fraction | None, words: str, money: str) -> list 
     if money:
         paid = Measure() if money in _COUNTRY else measure(re.sub(r"US\s?(?=\$)", "", money))
         kinds = [[str(unit.factor), unit.kind] for unit in paid.units]
-        kinds = [["1", _COUNTRY[money]]] if money in _COUNTRY else kinds
+        kinds = kinds or [["1", _COUNTRY.get(money, money)]]
         same = not units or any(kind == other for _, kind in units for _, other in kinds)
         if not same:  # $5 per hour
-            return None if not re.match(r"\s*(?:/|per|an?|each)\b", words) else ["leaf", tex, str(value) if value is not None else "", kinds, []]
-        units = kinds if not units else units
+            return (
+                None
+                if not re.match(r"\s*(?:/|per|an?|each)\b", words)
+                else ["leaf", tex, str(value) if value is not None else "", kinds, []]
+            )
+        units = units or kinds
     if value is None:
-        return ["leaf", tex if scale == 1 else rf"\frac{{{scale.numerator}}}{{{scale.denominator}}}\cdot({tex})", "", units, list(what.things)]
+        return [
+            "leaf",
+            tex if scale == 1 else rf"\frac{{{scale.numerator}}}{{{scale.denominator}}}\cdot({tex})",
+            "",
+            units,
+            list(what.things),
+        ]
     value *= scale
     return ["leaf", "", str(value), units, list(what.things)]
 
@@ -343,4 +309,8 @@ _NAMES = re.compile(r"\\(?:begin|end)\s*\{[a-z]+\*?\}|\\[A-Za-z]++")
 def _is_formula(text: str) -> bool:
     """Whether a text may be a formula: ASCII, no word but commands, and something to compare."""
     bare = _NAMES.sub(" ", text)
-    return text.isascii() and re.search(r"[A-Za-z]{3}|[$%`\"]", bare) is None and re.search(r"\w|\\", text) is not None
+    return (
+        text.isascii()
+        and re.search(r"[A-Za-z]{3}|[$%`\"]", bare) is None
+        and re.search(r"\w|\\", text) is not None
+    )

@@ -28,7 +28,7 @@ class Measure(NamedTuple):
 
 # Base units are the first of their line; then names and how many of the base unit they are.
 _LINES = """
-m meter metre 米|inch inches in 英寸 0.0254|foot feet ft 英尺 0.3048|yard yd 0.9144|mile mi 英里 1609.344|里 500
+m meter metre 米|里 500|inch inches in 英寸 0.0254|foot feet ft 0.3048|yard yd 0.9144|mile mi 英里 1609.344
 kg 千克 公斤|g gram gramme gm 克 0.001|tonne 吨 1000|pound lb lbs 磅 0.45359237|ounce oz 0.028349523125|斤 0.5
 s second sec 秒|min minute 分钟 60|h hour hr 小时 3600|day 天 日 86400|week wk 周 星期 604800
 month 月 个月|year yr 年 岁 12|decade 120|century centuries 1200
@@ -65,19 +65,23 @@ o'clock 点|
 acre|
 hectare|
 """
-_EXACT_CASE = set("A V W N J K C F B b T L l m g s h".split()) | {"Hz", "Pa", "Mb", "MB"}
-_PREFIXES = {
-    "k": 3, "M": 6, "G": 9, "T": 12, "c": -2, "d": -1, "m": -3, "\u00b5": -6, "u": -6, "n": -9, "p": -12, "h": 2,
-    "kilo": 3, "mega": 6, "giga": 9, "tera": 12, "centi": -2, "deci": -1, "milli": -3, "micro": -6, "nano": -9,
-    "hecto": 2, "千": 3, "厘": -2, "分": -1, "毫": -3, "微": -6, "纳": -9, "兆": 6,
+_EXACT_CASE = {
+    "A", "V", "W", "N", "J", "K", "C", "F", "B", "b", "T", "L", "l", "m", "g", "s", "h", "Hz", "Pa",
 }  # fmt: skip
-_PREFIXED = set(
-    "m meter metre 米 g gram gramme 克 s second 秒 L l liter litre 升 A amp ampere V volt 伏 W watt 瓦 N newton "
-    "牛 J joule 焦 Hz hertz 赫 Pa pascal 帕 cal calorie C F ohm mol mole B byte b bit T".split()
-)
+_PREFIXES = {
+    "k": 3, "M": 6, "G": 9, "T": 12, "c": -2, "d": -1, "m": -3, "\u00b5": -6, "u": -6, "n": -9, "p": -12,
+    "h": 2, "kilo": 3, "mega": 6, "giga": 9, "tera": 12, "centi": -2, "deci": -1, "milli": -3, "micro": -6,
+    "nano": -9, "hecto": 2, "千": 3, "厘": -2, "分": -1, "毫": -3, "微": -6, "纳": -9, "兆": 6,
+}  # fmt: skip
+_PREFIXED = {
+    "m", "meter", "metre", "米", "g", "gram", "gramme", "克", "s", "second", "秒", "L", "l", "liter",
+    "litre", "升", "A", "amp", "ampere", "V", "volt", "伏", "W", "watt", "瓦", "N", "newton", "牛", "J",
+    "joule", "焦", "Hz", "hertz", "赫", "Pa", "pascal", "帕", "cal", "calorie", "C", "F", "ohm", "mol",
+    "mole", "B", "byte", "b", "bit", "T",
+}  # fmt: skip
 _ALIASES = {
-    "mph": "mile/h", "kph": "km/h", "kmph": "km/h", "kmh": "km/h", "mps": "m/s", "fps": "ft/s", "rpm": "turn/min",
-    "cc": "cm^3", "sqm": "m^2", "sqft": "ft^2", "kwh": "kW h", "公里": "km",
+    "mph": "mile/h", "kph": "km/h", "kmph": "km/h", "kmh": "km/h", "mps": "m/s", "fps": "ft/s",
+    "rpm": "turn/min",    "cc": "cm^3", "sqm": "m^2", "sqft": "ft^2", "kwh": "kW h", "公里": "km",
 }  # fmt: skip
 
 
@@ -113,20 +117,30 @@ _SCALES = {
     "twelfth": Fraction(1, 12), "hundredth": Fraction(1, 100), "thousandth": Fraction(1, 1000),
 }  # fmt: skip
 # Words that make another number of the one before them, or take the answer back.
-_CHANGING = set(
-    "or and half halves plus minus times over divided multiplied to than between but not no never none if unless "
-    "mod modulo sin cos tan log ln exp sqrt root factorial pi negative positive wrong incorrect false too except "
-    "without choose power isn't isnt doesn't wasn't cannot can't rejected impossible invalid or/and "
-    "thirds quarters fifths short nor neither instead either fewer factorials thousand million billion hundred "
-    "lakh crore dozen".split()
+_CHANGING = {
+    "or", "and", "half", "halves", "plus", "minus", "times", "over", "divided", "multiplied", "to",
+    "than", "between", "but", "not", "no", "never", "none", "if", "unless", "mod", "least", "most",
+    "score", "gross", "minimum", "maximum", "fold", "modulo", "sin", "cos", "tan", "log", "ln", "exp",
+    "sqrt", "root", "factorial", "pi", "negative", "positive", "wrong", "incorrect", "false", "too",
+    "except", "without", "choose", "power", "isn't", "isnt", "doesn't", "wasn't", "cannot", "can't",
+    "rejected", "impossible", "invalid", "or/and", "thirds", "quarters", "fifths", "short", "nor",
+    "neither", "instead", "either", "fewer", "factorials", "thousand", "million", "billion", "hundred",
+    "lakh", "crore", "dozen",
+}  # fmt: skip
+_CHANGING_CHINESE = re.compile(
+    "[半以多余几不非负至到减加乘除或和与折超近左点内外倒错]|次方|的[倍平立一因]|分之|次幂|阶乘|平方$|立方$"
 )
-_CHANGING_CHINESE = re.compile("[半以多余几不非负至到减加乘除或和与折超近左点内外倒错]|次方|分之|次幂|阶乘|平方$|立方$")
-_VERBS = set("is are was were does do did has have had can could should would will may might be must fails".split())
-_ENDS = set(
-    "of in for from on at by with during after before left remaining total altogether each apart away later ago "
-    "old tall long wide high deep thick more less longer shorter taller older younger sold there that which who "
-    "were was are is have has had will would can per this these those as because since so".split()
-)
+_VERBS = {
+    "is", "are", "was", "were", "does", "do", "did", "has", "have", "had", "can", "could", "should",
+    "would", "will", "may", "might", "be", "must", "fails",
+}  # fmt: skip
+_ENDS = {
+    "of", "in", "for", "from", "on", "at", "by", "with", "during", "after", "before", "left",
+    "remaining", "total", "altogether", "each", "apart", "away", "later", "ago", "old", "tall", "long",
+    "wide", "high", "deep", "thick", "more", "less", "longer", "shorter", "taller", "older", "younger",
+    "sold", "there", "that", "which", "who", "were", "was", "are", "is", "have", "has", "had", "will",
+    "would", "can", "per", "this", "these", "those", "as", "because", "since", "so",
+}  # fmt: skip
 _PER = {"/", "per", "a", "an", "each", "every", "每"}
 _TOKEN = re.compile(
     r"\\degree|(?:\^\s*\{?\s*|(?<=[a-z])(?=[23](?!\d)))([-+]?[0-9]+)\s*\}?|\\mu(?![a-z])|[^\W\d_]+(?:['’.-][^\W\d_]+)*\.?|\S"
@@ -148,11 +162,25 @@ def scaled(text: str) -> tuple[Fraction, str]:
 def measure(text: str) -> Measure | None:
     """What the words behind a number say that it is; None for words that change the number."""
     text = re.sub(r"\A[\[(](.*)[\])]\Z", r"\1", text.strip()).strip()
-    text = re.sub("平方|立方", lambda found: " square " if found[0] == "平方" else " cubic ", text) if len(text) > 2 else text
+    text = (
+        re.sub("平方|立方", lambda found: " square " if found[0] == "平方" else " cubic ", text)
+        if len(text) > 2
+        else text
+    )
     text = re.sub(r"\bUS(?=[\s$]+(?:dollar|\Z))|\bU\.S\.(?=\s*dollar)", "", text)
     tokens = [found for found in _TOKEN.finditer(text) if found[0] not in "()·*.,;"]
     words = {found[0].lower().strip(".") for found in tokens}
-    if len(tokens) > 30 or (words & _CHANGING) or any(found[0].isdecimal() and found[1] is None for found in tokens):
+    if words == {"times"}:  # how many times
+        return Measure()
+    if (
+        len(tokens) > 30
+        or (words & _CHANGING)
+        or any(found[0].isdecimal() and found[1] is None for found in tokens)
+    ):
+        return None
+    if tokens and re.search(
+        r"(?<!mon)(?<!ma)(?<!pa)(?<!ba)(?<!bir)(?<!clo)(?<!you)ths?\Z", tokens[0][0].lower()
+    ):  # tenths
         return None
     if tokens and tokens[0][0].lower() in _VERBS or _CHANGING_CHINESE.search(text):
         return None
@@ -183,7 +211,9 @@ def _parsed(tokens: list[tuple[str, str | None]], text: str) -> Measure | None:
         if word == "\\mu" and place < len(tokens):
             token, place = "\u00b5" + tokens[place][0], place + 1
         after = tokens[place][0] if place < len(tokens) else ""
-        units = () if word == "in" and token != "in." and re.match("[a-z]{3}", after) else _known(token, after)
+        units = (
+            () if word == "in" and token != "in." and re.match("[a-z]{3}", after) else _known(token, after)
+        )
         if units is None:
             return None
         if units and not things or sign < 0:
@@ -207,7 +237,9 @@ def _parsed(tokens: list[tuple[str, str | None]], text: str) -> Measure | None:
 def _known(token: str, after: str) -> tuple[Unit, ...] | None:
     """The units of a name: () for a name that is none, None for a letter that is none."""
     word = token.strip(".")
-    if word.lower() in ("\\degree", "degree", "degrees", "度") and re.match(r"(?:C|F|[Cc]elsius|[Ff]ahrenheit)\b", after):
+    if word.lower() in ("\\degree", "degree", "degrees", "度") and re.match(
+        r"(?:C|F|[Cc]elsius|[Ff]ahrenheit)\b", after
+    ):
         return (Unit(Fraction(1), f"degree-{after[0].upper()}"),)
     for name in (word, word.lower(), *(word.lower().removesuffix(end) for end in ("s", "es"))):
         if name in _UNITS and (name in word or name not in _EXACT_CASE):
@@ -232,6 +264,8 @@ def _product(parts: list[tuple[tuple[Unit, ...], int]]) -> tuple[Unit, ...]:
             for base in unit.kind.split():
                 name, _, times = base.partition("^")
                 powers[name] = powers.get(name, 0) + int(times or 1) * power
-        kind = " ".join(f"{name}^{times}" if times != 1 else name for name, times in sorted(powers.items()) if times)
+        kind = " ".join(
+            f"{name}^{times}" if times != 1 else name for name, times in sorted(powers.items()) if times
+        )
         readings.append(Unit(factor, kind))
     return tuple(dict.fromkeys(readings))
