@@ -38,7 +38,7 @@ _LEAD = re.compile(
     r"(?:(?:it|that|this) is|there (?:are|were|is|was|will be)|(?:we|they|you|s?he) (?:ha(?:ve|s|d)|gets?)"
     r"|the (?:last )?cage holds|the [a-z' ]{1,60}? (?:is|are|was|were|equals)\b"
     r"|a total of|in total|equal to|equals|is|are|option|choice|no\.|number"
-    r"|(?![\u4e00-\u9fff]*[不没非超除至最大小])[\u4e00-\u9fff]{1,8}(?:有|是|为|共|剩|需要?)(?=\s*[\d$\\-])"
+    r"|(?![\u4e00-\u9fff]*[不没非超除至最大小])[\u4e00-\u9fff]{1,8}(?:有|是|为|共|剩|需要?)(?=\s*[\d$\\-][^;,和]*\Z)"
     r"|第|一共|总共|大约|约|选项?|有|共有|是|为|共|还有)?[:：]?\s?",
     re.IGNORECASE,
 )

@@ -129,8 +129,8 @@ _PARTS = {"half": " 1/2", "quarter": " 1/4", "third": " 1/3"}
 _SPOKEN = {
     name: str(value)
     for names in (
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen twenty",
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+        "sixteen seventeen eighteen nineteen twenty",
         "零 一 二 三 四 五 六 七 八 九 十",
     )
     for value, name in enumerate(names.split(" "))
