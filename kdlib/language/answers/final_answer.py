@@ -134,7 +134,7 @@ _CUES = [
         r"|答案(?:应该|应当|就)?(?:是|为|等于)|(?:故|应|所以|因此)选",
     )
 ]
-_FILL = re.compile(r"[*_\s]{0,20}")
+_FILL = re.compile(r"\s{0,3}[:：]?[*_\s]{0,20}")
 
 
 def _after_cue(text: str) -> tuple[int, str] | None:

@@ -311,6 +311,6 @@ def _is_formula(text: str) -> bool:
     bare = _NAMES.sub(" ", text)
     return (
         text.isascii()
-        and re.search(r"[A-Za-z]{3}|[$%`\"]", bare) is None
+        and re.search(r"[A-Za-z]{3}|[A-Za-z]\.|[$%`\"]", bare) is None
         and re.search(r"\w|\\", text) is not None
     )

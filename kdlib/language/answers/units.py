@@ -119,8 +119,9 @@ _SCALES = {
 # Words that make another number of the one before them, or take the answer back.
 _CHANGING = {
     "or", "and", "half", "halves", "plus", "minus", "times", "over", "divided", "multiplied", "to",
-    "than", "between", "but", "not", "no", "never", "none", "if", "unless", "mod", "least", "most",
-    "score", "gross", "minimum", "maximum", "fold", "modulo", "sin", "cos", "tan", "log", "ln", "exp",
+    "than", "between", "but", "not", "no", "never", "none", "if", "unless", "mod", "least",
+    "most", "a.m", "p.m", "am", "pm", "score", "gross", "minimum", "maximum", "fold", "modulo",
+    "sin", "cos", "tan", "log", "ln", "exp",
     "sqrt", "root", "factorial", "pi", "negative", "positive", "wrong", "incorrect", "false", "too",
     "except", "without", "choose", "power", "isn't", "isnt", "doesn't", "wasn't", "cannot", "can't",
     "rejected", "impossible", "invalid", "or/and", "thirds", "quarters", "fifths", "short", "nor",
