@@ -1,23 +1,24 @@
 """The final answer in a model's text, and whether it is right.
 
-`final_answer` looks for it in this order:
+`final_answer` looks only at what follows the last `</think>`, for a thought may try answers and drop them. A
+text with `<think>` and nothing that closes it holds no answer; one with neither is read as a whole. (R1's
+template writes `<think>` into the prompt: put `"<think>\\n"` before a completion, and one cut off inside its
+thought has no answer.) There the last statement of an answer counts, which is one of
 
-1. Thought: only what follows the last `</think>` counts, for a thought may try answers and drop them. A
-   text with `<think>` and nothing that closes it holds no answer; one with neither is read as a whole.
-   (R1's template writes `<think>` into the prompt: put `"<think>\\n"` before a completion, and one cut off
-   inside its thought has no answer.)
-2. The last complete `\\boxed{…}`, braces nested at will.
-3. The last `#### …` (GSM8K) that reads as a number, counts or a formula; other such lines are headings.
-4. The first sentence after the last "Answer:", "the answer is", "答案:" or "答案是", also in the next line.
-5. The text itself when it is nothing but a number, counts or a formula.
+1. a complete `\\boxed{…}`, braces nested at will; a last box that is not closed was cut off and gives none;
+2. `#### …` (GSM8K) that reads as a number, counts or a formula; other such lines are headings;
+3. what follows "Answer:", "the answer is", "答案：" and their like: a sentence, also in the next line, or a
+   formula displayed there; `<answer>…</answer>`;
+4. the text itself when it is nothing but a number, counts or a formula.
 
-`verify_answer` compares two of them (`kdlib.language.answers.compare`), by the first that applies:
+`verify_answer` compares two of them (`kdlib.language.answers.compare`):
 
-1. Counts such as "6 chickens and 4 rabbits": as a mapping from names to numbers, all of it.
-2. Numbers: exactly, as fractions. Different units are different answers; a unit that one side leaves out
-   is not missed; 50% is 50 (percent) or 1/2.
-3. Words: as words, apart from case and blanks.
-4. Everything else is mathematics in LaTeX, which math-verify compares (`kdlib.language.answers.mathematics`).
+1. What is written alike is equal, apart from layout, Unicode's or LaTeX's signs, and case in words.
+2. Counts such as "6 chickens and 4 rabbits": as a mapping from names to numbers, all of it.
+3. Numbers: exactly, as fractions. Units that both sides give must agree, and are converted (60 minutes is 1
+   hour); a unit that one side leaves out is not missed; 50% is 50 (percent) or 1/2.
+4. Everything else is taken apart by its brackets, commas and relations, and SymPy compares the formulas.
+   Nothing is rounded: 0.333 is not 1/3. What cannot be read or decided is not equal.
 
 No text is evaluated as code. The cost is bounded: the last `SEARCHED` characters are searched for an answer
 of at most `LONGEST`.
@@ -34,17 +35,24 @@ __all__ = ["Step", "arithmetic_steps", "final_answer", "first_wrong_step", "has_
 SEARCHED, LONGEST = 100_000, 1_000
 _TRIES = 50  # boxes, headings and cues looked at, from the last one backwards
 _OPEN, _CLOSE = "<think>", "</think>"
+_THOUGHT = re.compile(r"◁(/?)think▷|<(/?)(?:thinking|reasoning|thought)>|\[(/?)THINK\]")
 
 
 def final_answer(text: str) -> str | None:
     """The answer that a completion, a solution or a bare answer gives; None where there is none.
 
     As it is written, but for blanks, Markdown's emphasis and the full stop around it.
+
+    Raises:
+        ValueError: what is no text.
     """
+    _check("text", text)
+    text = _THOUGHT.sub(lambda found: f"<{found[1] or found[2] or found[3] or ''}think>", text)
     if text.rfind(_OPEN) > text.rfind(_CLOSE):
         return None
     text = text.rpartition(_CLOSE)[2][-SEARCHED:].replace("\r\n", "\n")
-    return _boxed(text) or _after_hashes(text) or _after_cue(text) or _bare(text)
+    found = [statement for statement in (_boxed(text), _after_hashes(text), _after_cue(text)) if statement]
+    return max(found, key=lambda statement: statement[0])[1] if found else _bare(text)
 
 
 def has_format(text: str) -> bool:
@@ -52,6 +60,7 @@ def has_format(text: str) -> bool:
 
     The opening `<think>` may be missing: some templates write it into the prompt.
     """
+    _check("text", text)
     inside = text.lstrip().removeprefix(_OPEN)
     return text.count(_CLOSE) == 1 and _OPEN not in inside and final_answer(text) is not None
 
@@ -59,9 +68,13 @@ def has_format(text: str) -> bool:
 def verify_answer(text: str, reference: str) -> bool:
     """Whether the text's final answer is the reference's.
 
-    Each may be an answer or give one, see `final_answer`. No answer is a wrong one; a ValueError refuses a
-    reference without any.
+    Each may be an answer or give one, see `final_answer`. No answer is a wrong one.
+
+    Raises:
+        ValueError: what is no text; a reference without an answer.
     """
+    _check("text", text)
+    _check("reference", reference)
     expected = final_answer(reference) or reference.strip()
     if not 0 < len(expected) <= LONGEST:
         raise ValueError(
@@ -72,45 +85,110 @@ def verify_answer(text: str, reference: str) -> bool:
     return answer is not None and same_answer(answer, expected)
 
 
-# Where an answer stands. Each returns it trimmed, None where there is none.
+def _check(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        hint = f"write str({name})" if isinstance(value, int | float) else "an answer that is missing is ''"
+        raise ValueError(f"{name}: expected a text (str), got {value!r:.60} ({type(value).__name__}); {hint}")
+
+
+# Statements of an answer: where the last of a kind stands, and what it says; None for one that was cut off.
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*+\{|[ \t]++(?P<unbraced>[^\s{}$\\]{1,40}+))")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
-def _boxed(text: str) -> str | None:
-    """The last box that is closed; of one in another the inner one."""
+def _boxed(text: str) -> tuple[int, str | None] | None:
+    """The last box; of one in another the inner one."""
     for box in islice(reversed(list(_BOX.finditer(text))), _TRIES):
         if box["unbraced"]:
-            return _trimmed(box["unbraced"])
+            return box.start(), _trimmed(box["unbraced"])
         depth = 1
-        for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, box.end(), box.end() + LONGEST + 1):
+        for brace in _BRACE.finditer(text, box.end(), box.end() + LONGEST + 1):
             depth += {"{": 1, "}": -1}.get(brace[0], 0)
             if depth == 0:
-                return _trimmed(text[box.end() : brace.start()])
+                return box.start(), _trimmed(text[box.end() : brace.start()])
+        return box.start(), None
     return None
 
 
-def _after_hashes(text: str) -> str | None:
-    lines = (line.rpartition("####")[2] for line in reversed(text.split("\n")) if "####" in line)
-    return next(filter(None, map(_bare, islice(lines, _TRIES))), None)
+def _after_hashes(text: str) -> tuple[int, str] | None:
+    for found in islice(reversed(list(re.finditer(r"####(?!#)([^\n]{0,1100})", text))), _TRIES):
+        if content := _bare(found[1]):
+            return found.start(), content
+    return None
 
 
-_CUE = re.compile(
-    r"(?:\banswer(?: to [^.:\n]{1,60}?)?(?:\s{1,3}(?:is|are)\b\s{0,3}[:：]?|\s{0,3}[*_]{0,3}\s{0,3}[:：=])"
-    r"|答案?\s{0,3}[*_]{0,3}\s{0,3}(?:[:：是为]))[*_\s]{0,20}",
-    re.IGNORECASE,
+_EMPHASIS = r"[*_]{0,3}\s{0,3}"
+_CUES = [
+    re.compile(pattern, re.IGNORECASE | re.MULTILINE)
+    for pattern in (
+        # With a colon; in a line of its own; tags. What follows is an answer, whatever it says.
+        rf"(?<![A-Za-z])(?:answer|ans\.?)(?: to [^.:\n]{{1,60}}?)?(?:\s{{1,3}}(?:is|are))?"
+        rf"\s{{0,3}}{_EMPHASIS}[:：=|]"
+        r"|^\W{0,8}(?:the\s)?(?:final\s|correct\s)?answer\W{0,8}\n|^\W{0,8}(?:final\s)?result\s{0,3}[*_]{0,3}[:：]"
+        rf"|(?<![解回作问])答案?\s{{0,3}}[】\]]?\s{{0,3}}{_EMPHASIS}(?:(?:应该|应当|就)?(?:是|为|等于)?\s{{0,3}}{_EMPHASIS}[:：]|】|\n)"
+        r"|【答案】|<answer>",
+        # In a sentence. "The answer is clear" states none.
+        r"\b(?:answer|(?:correct|right|best)\s(?:option|choice))(?: to [^.:\n]{1,60}?)?\s{1,3}"
+        r"(?:is|are|equals|(?:would|must|should|will|could)\sbe)\b(?:\s(?:therefore|thus|hence|then|simply))?"
+        r"|答案(?:应该|应当|就)?(?:是|为|等于)|(?:故|应|所以|因此)选",
+    )
+]
+_FILL = re.compile(r"\s{0,3}[:：]?[*_\s]{0,20}")
+
+
+def _after_cue(text: str) -> tuple[int, str] | None:
+    cues = [
+        (found.end(), found.start(), kind) for kind, cue in enumerate(_CUES) for found in cue.finditer(text)
+    ]
+    doubtful = None
+    for end, start, kind in islice(sorted(cues, reverse=True), _TRIES):
+        content = _content(text, _FILL.match(text, end).end())
+        if content and (kind == 0 or is_answer(content)):
+            return start, content
+        doubtful = doubtful or (content and (-1, content))
+    return doubtful
+
+
+_DISPLAY = re.compile(
+    r"\s*(?:\$\$(.+?)\$\$|\\\[(.+?)\\\]|```[a-z]*\n(.+?)```|\\begin\{([a-z]+\*?)\}(.+?)\\end\{)", re.DOTALL
 )
-# The end of a sentence; a point inside a number is none, nor is the sign of a factorial.
-_SENTENCE = re.compile(r"([^\n]*?)(?:(?:[.?]|(?<=[A-Za-z]{2})!)(?=\s|\*|\Z)|。|\n|\Z)")
+_STOP = re.compile(r"(?:(?<!\.)[.?](?!\.)|(?<=[A-Za-z]{2})!)(?=\s|\*|\Z)|。|</answer>")
+_SHORT = {
+    "st", "mr", "mrs", "ms", "dr", "no", "nos", "rs", "sq", "cu", "ft", "in", "yd", "mi", "mt", "min",
+    "max", "hr", "hrs", "sec", "lb", "lbs", "oz", "gal", "approx", "vs", "jr", "sr", "prof", "inc",
+    "co", "ltd", "fig", "eq", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct",
+    "nov", "dec",
+}  # fmt: skip
 
 
-def _after_cue(text: str) -> str | None:
-    for cue in islice(reversed(list(_CUE.finditer(text))), _TRIES):
-        sentence = _SENTENCE.match(text, cue.end(), cue.end() + LONGEST + 1)
-        content = _trimmed(sentence[1]) if sentence else None
-        if content:
-            return content
-    return None
+def _content(text: str, start: int) -> str | None:
+    """What an answer that begins there says: a display, or a sentence of its line."""
+    end = start + LONGEST + 1
+    if display := _DISPLAY.match(text, start, end):
+        return _trimmed(next(part for part in (display[1], display[2], display[3], display[5]) if part))
+    line = text[start:end].partition("\n")[0]
+    whole, first = line, ""
+    for stop in _STOP.finditer(line):
+        first = first or line[: stop.start()]
+        word = re.search(r"[A-Za-z.]*\Z", line[max(0, stop.start() - 12) : stop.start()])[0].lower()
+        if (
+            stop[0] != "."
+            or stop.end() == len(line)
+            or not (word in _SHORT or len(word) == 1 or "." in word.strip("."))
+        ):
+            whole = line[: stop.start()] + ("." if word in _SHORT or "." in word else "")
+            break
+    content = _trimmed(whole)
+    if (
+        content
+        and re.search(r"\d", first)
+        and not is_answer(content)
+        and (shorter := _trimmed(first))
+        and is_answer(shorter)
+    ):
+        return shorter  # "5 p.m. The train"
+    return content
 
 
 def _bare(text: str) -> str | None:
@@ -119,7 +197,7 @@ def _bare(text: str) -> str | None:
     return content if content and is_answer(content) else None
 
 
-_END = re.compile(r"(?:[.。,;；，\s]|(?<=[A-Za-z]{2})!)++\Z")
+_END = re.compile(r"(?:[。,;；，\s]|(?<!\.)\.(?!\.)|(?<=[A-Za-z]{2})!)++\Z")
 
 
 def _trimmed(answer: str) -> str | None:

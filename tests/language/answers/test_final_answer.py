@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kdlib.language.answers import compare as quantities
 from kdlib.language.answers import final_answer as answers
+from kdlib.language.answers import mathematics
 from kdlib.language.answers.final_answer import final_answer, first_wrong_step, has_format, verify_answer
 from kdlib.language.puzzles.make import make_puzzle
 from kdlib.language.puzzles.puzzle import ANIMALS
@@ -46,11 +47,22 @@ def r1_traces(name: str) -> list[dict[str, str]]:
         ("</think>Answer: 1</think>Answer: 2", "2"),
         ("Answer: 1</think>Answer: 2</think>I am not sure.", None),
         (r"\boxed{3} or rather \boxed{\frac{1}{\sqrt{2}}}.", r"\frac{1}{\sqrt{2}}"),
-        (r"\boxed{3}, no: \boxed{4", "3"),  # cut off: the last complete one
+        (r"\boxed{3}, no: \boxed{4", None),  # cut off
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
         (r"\boxed{\boxed{7}}", "7"),
         (r"\boxed 7", "7"),
-        (r"Answer: 5. So \boxed{6}. #### 7", "6"),
+        (r"Answer: 5. So \boxed{6}. #### 7", "7"),  # the last statement counts
+        ("We get \\boxed{12} in step one.\n\nAnswer: 24", "24"),
+        ("Answer: 12. No: \\boxed{24}", "24"),
+        ("\\boxed{24}. I hope the answer is clear.", "24"),
+        ("◁think▷Answer: 5◁/think▷Answer: 6", "6"),
+        ("<answer>42</answer>", "42"),
+        ("**Answer:**\n\n\\[\n\\frac{3}{4}\n\\]", r"\frac{3}{4}"),
+        ("### Answer\n72 clips", "72 clips"),
+        ("故选：C。", "C"),
+        ("【答案】12", "12"),
+        ("Answer: St. Louis. It lies there.", "St. Louis"),
+        ("Answer: 5 p.m. The train leaves.", "5 p.m"),
         ("Answer: 5\n#### 7", "7"),
         ("#### Check\nAnswer: 5\n#### Result", "5"),  # headings
         ("48 + 24 = 72 clips.\n#### 1,234", "1,234"),
@@ -201,11 +213,23 @@ def test_a_reference_that_says_nothing_is_refused(reference):
         verify_answer("5", reference)
 
 
+@pytest.mark.parametrize("value", [None, 72, ["72"], b"72", float("nan")])
+def test_what_is_no_text_is_named(value):
+    with pytest.raises(ValueError, match=r"text: expected a text \(str\), got"):
+        verify_answer(value, "72")
+    with pytest.raises(ValueError, match=r"reference: expected a text \(str\), got"):
+        verify_answer("72", value)
+    with pytest.raises(ValueError, match="text: expected a text"):
+        final_answer(value)
+    with pytest.raises(ValueError, match="text: expected a text"):
+        has_format(value)
+
+
 def test_counts_numbers_and_words_need_no_process(monkeypatch):
     def fail(*_args, **_kwargs):
         raise AssertionError("a formula was compared")
 
-    monkeypatch.setattr(quantities, "same_mathematics", fail)
+    monkeypatch.setattr(mathematics, "_exchange", fail)
     assert verify_answer("Answer: 6 chickens and 4 rabbits", PAIR)
     assert not verify_answer("Answer: 7 chickens and 4 rabbits", PAIR)
     assert verify_answer("#### 1,234", "1234") and not verify_answer("#### 1,235", "1234")
