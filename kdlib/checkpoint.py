@@ -1,21 +1,25 @@
 """How far a training run has come, and the file that holds it: everything that the next step depends on."""
 
+import errno
 import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, broadcast_object_list
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from kdlib.arguments import refuse
 from kdlib.metrics import Scores
 from kdlib.storage import JsonLines, describe_changes, load_tensors, remove_leftovers, save_tensors
 
@@ -32,8 +36,17 @@ class History:
     steps: int = 0  # of the optimizer
 
 
-class Run:
+LOG = b'{"epoch": '  # how its lines begin
+REMEDIES = {
+    errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EFBIG: "allow larger files (ulimit -f)",
+    errno.EACCES: "choose a folder that may be written", errno.EROFS: "choose a folder that may be written",
+}  # fmt: skip
+
+
+class Run(ExitStack):
     """A training run: what is trained, how far it has come, its checkpoint and its log.
+
+    As long as it is open, no other process trains into its checkpoint or its log.
 
     Order, crops and dropout are in no checkpoint: they follow from the seed and the step. Where processes
     share the run, each calls every method. `watched` names the quantities beside the loss.
@@ -43,6 +56,7 @@ class Run:
         self, accelerator: Accelerator, student: nn.Module, optimizer: Optimizer, schedule: LRScheduler,
         watched: Sequence[str],
     ) -> None:  # fmt: skip
+        super().__init__()
         self.history = History(watched={name: [] for name in watched})
         self._accelerator, self._student = accelerator, student
         self._optimizer, self._schedule = optimizer, schedule
@@ -69,7 +83,8 @@ class Run:
         if validate is not None:
             self.history.validation.append(validate())
         if self._log is not None:
-            self._log.append(self._record())
+            with _told("log", self._log.path):
+                self._log.append(self._record())
 
     def finish(self) -> None:
         """Save; make all processes' students the same."""
@@ -113,15 +128,19 @@ class Run:
             "schedule": self._schedule.state_dict(),
             "parameters": optimizer["param_groups"],
         }
-        save_tensors(self._checkpoint, tensors, metadata)
+        with _told("checkpoint", self._checkpoint):
+            save_tensors(self._checkpoint, tensors, metadata)
 
     def restore(self, path: str | os.PathLike, settings: Mapping[str, object]) -> None:
         """Go on from a checkpoint, if there is one of a run with these settings; save to it from now on."""
-        path = self._checkpoint = Path(path)
+        path = self._checkpoint = _output_file("checkpoint", path)
         self._settings = settings
-        remove_leftovers(path)
+        self._hold("checkpoint", path, FileLock(path.with_name(f".{path.name}.lock")))
         if path.exists():
-            tensors, metadata = load_tensors(path)
+            with open(path, "rb") as file:  # 8 bytes with the length of the header, which is JSON
+                begin = file.read(9)
+            ours = not begin or (b"\0" in begin[:8] and begin[8:] in (b"", b"{"))
+            tensors, metadata = load_tensors(path) if ours else ({}, {})
             if "run" not in metadata:
                 raise ValueError(f"{path} is not a checkpoint of fit; choose another name")
             if differing := describe_changes(metadata["run"], settings):
@@ -149,9 +168,35 @@ class Run:
 
     def log_to(self, path: str | os.PathLike) -> None:
         """Write a JSON line for each epoch to come; of those in the file the ones of epochs done are kept."""
+        path = _output_file("log", path)
+        if self._checkpoint is not None and path.resolve() == self._checkpoint.resolve():
+            raise ValueError(f"log and checkpoint are both {path}; expected two files")
+        begin = path.read_bytes()[: len(LOG)] if path.exists() else b""
+        if not LOG.startswith(begin):
+            raise ValueError(f"{path} is not a log of fit; choose another name")
+        with _told("log", path):
+            log = JsonLines(path)
+        self._hold("log", path, log.lock)
         if self._accelerator.is_main_process:
-            self._log = JsonLines(path)
-            self._log.replace(islice(self._log, len(self.history.loss)))
+            with _told("log", path):
+                self._log = log
+                self._log.replace(islice(self._log, len(self.history.loss)))
+
+    def _hold(self, name: str, path: Path, lock: FileLock) -> None:
+        """Lock a file against other runs until this one is closed, and remove what killed ones left."""
+        failed: list[Exception | None] = [None]
+        if self._accelerator.is_main_process:
+            try:
+                with _told(name, path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    self.enter_context(lock.acquire(timeout=0))
+                    remove_leftovers(path)
+            except OSError as error:
+                failed = [error]
+        if self._accelerator.num_processes > 1:
+            broadcast_object_list(failed)
+        if failed[0] is not None:
+            raise failed[0]
 
     def _record(self) -> dict[str, object]:
         """The last epoch, the learning rate to come, and the seconds in this process."""
@@ -174,3 +219,32 @@ class Run:
                 f"and look for NaN in the images and in the teacher's logits"
             )
         return sums
+
+
+def _output_file(name: str, path: str | os.PathLike) -> Path:
+    """The path of a file to write, a ValueError if it can be none."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        refuse(name, path, "the name of a file")
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{name} is the folder {path}; expected a file, such as {path / f'run.{name}'}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{name} is {path}, which is no regular file; expected the name of one")
+    return path
+
+
+@contextmanager
+def _told(name: str, path: Path) -> Iterator[None]:
+    """An OSError inside names the file that was asked for, and what to do."""
+    try:
+        yield
+    except Timeout as error:
+        raise TimeoutError(
+            f"another process is training into {path}; wait for it, or choose another path for {name}"
+        ) from error
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno, "choose another place")
+        raise OSError(
+            error.errno, f"{name} {path} cannot be written: {error.strerror or error}; {remedy}, and start "
+            f"again: a run goes on from its last checkpoint"
+        ) from error  # fmt: skip
