@@ -1,6 +1,7 @@
 """How far a training run has come, and the file that holds it: everything that the next step depends on."""
 
 import errno
+import json
 import math
 import os
 import time
@@ -134,7 +135,7 @@ class Run(ExitStack):
     def restore(self, path: str | os.PathLike, settings: Mapping[str, object]) -> None:
         """Go on from a checkpoint, if there is one of a run with these settings; save to it from now on."""
         path = self._checkpoint = _output_file("checkpoint", path)
-        self._settings = settings
+        self._settings = json.loads(json.dumps(settings, default=float))  # numbers of NumPy too
         self._hold("checkpoint", path, FileLock(path.with_name(f".{path.name}.lock")))
         if path.exists():
             with open(path, "rb") as file:  # 8 bytes with the length of the header, which is JSON
@@ -143,7 +144,7 @@ class Run(ExitStack):
             tensors, metadata = load_tensors(path) if ours else ({}, {})
             if "run" not in metadata:
                 raise ValueError(f"{path} is not a checkpoint of fit; choose another name")
-            if differing := describe_changes(metadata["run"], settings):
+            if differing := describe_changes(metadata["run"], self._settings):
                 raise ValueError(
                     f"{path} belongs to another run: {differing}. "
                     f"Delete it to start anew, or give checkpoint another name"
@@ -216,7 +217,7 @@ class Run(ExitStack):
             raise FloatingPointError(
                 f"the loss of epoch {len(self.history.loss) + 1} is {sums[0].item()} by step "
                 f"{self.history.steps}; try a smaller lr (now {self._optimizer.defaults['lr']}), clip=1.0, "
-                f"and look for NaN in the images and in the teacher's logits"
+                f"and look for NaN in the images and in the teacher's logits, and for a batch without labels"
             )
         return sums
 

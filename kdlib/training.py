@@ -16,7 +16,15 @@ from tqdm.auto import tqdm
 
 from kdlib.cache.images import CachedTeacher
 from kdlib.checkpoint import History, Run
-from kdlib.data import Batch, Examples, LoaderData, TrainingData, as_float, stratified_folds, training_data
+from kdlib.data import (
+    Batch,
+    Examples,
+    LoaderData,
+    TrainingData,
+    as_float,
+    stratified_folds,
+    training_data,
+)
 from kdlib.losses.checks import check_labels
 from kdlib.losses.kd import kd_loss
 from kdlib.metrics import Scores, score
@@ -102,8 +110,8 @@ def fit(
         run = end.enter_context(Run(accelerator, student, optimizer, schedule, watched=list(measured)[1:]))
         if checkpoint is not None:
             run.restore(checkpoint, _settings(
-                student, data, validation, teacher, loss, watch=list(run.history.watched), epochs=epochs, lr=lr,
-                batch_size=batch_size, weight_decay=weight_decay, clip=clip, seed=seed,
+                student, data, validation, teacher, loss, watch=list(run.history.watched), epochs=epochs,
+                lr=lr, batch_size=batch_size, weight_decay=weight_decay, clip=clip, seed=seed,
                 precision=accelerator.mixed_precision,
             ))  # fmt: skip
         if log is not None:

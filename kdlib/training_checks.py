@@ -44,8 +44,7 @@ def check_arguments(
 
 def check_model(name: str, model: object) -> None:
     if not isinstance(model, nn.Module):
-        hint = "an instance of it" if isinstance(model, type) else "a torch.nn.Module: images -> logits (N, C)"
-        refuse(name, model, hint)
+        refuse(name, model, "a torch.nn.Module: images -> logits (N, C)")
 
 
 def check_shown(images: object, batch_size: int) -> None:
@@ -102,8 +101,8 @@ def _named(watch: Mapping[str, Callable] | None) -> dict[str, Callable]:
 
 def _check_teacher(teacher: object, student: nn.Module, data: TrainingData | LoaderData) -> None:
     if not isinstance(teacher, nn.Module | Tensor | CachedTeacher | None):
-        name = f"; to load one by its name: load_pretrained({teacher!r}).model" if isinstance(teacher, str) else ""
-        refuse("teacher", teacher, f"a module, its logits (N, C), a CachedTeacher, or None{name}")
+        named = f", as load_pretrained({teacher!r}).model" if isinstance(teacher, str) else ""
+        refuse("teacher", teacher, f"a module{named}, its logits (N, C), a CachedTeacher, or None")
     if isinstance(data, LoaderData) and not isinstance(teacher, nn.Module | None):
         raise ValueError(
             f"teacher is {described(teacher)}, which has logits for each row of the data; a DataLoader "
@@ -118,7 +117,7 @@ def _check_teacher(teacher: object, student: nn.Module, data: TrainingData | Loa
             refuse("teacher", teacher, f"logits ({len(data)}, C) of floating point")
         if (spoilt := (teacher.isnan() | teacher.isposinf()).flatten(1).any(1)).any():
             row = spoilt.nonzero()[0].item()
-            raise ValueError(f"teacher holds NaN or inf in row {row}; expected finite logits, or −inf for some")
+            raise ValueError(f"teacher holds NaN or inf in row {row}; expected finite numbers, or −inf")
     if teacher is student:
         raise ValueError("teacher and student are the same module; expected two")
 
@@ -147,5 +146,6 @@ def _check_labelled(data: TrainingData | LoaderData, loss: Callable) -> None:
     if (outside := (labels < 0) & (labels != left_out)).any():
         row = outside.nonzero()[0].item()
         raise ValueError(
-            f"labels holds {labels[row].item()} in row {row}; expected classes from 0 on, or {left_out} for none"
+            f"labels holds {labels[row].item()} in row {row}; expected classes from 0 on, or {left_out} for "
+            f"an example without a label"
         )
