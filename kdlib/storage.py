@@ -1,12 +1,13 @@
 """Files that are whole or not there: tensors, fingerprints, and how a damaged file is noticed."""
 
+import errno
 import glob
 import hashlib
 import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -26,22 +27,60 @@ class ForeignFile(DamagedFile):
     """A sound file that something else has written."""
 
 
+_FIXES = {
+    errno.ENOSPC: "the disk is full; make room there, or choose another place",
+    errno.EDQUOT: "your share of the disk is used up; make room there, or choose another place",
+    errno.EFBIG: "it would be larger than a file may be there; raise the limit (ulimit -f), or choose another "
+    "disk",
+    errno.EROFS: "the disk can only be read; choose another place",
+    errno.EACCES: "you may not write there; change the permissions, or choose another place",
+    errno.EPERM: "you may not write there; change the permissions, or choose another place",
+    errno.ENOTDIR: "a part of this path is a file; expected a folder",
+    errno.EEXIST: "a part of this path is a file; expected a folder",
+    errno.EISDIR: "this is a folder; expected the name of a file",
+}
+
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """What keeps a file or folder from being written inside is told as an OSError with its name and a fix."""
+    path = Path(path)
+    try:
+        yield
+    except OSError as error:
+        about = Path(error.filename) if isinstance(error.filename, str) else path
+        told = isinstance(error.__cause__, OSError)
+        # One that knows no number is another library's, and one of a file elsewhere no matter of this file.
+        near = about in path.parents or {about, *about.parents} & {path, path.parent}
+        if told or error.errno is None or not near:
+            raise
+        reason = os.strerror(error.errno)
+        fix = _FIXES.get(error.errno, "choose another place")
+        # The number makes it of the same class, as PermissionError.
+        raise OSError(error.errno, f"cannot write {path} ({reason}): {fix}. Then start again") from error
+
+
 @contextmanager
 def replaced(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Write a file that appears under its name whole, or not at all: a kill leaves the old one as it was."""
+    """Write a file that appears under its name whole, or not at all: a kill leaves the old one as it was.
+
+    An OSError says why it cannot be written, and what to do; nothing of it is left then.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own for each writer, be it a thread or a process on another machine.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 def remove_leftovers(path: Path) -> None:
@@ -59,7 +98,10 @@ class JsonLines:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path).resolve()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_dir():
+            raise ValueError(f"{str(path)!r} is a folder; expected the name of a file in it")
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
 
     def __iter__(self) -> Iterator[dict]:
@@ -76,20 +118,26 @@ class JsonLines:
             yield record
 
     def append(self, *records: Mapping[str, object]) -> None:
-        """Add records; when this returns they are on the disk."""
-        with self.lock, open(self.path, "a+b") as file:
+        """Add records; when this returns they are on the disk. Where an OSError says why not, none is."""
+        # Without a buffer: that would try again, when it is closed, what could not be written.
+        with writing(self.path), self.lock, open(self.path, "a+b", buffering=0) as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 if file.read() != b"\n":
                     file.seek(0)
-                    file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(_lines(records))
-            file.flush()
-            os.fsync(file.fileno())
+                    file.truncate(file.readall().rfind(b"\n") + 1)
+            before, left = file.seek(0, os.SEEK_END), memoryview(_lines(records))
+            try:
+                while left:
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(before)
+                raise
 
     def replace(self, records: Iterable[Mapping[str, object]]) -> None:
         """Begin the file anew with these records; it has all of them or is as it was."""
-        with self.lock:
+        with writing(self.path), self.lock:
             remove_leftovers(self.path)
             with replaced(self.path) as file:
                 file.write(_lines(records))

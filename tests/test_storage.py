@@ -1,9 +1,11 @@
 """Files that are whole or not there: what a damaged one is called, and what a fingerprint stands for."""
 
+import errno
 import hashlib
 import json
 import os
 import struct
+import sys
 import threading
 from functools import partial
 from itertools import product
@@ -26,6 +28,7 @@ from kdlib.storage import (
     load_tensors,
     replaced,
     save_tensors,
+    writing,
 )
 from kdlib.vision.nets import digit_cnn
 
@@ -135,6 +138,101 @@ def test_threads_that_write_one_file_at_once_leave_it_whole(tmp_path):
     tensors, metadata = load_tensors(path)
     assert (tensors["number"] == metadata["number"]).all()
     assert os.listdir(tmp_path) == ["file"]
+
+
+# --- what cannot be written ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def little_room():
+    """Files of 1,000 bytes at most, as `ulimit -f` sets it, while the fixture's function is called."""
+    resource = pytest.importorskip("resource")
+
+    def limited(write):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            write()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
+def test_a_file_that_may_not_be_so_large_is_named_and_the_old_one_stays(tmp_path, little_room):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match=r"cannot write .*/file \(.*\): it would be larger.*ulimit -f.*again"):
+        little_room(lambda: save_tensors(path, {"a": torch.zeros(1000)}))
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+    save_tensors(path, {"a": torch.zeros(1000)})
+    assert load_tensors(path)[0]["a"].shape == (1000,)
+
+
+@pytest.mark.parametrize("records", [[{"a": "x" * 2000}], [{"a": "x" * 600}, {"b": 1}, {"c": "y" * 600}]])
+def test_lines_for_which_there_is_no_room_leave_nothing_and_can_be_added_later(tmp_path, little_room, records):
+    lines = JsonLines(tmp_path / "lines.jsonl")
+    lines.append({"first": 1})
+    whole = lines.path.read_bytes()
+    with pytest.raises(OSError, match="cannot write .*lines.jsonl .*larger"):
+        little_room(lambda: lines.append(*records))
+    assert lines.path.read_bytes() == whole
+    with pytest.raises(OSError, match="cannot write .*lines.jsonl .*larger"):
+        little_room(lambda: lines.replace(records))
+    assert lines.path.read_bytes() == whole and {*os.listdir(tmp_path)} <= {"lines.jsonl", ".lines.jsonl.lock"}
+    lines.append(*records)
+    assert list(lines) == [{"first": 1}, *records]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_disk_that_is_full_or_fails_is_told_with_the_file(tmp_path, monkeypatch, number):
+    lines = JsonLines(tmp_path / "lines.jsonl")
+    lines.append({"first": 1})
+
+    def fails(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    for write in (lambda: lines.append({"b": 2}), lambda: save_tensors(tmp_path / "lines.jsonl", {})):
+        with pytest.raises(OSError, match="cannot write .*lines.jsonl .*(make room|choose another)") as raised:
+            write()
+        assert raised.value.errno == number
+        assert list(lines) == [{"first": 1}]
+
+
+def test_a_path_that_goes_through_a_file_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "deep" / "lines.jsonl"
+    for write in (lambda: JsonLines(path), lambda: save_tensors(path, {})):
+        with pytest.raises(OSError, match="cannot write .*deep/lines.jsonl .*expected a folder"):
+            write()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of Linux, where nobody may write into /sys")
+def test_a_place_where_nobody_may_write_is_named():
+    for write in (lambda: JsonLines("/sys/lines.jsonl").append({}), lambda: save_tensors("/sys/lines.jsonl", {})):
+        with pytest.raises(PermissionError, match="cannot write /sys/lines.jsonl .*you may not write there"):
+            write()
+
+
+@pytest.mark.parametrize("name", ["", ".", "folder"])
+def test_a_folder_is_no_file_of_lines(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=f"{name!r} is a folder; expected the name of a file"):
+        JsonLines(name)
+    with pytest.raises(OSError, match="cannot write .*this is a folder|is a folder"):
+        save_tensors(tmp_path / "folder", {})
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_errors_of_other_files_and_other_libraries_stay_as_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No such file or directory: 'elsewhere/none'"):
+        with replaced(tmp_path / "file"):
+            open("elsewhere/none")
+    with pytest.raises(TimeoutError, match="^mine$"), writing(tmp_path / "file"):
+        raise TimeoutError("mine")
+    assert os.listdir(tmp_path) == []
 
 
 # --- damage ----------------------------------------------------------------------------------------
