@@ -1,13 +1,12 @@
 """How far a training run has come, and the file that holds it: everything that the next step depends on."""
 
-import errno
 import json
 import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from kdlib.arguments import refuse
 from kdlib.metrics import Scores
-from kdlib.storage import JsonLines, describe_changes, load_tensors, remove_leftovers, save_tensors
+from kdlib.storage import JsonLines, describe_changes, load_tensors, remove_leftovers, save_tensors, writing
 
 __all__ = ["History", "Run"]
 
@@ -37,11 +36,7 @@ class History:
     steps: int = 0  # of the optimizer
 
 
-LOG = b'{"epoch": '  # how its lines begin
-REMEDIES = {
-    errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EFBIG: "allow larger files (ulimit -f)",
-    errno.EACCES: "choose a folder that may be written", errno.EROFS: "choose a folder that may be written",
-}  # fmt: skip
+_LINE = b'{"epoch": '  # how a line of the log begins
 
 
 class Run(ExitStack):
@@ -84,8 +79,7 @@ class Run(ExitStack):
         if validate is not None:
             self.history.validation.append(validate())
         if self._log is not None:
-            with _told("log", self._log.path):
-                self._log.append(self._record())
+            self._log.append(self._record())
 
     def finish(self) -> None:
         """Save; make all processes' students the same."""
@@ -129,8 +123,7 @@ class Run(ExitStack):
             "schedule": self._schedule.state_dict(),
             "parameters": optimizer["param_groups"],
         }
-        with _told("checkpoint", self._checkpoint):
-            save_tensors(self._checkpoint, tensors, metadata)
+        save_tensors(self._checkpoint, tensors, metadata)
 
     def restore(self, path: str | os.PathLike, settings: Mapping[str, object]) -> None:
         """Go on from a checkpoint, if there is one of a run with these settings; save to it from now on."""
@@ -172,26 +165,28 @@ class Run(ExitStack):
         path = _output_file("log", path)
         if self._checkpoint is not None and path.resolve() == self._checkpoint.resolve():
             raise ValueError(f"log and checkpoint are both {path}; expected two files")
-        begin = path.read_bytes()[: len(LOG)] if path.exists() else b""
-        if not LOG.startswith(begin):
+        begin = path.read_bytes()[: len(_LINE)] if path.exists() else b""
+        if not _LINE.startswith(begin):
             raise ValueError(f"{path} is not a log of fit; choose another name")
-        with _told("log", path):
-            log = JsonLines(path)
+        log = JsonLines(path)
         self._hold("log", path, log.lock)
         if self._accelerator.is_main_process:
-            with _told("log", path):
-                self._log = log
-                self._log.replace(islice(self._log, len(self.history.loss)))
+            self._log = log
+            self._log.replace(islice(self._log, len(self.history.loss)))
 
     def _hold(self, name: str, path: Path, lock: FileLock) -> None:
         """Lock a file against other runs until this one is closed, and remove what killed ones left."""
         failed: list[Exception | None] = [None]
         if self._accelerator.is_main_process:
             try:
-                with _told(name, path):
+                with writing(path):
                     path.parent.mkdir(parents=True, exist_ok=True)
                     self.enter_context(lock.acquire(timeout=0))
                     remove_leftovers(path)
+            except Timeout:
+                failed = [TimeoutError(
+                    f"another process is training into {path}; wait for it, or choose another path for {name}"
+                )]  # fmt: skip
             except OSError as error:
                 failed = [error]
         if self._accelerator.num_processes > 1:
@@ -232,20 +227,3 @@ def _output_file(name: str, path: str | os.PathLike) -> Path:
     if path.exists() and not path.is_file():
         raise ValueError(f"{name} is {path}, which is no regular file; expected the name of one")
     return path
-
-
-@contextmanager
-def _told(name: str, path: Path) -> Iterator[None]:
-    """An OSError inside names the file that was asked for, and what to do."""
-    try:
-        yield
-    except Timeout as error:
-        raise TimeoutError(
-            f"another process is training into {path}; wait for it, or choose another path for {name}"
-        ) from error
-    except OSError as error:
-        remedy = REMEDIES.get(error.errno, "choose another place")
-        raise OSError(
-            error.errno, f"{name} {path} cannot be written: {error.strerror or error}; {remedy}, and start "
-            f"again: a run goes on from its last checkpoint"
-        ) from error  # fmt: skip

@@ -95,6 +95,7 @@ def fit(
         student, data, teacher, loss, watch, checkpoint, epochs=epochs, lr=lr, batch_size=batch_size,
         weight_decay=weight_decay, clip=clip, checkpoint_every=checkpoint_every, seed=seed,
     )
+    epochs, lr, weight_decay = int(epochs), float(lr), float(weight_decay)  # of NumPy, perhaps
     measured = {name: one_number(name, f, data) for name, f in {"loss": loss, **(watch or {})}.items()}
     steps = len(data) if isinstance(data, LoaderData) else math.ceil(len(data) / batch_size)  # in an epoch
 

@@ -22,7 +22,9 @@ def check_arguments(
     """Those of `fit`; the device, the precision and the files are looked at where they are opened."""
     check_whole("epochs", epochs, least=1)
     check_whole("batch_size", batch_size, least=1)
-    check_whole("seed", seed, least=-(2**63))
+    check_whole("seed", seed)
+    if not -(2**63) <= seed < 2**63:
+        refuse("seed", seed, "a whole number of 64 bits")
     check_number("lr", lr, above=0)
     check_number("weight_decay", weight_decay, least=0)
     if clip is not None:

@@ -222,7 +222,7 @@ def test_what_can_be_no_file_is_refused_before_the_first_step(tmp_path, name):
         (True, ValueError, f"{name} is True; expected the name of a file"),
         (tmp_path, ValueError, f"{name} is the folder .*; expected a file, such as"),
         ("/dev/null", ValueError, f"{name} is /dev/null, which is no regular file"),
-        (tmp_path / "file" / "run", OSError, rf"{name} .*run cannot be written: .*; choose another place"),
+        (tmp_path / "file" / "run", OSError, "cannot write .*run .*: a part of this path is a file"),
     ]:
         loss = Stopping()
         with pytest.raises(error, match=message):
@@ -278,8 +278,8 @@ def test_where_there_is_no_room_the_file_is_named_and_the_run_goes_on_later(tmp_
     path, log = tmp_path / "run", tmp_path / "log"
     expected, undisturbed, _ = run(None)
     given = {"checkpoint": {"checkpoint": path}, "log": {"log": log}}[name]
-    remedy = rf"{name} .*{'run' if name == 'checkpoint' else 'log'} cannot be written: .*; allow larger files"
-    with files_of_at_most(size), pytest.raises(OSError, match=remedy) as raised:
+    file = "run" if name == "checkpoint" else "log"
+    with files_of_at_most(size), pytest.raises(OSError, match=f"cannot write .*{file} .*raise the limit") as raised:
         fit(network(), pictures(), loss=Stopping(), **given, **SETTINGS)
     assert raised.value.errno == errno.EFBIG
     assert not list(tmp_path.glob(".*.part")) and not path.exists()
@@ -299,7 +299,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(path, monkeypatch):
         if len(writes) == 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left.*; make room"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left.*make room"):
         patch.setattr("kdlib.storage.os.fsync", full)
         fit(network(), pictures(), loss=Stopping(), checkpoint=path, checkpoint_every=4, **SETTINGS)
     assert load_tensors(path)[1]["history"]["steps"] == 8

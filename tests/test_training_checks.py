@@ -36,7 +36,7 @@ def train(student=None, data=None, **changed):
     ("epochs", [0, -1, 1.5, 2.0, "3", True, None], "a whole number, at least 1"),
     ("batch_size", [0, 2.5, math.inf], "a whole number, at least 1"),
     ("checkpoint_every", [0, 1.5, "1"], "a whole number, at least 1"),
-    ("seed", ["a", 1.5, None, math.nan], "a whole number"),
+    ("seed", ["a", 1.5, None, math.nan], "a whole number"), ("seed", [2**63], "a whole number of 64 bits"),
     ("lr", [0, -0.1, math.inf, math.nan, "0.1", None], "a finite number above 0"),
     ("weight_decay", [-1e-4, math.nan, math.inf], "a finite number, at least 0"),
     ("clip", [0, -1, math.nan, math.inf], "a finite number above 0"),

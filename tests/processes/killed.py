@@ -103,7 +103,8 @@ def announce(tell: Callable[[str], None]) -> None:
         close_epoch(run, validate)
         tell("epoch")
 
-    storage.os.replace, storage.open = telling_replace, lambda path, mode: opened(path, mode, tell)
+    storage.os.replace = telling_replace
+    storage.open = lambda path, mode, buffering=0: opened(path, mode, tell)
     checkpoint.Run.close_epoch = telling_close
 
 
@@ -124,12 +125,13 @@ def opened(path: Path, mode: str, tell: Callable[[str], None]):
         def __getattr__(self, name):
             return getattr(file, name)
 
-        def write(self, content: bytes) -> None:
+        def write(self, content: bytes) -> int:
             file.write(content[: len(content) // 2])
             tell(f"{kind} torn")
             file.write(content[len(content) // 2 :])
             if kind == "log":
                 tell("log")
+            return len(content)
 
     return Halves()
 
