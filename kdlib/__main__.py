@@ -24,6 +24,9 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status of a command: 1 where it failed, with what to fix on stderr; interrupted, 130."""
+    for stream in (sys.stdout, sys.stderr):  # redirected on Windows, or with a path of odd bytes: ? for what
+        if hasattr(stream, "reconfigure"):  # the encoding lacks, rather than an end without a report
+            stream.reconfigure(errors="replace")
     parser = argparse.ArgumentParser(prog="python -m kdlib", description="Knowledge distillation.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (_, summary) in COMMANDS.items():
@@ -35,26 +38,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
+        # A command reads its arguments before it imports what is slow.
         command = importlib.import_module(f"kdlib.cli.{chosen.command.replace('-', '_')}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "kdlib":
-            raise
-        extra, _ = COMMANDS[chosen.command]
-        print(
-            f"kdlib {chosen.command} needs the package {error.name}: "
-            f'{sys.executable} -m pip install "kdlib[{extra}]" (in a checkout of the course: ".[{extra}]")',
-            file=sys.stderr,
-        )
-        return 1
-    try:
         return command.main(rest)
-    except KeyboardInterrupt:
-        print("Stopped. Start the same command again to go on.", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        if os.environ.get("RANK", "0") == "0":  # of launched processes the first speaks for all
-            print(f"kdlib {chosen.command}: {error}", file=sys.stderr)
-        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        if _interrupted(error):
+            print("Stopped. Start the same command again to go on.", file=sys.stderr)
+            return 130
+        return _told(chosen.command, error)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind it: libraries that it meets as they are imported make other errors of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _told(command: str, error: Exception) -> int:
+    """An error in a line on stderr; one that no command expects is raised again."""
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and package == "kdlib":
+        raise error
+    text = f"kdlib {command}: {error}"
+    if type(error) is ModuleNotFoundError and "pip install" not in str(error):
+        extra, _ = COMMANDS[command]
+        text = (
+            f"kdlib {command} needs the package {error.name}: "
+            f'{sys.executable} -m pip install "kdlib[{extra}]" (in a checkout of the course: ".[{extra}]")'
+        )
+    elif not isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
+        raise error
+    if os.environ.get("RANK", "0") == "0":  # of launched processes the first speaks for all
+        print(text, file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":
