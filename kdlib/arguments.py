@@ -3,6 +3,7 @@
 import math
 from numbers import Integral, Real
 
+import psutil  # accelerate brings it
 from torch import Tensor
 
 
@@ -35,3 +36,10 @@ def check_number(name: str, value: object, *, above: float = -math.inf, least: f
     if not known or value <= above or value < least:
         bounds = {f" above {above:g}": above, f", at least {least:g}": least}
         refuse(name, value, "a finite number" + "".join(text for text, b in bounds.items() if b > -math.inf))
+
+
+def check_room(name: str, value: object, size: int) -> None:
+    """That an argument asks for no more bytes than this machine's memory has in all."""
+    if size > (total := psutil.virtual_memory().total):
+        here = f"{total / 1e9:,.0f} GB of this machine"
+        refuse(name, value, f"less: that takes {size / 1e9:,.0f} GB of memory, more than the {here}")

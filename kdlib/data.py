@@ -108,11 +108,14 @@ class Splits:
     test: Examples
     classes: tuple[str, ...]  # name of each, by label
     skipped: tuple[str, ...] = ()  # what was found and left out, each with the reason
+    passed_over: int = 0  # other files found, which are no pictures by their names
 
     def __str__(self) -> str:
         parts = (len(self.train), len(self.validation), len(self.test))
         text = "{} training, {} validation and {} test images, {} classes".format(*parts, len(self.classes))
-        return f"{text} ({len(self.skipped)} left out)" if self.skipped else text
+        counts = {"left out": len(self.skipped), "other files passed over": self.passed_over}
+        others = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        return f"{text} ({others})" if others else text
 
 
 def _check_labels(name: str, labels: Tensor) -> None:

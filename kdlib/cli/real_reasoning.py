@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run, print the report, write the results."""
     parser = StudyParser("real-reasoning", DESCRIPTION, seeds=3, work="real_reasoning")
     add = parser.add_argument
-    add("--tasks", nargs="+", default=TASKS, help=f"to learn ({' '.join(TASKS)})")
-    add("--asked", nargs="*", default=ASKED, help=f"only asked ({' '.join(ASKED)})")
+    add("--tasks", nargs="+", help=f"to learn ({' '.join(TASKS)})")
+    add("--asked", nargs="*", help=f"only asked ({' '.join(ASKED)})")
     add("--model", help="one of your own, as a folder or a repository (default: SmolLM2)")
     given = parser.parse_args(argv)
     from kdlib.course.studies.real_reasoning import SMOLLM2, RealReasoningStudy, report
@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from kdlib.storage import fingerprint
 
     model = given.model or str(fetch_smollm2(progress=given.progress))
-    recipe = replace(SMOLLM2, tasks=tuple(given.tasks), asked=tuple(given.asked))
+    chosen = {name: getattr(given, name) for name in ("tasks", "asked")}
+    recipe = replace(SMOLLM2, **{name: tuple(tasks) for name, tasks in chosen.items() if tasks is not None})
     folder = given.work / fingerprint(json.dumps(asdict(recipe)), model)[:12]
     results = RealReasoningStudy(folder, model, recipe, progress=given.progress).results(range(given.seeds))
     if not given.model:
