@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import arguments
-from benchmarks import measuring, tasks, training
+from benchmarks import arguments, measuring, tasks, training
 from benchmarks.__main__ import main
 from benchmarks.problems import Setting, Sizes
 from benchmarks.race import Rates, Row
