@@ -132,7 +132,7 @@ def read_photo(path: str | os.PathLike, size: int) -> Tensor:
     decoder()
     try:
         with Image.open(path) as picture:
-            deep = any("16" in str(tile[-1]) for tile in getattr(picture, "tile", ()))
+            deep = any(";16" in str(tile[-1]) for tile in getattr(picture, "tile", ()))
             return _square(_as_rgb(ImageOps.exif_transpose(picture), deep), size)
     except Exception as error:  # Pillow's readers of damaged files raise nearly everything
         reason = _why_unread(path) if isinstance(error, UnidentifiedImageError) else error
@@ -192,7 +192,7 @@ def _find(folder: Path) -> tuple[list[Photo], tuple[str, ...], int]:
             classes_of[part].add(normal.parts[1])
     for part, advice in (("train", LAYOUT), ("test", TEST_BY_HAND)):
         if part not in classes_of:
-            told = f" ({len(others)} files are none by their names, as {others[0]})" if others else ""
+            told = f" ({len(others)} files are none by their names, as {min(others)})" if others else ""
             raise ValueError(f"{folder} holds no photographs in folders {part}/CLASS{told}; {advice}")
     classes = tuple(sorted(classes_of["train"]))
     if len(classes) < 2 or any(shown != set(classes) for shown in classes_of.values()):

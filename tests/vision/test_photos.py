@@ -477,7 +477,7 @@ def test_a_part_that_lost_a_class_or_most_of_its_files_is_refused(folder):
 
 def test_of_a_picture_in_two_parts_the_one_for_testing_stays(folder):
     for name in ("cat", "dog"):
-        add(folder, f"validation/{name}/own.png", 930 + len(name))
+        add(folder, f"validation/{name}/own.png", 930 + ord(name[0]))
     copies = {
         "train/cat/03": "test/cat/x", "train/cat/04": "validation/cat/y", "train/dog/05": "train/dog/twice",
         "train/dog/06": "test/cat/other-class",
