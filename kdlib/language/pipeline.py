@@ -1,6 +1,6 @@
 """Distillation from beginning to end, from problems or plain texts: `python -m kdlib distill` runs it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from inspect import signature
@@ -100,7 +100,9 @@ def run_pipeline(options: PipelineOptions) -> dict[str, object]:
         report |= _scored("after", student, tokenizer, held, _teacher(options, processes)[0])
     if processes.is_main_process:
         report |= _compared(right_before, right_after)
-        write_json(out / "report.json", report)
+        write_json(out / "report.json", report)  # before it is told: a terminal can refuse it
+        if "difference" in report:
+            _say(_gain(report["difference"]))
         _say(f"The trained student is in {out / 'student'}.")
     return report
 
@@ -250,9 +252,13 @@ def _compared(before: Sequence[bool], after: Sequence[bool]) -> dict[str, object
     report = {"before": sum(before) / len(before), "after": sum(after) / len(after)}
     if len(before) > 1:
         mean, half = interval([int(now) - int(then) for then, now in zip(before, after, strict=True)])
-        _say(
-            f"after − before: {100 * mean:+.1f} points, 95 % interval [{100 * (mean - half):+.1f}, "
-            f"{100 * (mean + half):+.1f}] over {len(before)} problems; one run, so not over seeds"
-        )
         report["difference"] = {"mean": mean, "half_width": half, "problems": len(before)}
     return report
+
+
+def _gain(difference: Mapping[str, float]) -> str:
+    mean, half = 100 * difference["mean"], 100 * difference["half_width"]
+    return (
+        f"after − before: {mean:+.1f} points, 95 % interval [{mean - half:+.1f}, {mean + half:+.1f}] over "
+        f"{difference['problems']} problems; one run, so not over seeds"
+    )
