@@ -1,6 +1,7 @@
 """The command line: ``python -m kdlib COMMAND``. A command's module is imported when it is asked for."""
 
 import argparse
+import atexit
 import importlib
 import os
 import sys
@@ -75,4 +76,11 @@ def _told(command: str, error: Exception) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status == 130:
+        # Where Ctrl-C met an exec, as many imports have, Python would end by the signal and not with this
+        # status, though the interrupt was handled: https://bugs.python.org/issue1054041
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -162,13 +162,17 @@ def test_ctrl_c_while_a_command_is_imported_is_one_line(monkeypatch, capsys):
 def test_ctrl_c_in_a_process_of_its_own_at_several_moments(tmp_path):
     """From the first import to the drawing of pictures."""
     command = [sys.executable, "-m", "kdlib", "experiment", "sketches", "--seeds", "2", "--quiet"]
-    for wait in (0.5, 2.0, 5.0):
-        process = subprocess.Popen(
-            [*command, "--work", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        time.sleep(wait)
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=120)
+    for wait in (1, 3, 6):
+        with subprocess.Popen(
+            [*command, "--work", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as a shell's jobs lack it
+        ) as process:  # fmt: skip
+            try:
+                time.sleep(wait)
+                process.send_signal(signal.SIGINT)
+                _, told = process.communicate(timeout=120)
+            finally:
+                process.kill()
         assert process.returncode == 130, told.decode()
         assert told.decode() == "Stopped. Start the same command again to go on.\n"
         assert not list(tmp_path.rglob(".*.part"))
