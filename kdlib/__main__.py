@@ -81,6 +81,7 @@ if __name__ == "__main__":
         # Where Ctrl-C met an exec, as many imports have, Python would end by the signal and not with this
         # status, though the interrupt was handled: https://bugs.python.org/issue1054041
         atexit._run_exitfuncs()
-        sys.stdout.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
         os._exit(status)
     sys.exit(status)
