@@ -4,7 +4,9 @@ import argparse
 import atexit
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 # Command: the extra that it needs, and one line of help. Its module is that of its name in kdlib/cli, with _.
@@ -21,6 +23,9 @@ COMMANDS = {
     "export": ("language", "write traces as data for TRL's SFTTrainer"),
     "bench": ("dev", "measure the loss beside its peers: time, memory, errors"),
 }
+
+STOPPED = "Stopped. Start the same command again to go on."
+PATIENCE = 5  # seconds that a command has for its end after Ctrl-C
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command.main(rest)
     except (Exception, KeyboardInterrupt) as error:
         if _interrupted(error):
-            print("Stopped. Start the same command again to go on.", file=sys.stderr)
+            print(STOPPED, file=sys.stderr)
             return 130
         return _told(chosen.command, error)
 
@@ -75,7 +80,25 @@ def _told(command: str, error: Exception) -> int:
     return 1
 
 
+def _insist(number: int, frame: object) -> None:
+    """Ctrl-C: some libraries swallow it as they are imported. Then the process ends all the same.
+
+    Nothing is lost that a kill would not lose: files are whole or not there.
+    """
+
+    def leave() -> None:
+        print(STOPPED, file=sys.stderr, flush=True)
+        os._exit(130)
+
+    timer = threading.Timer(PATIENCE, leave)
+    timer.daemon = True
+    timer.start()
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _insist)
     status = main()
     if status == 130:
         # Where Ctrl-C met an exec, as many imports have, Python would end by the signal and not with this

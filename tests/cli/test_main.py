@@ -158,6 +158,34 @@ def test_ctrl_c_while_a_command_is_imported_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+SWALLOWS = """
+import runpy, sys, time, types
+command = types.ModuleType("kdlib.cli.check")
+def swallow(arguments):
+    print("ready", flush=True)
+    try:
+        time.sleep(100)
+    except BaseException:
+        time.sleep(100)
+command.main = swallow
+sys.modules["kdlib.cli.check"] = command
+sys.argv = ["kdlib", "check"]
+runpy.run_module("kdlib", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a signal as Ctrl-C sends it")
+def test_ctrl_c_that_a_library_swallows_ends_the_command_all_the_same():
+    with subprocess.Popen(
+        [sys.executable, "-c", SWALLOWS], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert (process.returncode, told.decode()) == (130, f"{__main__.STOPPED}\n")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a signal as Ctrl-C sends it")
 def test_ctrl_c_in_a_process_of_its_own_at_several_moments(tmp_path):
     """From the first import to the drawing of pictures."""
