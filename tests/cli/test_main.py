@@ -188,14 +188,19 @@ def test_ctrl_c_that_a_library_swallows_ends_the_command_all_the_same():
 
 @pytest.mark.skipif(os.name == "nt", reason="a signal as Ctrl-C sends it")
 def test_ctrl_c_in_a_process_of_its_own_at_several_moments(tmp_path):
-    """From the first import to the drawing of pictures."""
-    command = [sys.executable, "-m", "kdlib", "experiment", "sketches", "--seeds", "2", "--quiet"]
-    for wait in (1, 3, 6):
+    """From the first import to the drawing of pictures; the interpreter itself has started before."""
+    script = (
+        "import argparse, runpy, signal, sys, threading, kdlib; print('ready', flush=True); "
+        "sys.argv[0] = 'kdlib'; runpy.run_module('kdlib', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", script, "experiment", "sketches", "--seeds", "2", "--quiet"]
+    for wait in (0.5, 2, 5):
         with subprocess.Popen(
             [*command, "--work", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as a shell's jobs lack it
         ) as process:  # fmt: skip
             try:
+                assert process.stdout.readline() == b"ready\n"
                 time.sleep(wait)
                 process.send_signal(signal.SIGINT)
                 _, told = process.communicate(timeout=120)
