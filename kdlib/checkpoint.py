@@ -1,23 +1,27 @@
 """How far a training run has come, and the file that holds it: everything that the next step depends on."""
 
+import json
 import math
 import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, broadcast_object_list
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from kdlib.arguments import refuse
 from kdlib.metrics import Scores
-from kdlib.storage import JsonLines, describe_changes, load_tensors, remove_leftovers, save_tensors
+from kdlib.storage import JsonLines, describe_changes, load_tensors, remove_leftovers, save_tensors, writing
 
 __all__ = ["History", "Run"]
 
@@ -32,8 +36,13 @@ class History:
     steps: int = 0  # of the optimizer
 
 
-class Run:
+_LINE = b'{"epoch": '  # how a line of the log begins
+
+
+class Run(ExitStack):
     """A training run: what is trained, how far it has come, its checkpoint and its log.
+
+    As long as it is open, no other process trains into its checkpoint or its log.
 
     Order, crops and dropout are in no checkpoint: they follow from the seed and the step. Where processes
     share the run, each calls every method. `watched` names the quantities beside the loss.
@@ -43,6 +52,7 @@ class Run:
         self, accelerator: Accelerator, student: nn.Module, optimizer: Optimizer, schedule: LRScheduler,
         watched: Sequence[str],
     ) -> None:  # fmt: skip
+        super().__init__()
         self.history = History(watched={name: [] for name in watched})
         self._accelerator, self._student = accelerator, student
         self._optimizer, self._schedule = optimizer, schedule
@@ -117,14 +127,17 @@ class Run:
 
     def restore(self, path: str | os.PathLike, settings: Mapping[str, object]) -> None:
         """Go on from a checkpoint, if there is one of a run with these settings; save to it from now on."""
-        path = self._checkpoint = Path(path)
-        self._settings = settings
-        remove_leftovers(path)
+        path = self._checkpoint = _output_file("checkpoint", path)
+        self._settings = json.loads(json.dumps(settings, default=float))  # numbers of NumPy too
+        self._hold("checkpoint", path, FileLock(path.with_name(f".{path.name}.lock")))
         if path.exists():
-            tensors, metadata = load_tensors(path)
+            with open(path, "rb") as file:  # 8 bytes with the length of the header, which is JSON
+                begin = file.read(9)
+            ours = not begin or (b"\0" in begin[:8] and begin[8:] in (b"", b"{"))
+            tensors, metadata = load_tensors(path) if ours else ({}, {})
             if "run" not in metadata:
                 raise ValueError(f"{path} is not a checkpoint of fit; choose another name")
-            if differing := describe_changes(metadata["run"], settings):
+            if differing := describe_changes(metadata["run"], self._settings):
                 raise ValueError(
                     f"{path} belongs to another run: {differing}. "
                     f"Delete it to start anew, or give checkpoint another name"
@@ -149,9 +162,37 @@ class Run:
 
     def log_to(self, path: str | os.PathLike) -> None:
         """Write a JSON line for each epoch to come; of those in the file the ones of epochs done are kept."""
+        path = _output_file("log", path)
+        if self._checkpoint is not None and path.resolve() == self._checkpoint.resolve():
+            raise ValueError(f"log and checkpoint are both {path}; expected two files")
+        begin = path.read_bytes()[: len(_LINE)] if path.exists() else b""
+        if not _LINE.startswith(begin):
+            raise ValueError(f"{path} is not a log of fit; choose another name")
+        log = JsonLines(path)
+        self._hold("log", path, log.lock)
         if self._accelerator.is_main_process:
-            self._log = JsonLines(path)
+            self._log = log
             self._log.replace(islice(self._log, len(self.history.loss)))
+
+    def _hold(self, name: str, path: Path, lock: FileLock) -> None:
+        """Lock a file against other runs until this one is closed, and remove what killed ones left."""
+        failed: list[Exception | None] = [None]
+        if self._accelerator.is_main_process:
+            try:
+                with writing(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    self.enter_context(lock.acquire(timeout=0))
+                    remove_leftovers(path)
+            except Timeout:
+                failed = [TimeoutError(
+                    f"another process is training into {path}; wait for it, or choose another path for {name}"
+                )]  # fmt: skip
+            except OSError as error:
+                failed = [error]
+        if self._accelerator.num_processes > 1:
+            broadcast_object_list(failed)
+        if failed[0] is not None:
+            raise failed[0]
 
     def _record(self) -> dict[str, object]:
         """The last epoch, the learning rate to come, and the seconds in this process."""
@@ -171,6 +212,18 @@ class Run:
             raise FloatingPointError(
                 f"the loss of epoch {len(self.history.loss) + 1} is {sums[0].item()} by step "
                 f"{self.history.steps}; try a smaller lr (now {self._optimizer.defaults['lr']}), clip=1.0, "
-                f"and look for NaN in the images and in the teacher's logits"
+                f"and look for NaN in the images and in the teacher's logits, and for a batch without labels"
             )
         return sums
+
+
+def _output_file(name: str, path: str | os.PathLike) -> Path:
+    """The path of a file to write, a ValueError if it can be none."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        refuse(name, path, "the name of a file")
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{name} is the folder {path}; expected a file, such as {path / f'run.{name}'}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{name} is {path}, which is no regular file; expected the name of one")
+    return path

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdlib.arguments import check_whole, refuse
 from kdlib.runtime import eval_mode
 
 
@@ -55,8 +56,18 @@ def measure_cost(model: nn.Module, example: Tensor, *, repeats: int = 50) -> Cos
         model: any module that takes the example alone; its mode is restored.
         example: a batch of inputs (N, …) on the model's device, for which time and memory hold.
         repeats: timed passes, at least two, after five to warm up.
+
+    Raises:
+        ValueError: an argument of another kind, or an example that is not where the model is.
     """
+    check_whole("repeats", repeats, least=2)
+    if not isinstance(model, nn.Module):
+        refuse("model", model, "a torch.nn.Module")
+    if not isinstance(example, Tensor) or not example.dim() or not len(example):
+        refuse("example", example, "a tensor (N, …), a batch of inputs")
     device = example.device
+    if elsewhere := {str(weight.device) for weight in model.parameters()} - {str(device)}:
+        raise ValueError(f"example is on {device}, the model on {', '.join(elsewhere)}; expected one device")
     with eval_mode(model), torch.inference_mode():
         with FlopCounterMode(display=False) as counter:
             model(example)

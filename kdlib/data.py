@@ -7,13 +7,17 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
+from kdlib.arguments import check_whole, described, refuse
 from kdlib.extras import require
 from kdlib.runtime import substream
 from kdlib.storage import fingerprint
 
-__all__ = ["Batch", "Examples", "LoaderData", "Splits", "TrainingData", "as_float", "stratified_folds"]
+__all__ = [
+    "Batch", "Examples", "LoaderData", "Splits", "TrainingData", "as_float", "stratified_folds",
+    "training_data",
+]  # fmt: skip
 
 
 class Batch(NamedTuple):
@@ -59,6 +63,12 @@ class Examples:
     index: Tensor  # (N) int64 position of each image in the original data set
 
     def __post_init__(self) -> None:
+        for column in fields(self):
+            if not isinstance(value := getattr(self, column.name), Tensor):
+                refuse(column.name, value, f"a tensor, as torch.as_tensor({column.name})")
+        if not self.images.is_floating_point() and self.images.dtype != torch.uint8:
+            refuse("images", self.images, "float32 in [0, 1], or uint8 in 0 … 255")
+        _check_labels("labels", self.labels)
         if not len(self.images) == len(self.labels) == len(self.index):
             sizes = f"{len(self.images)} images, {len(self.labels)} labels and {len(self.index)} indices"
             raise ValueError(f"expected one label and one index for each image; got {sizes}")
@@ -98,11 +108,23 @@ class Splits:
     test: Examples
     classes: tuple[str, ...]  # name of each, by label
     skipped: tuple[str, ...] = ()  # what was found and left out, each with the reason
+    passed_over: int = 0  # other files found, which are no pictures by their names
 
     def __str__(self) -> str:
         parts = (len(self.train), len(self.validation), len(self.test))
         text = "{} training, {} validation and {} test images, {} classes".format(*parts, len(self.classes))
-        return f"{text} ({len(self.skipped)} left out)" if self.skipped else text
+        counts = {"left out": len(self.skipped), "other files passed over": self.passed_over}
+        others = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        return f"{text} ({others})" if others else text
+
+
+def _check_labels(name: str, labels: Tensor) -> None:
+    """Class indices (N): their dtype and shape, no look at the values."""
+    if labels.dim() != 1:
+        hint = "; one-hot labels become indices by labels.argmax(-1)" if labels.dim() == 2 else ""
+        refuse(name, labels, f"shape (N), one class index for each image{hint}")
+    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+        refuse(name, labels, "class indices, whole numbers: labels.long() if they are")
 
 
 class LoaderData:
@@ -157,6 +179,7 @@ class LoaderData:
                     f"data is a DataLoader that yields {type(found).__name__}; expected batches (images, "
                     f"labels), two tensors"
                 )
+            _check_labels("the second part of data's batches", found[1])
             images, labels = (part.to(self._device, non_blocking=True) for part in found)
             yield Batch(as_float(images), labels, None)
 
@@ -188,8 +211,40 @@ class LoaderData:
         return fingerprint(*known)
 
 
+def training_data(name: str, data: object) -> "TrainingData | LoaderData":
+    """The data as `fit` and `evaluate` take them; a `ValueError` says how to write what comes near."""
+    if isinstance(data, DataLoader):
+        data = LoaderData(data)
+    if isinstance(data, LoaderData) or hasattr(data, "batches"):
+        if not len(data):
+            raise ValueError(f"{name} holds 0 examples; expected at least one")
+        return data
+    examples = "Examples(images, labels, torch.arange(len(labels))), Examples being that of kdlib.data"
+    if isinstance(data, Splits):
+        write = f"one part of them, as {name}.train"
+    elif isinstance(data, Dataset):
+        write = f"torch.utils.data.DataLoader({name}, batch_size=50, shuffle=True)"
+    elif isinstance(data, tuple | list) and len(data) == 2:
+        write = f"images and labels as {examples}"
+    else:
+        write = f"a torch DataLoader of (images, labels), a loader of kdlib.vision, or {examples}"
+    raise ValueError(f"{name} is {described(data)}; expected {write}")
+
+
 def stratified_folds(labels: Tensor, folds: int, seed: int) -> Iterator[tuple[Sequence, Sequence]]:
-    """(kept, held out) positions of each fold, every class in the same proportion, by scikit-learn."""
+    """(kept, held out) positions of each fold, every class in the same proportion, by scikit-learn.
+
+    Raises:
+        ValueError: fewer than two folds, or a class with one example, which its fold would know nothing of.
+    """
+    check_whole("folds", folds, least=2)
+    classes, counts = labels.unique(return_counts=True)
+    if len(alone := classes[counts < 2]) or counts.max() < folds:
+        rare = alone[0] if len(alone) else classes[counts.argmax()]
+        raise ValueError(
+            f"class {rare.item()} has {counts[classes == rare].item()} of the {len(labels)} examples; "
+            f"expected two or more of each class, and folds={folds} or more of one"
+        )
     require("vision", "sklearn")
     from sklearn.model_selection import StratifiedKFold
 

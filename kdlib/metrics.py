@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdlib.arguments import check_number, check_whole, refuse
 from kdlib.extras import require
 from kdlib.losses.kd import soft_target_loss, soften
 
@@ -53,13 +54,15 @@ class ReliabilityCurve:
 def reliability_curve(logits: Tensor, labels: Tensor, bins: int = 15) -> ReliabilityCurve:
     """Bin examples by confidence (the largest probability); compare confidence with accuracy.
 
-    logits (N, C), labels (N). A bin excludes its lower edge.
+    logits (N, C), labels (N) integers in [0, C). A bin excludes its lower edge.
+
+    Raises:
+        ValueError: other shapes or labels; logits of which no probabilities come, as NaN.
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), §2.
     """
-    if logits.dim() != 2 or labels.shape != logits.shape[:1] or not len(labels):
-        shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
-        raise ValueError(f"expected logits (N, C) and labels (N), N > 0; got {shapes}")
+    _check(logits, labels)
+    check_whole("bins", bins, least=1)
     confidence, predicted = soften(logits.detach().cpu().double()).max(-1)
     right = (predicted == labels.cpu()).double()
     edges = np.linspace(0, 1, bins + 1)
@@ -75,6 +78,12 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor) -> float:
 
     Source: "top-1 agreement", Stanton et al. 2021 (arXiv 2106.05945), §3.
     """
+    for name, logits in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
+        if not isinstance(logits, Tensor) or not logits.dim() or logits.isnan().any():
+            refuse(name, logits, "logits (..., C) without NaN")
+    if student_logits.shape != teacher_logits.shape or not student_logits.numel():
+        shapes = f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
+        raise ValueError(f"expected logits of one shape, not empty, of student and teacher; got {shapes}")
     same = student_logits.argmax(-1) == teacher_logits.argmax(-1)
     return same.double().mean().item()
 
@@ -93,6 +102,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     Source: "temperature scaling", Guo et al. 2017 (arXiv 1706.04599), §4.2.
     """
+    _check(logits, labels)
     require("course", "scipy")
     from scipy.optimize import minimize_scalar
 
@@ -108,6 +118,8 @@ def gap_closed(student: float, baseline: float, teacher: float) -> float:
 
     1 is as good as the teacher, 0 as the baseline; NaN where the teacher is no better than the baseline.
     """
+    for name, value in (("student", student), ("baseline", baseline), ("teacher", teacher)):
+        check_number(name, value)
     return (student - baseline) / (teacher - baseline) if teacher > baseline else math.nan
 
 
@@ -115,11 +127,45 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
     """All of `Scores` from logits (N, C) and labels (N), in double precision.
 
     The calibration error is that of Naeini et al. 2015 and Guo et al. 2017 (arXiv 1706.04599), eq. 3; it is
-    biased upward on few examples.
+    biased upward on few examples. Infinite NLL: a label at a class with the logit −inf.
+
+    Raises:
+        ValueError: as `reliability_curve`.
     """
     ece = reliability_curve(logits, labels).mean_gap
     correct = logits.argmax(-1) == labels
     return Scores(correct.double().mean().item(), _nll(logits, labels), ece, correct.cpu())
+
+
+def _check(logits: Tensor, labels: Tensor) -> None:
+    """Logits (N, C) that have probabilities, and labels (N) of theirs."""
+    for name, value in (("logits", logits), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            refuse(name, value, f"a tensor: torch.as_tensor({name})")
+    if logits.dim() != 2 or labels.shape != logits.shape[:1] or not len(labels):
+        shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
+        hint = "; one-hot labels become indices by labels.argmax(-1)" if labels.shape == logits.shape else ""
+        raise ValueError(f"expected logits (N, C) and labels (N), N > 0; got {shapes}{hint}")
+    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+        refuse("labels", labels, "class indices, whole numbers: labels.long() if they are")
+    outside = (labels < 0) | (labels >= logits.shape[-1])
+    if outside.any():
+        row = outside.nonzero()[0].item()
+        raise ValueError(
+            f"labels holds {labels[row].item()} in row {row}; expected 0 to {logits.shape[-1] - 1} for "
+            f"{logits.shape[-1]} classes. Only labelled examples are scored: data[data.labels >= 0]"
+        )
+    nowhere = torch.logsumexp(logits.detach().double(), -1).isfinite().logical_not()
+    if nowhere.any():
+        row = nowhere.nonzero()[0].item()
+        raise ValueError(
+            f"logits holds {_worst(logits[row])} in row {row}; expected finite numbers, or −inf for some "
+            f"classes. Look for NaN in that example and in the model's weights"
+        )
+
+
+def _worst(row: Tensor) -> str:
+    return "NaN" if row.isnan().any() else "inf" if row.isposinf().any() else "−inf for every class"
 
 
 def _nll(logits: Tensor, labels: Tensor) -> float:
@@ -153,6 +199,7 @@ class Verdict:
     names: tuple[str, str]
     unit: str
     bounded: bool = False  # the interval assumes nothing about how seeds spread
+    alike: bool = False  # every seed and example gave the same difference: nothing was learnt of chance
     family: int = 1  # verdicts that p and the verdict are corrected for
 
     def __str__(self) -> str:
@@ -167,6 +214,7 @@ class Verdict:
             f"95% interval [{scale * self.low:+.2f}, {scale * self.high:+.2f}] "
             f"over {self.seeds} paired seeds{tested}\n"
             f"verdict: {self.verdict} ({p}{corrected if self.family > 1 else ''})"
+            + ("; nothing was learnt: all seeds and examples give this very difference" if self.alike else "")
         )
 
 
@@ -186,35 +234,43 @@ def compare(
     three of them are all of one kind one time in four, and it covers 77% instead of 95%. For those take
     `bounded=True`: `bounded_interval` on differences in [-1, 1], with the test set's error added. It assumes
     nothing about the seeds, is therefore wide (± 0.52 for five equal seeds), and calls for ten or more.
+    It is taken too where there is no spread at all, as between two models that learnt nothing: the width of
+    the other would be zero.
 
     Args:
         student_scores, baseline_scores: one for each seed, in the same order: `Scores` (their accuracy is
-            compared, on the same examples) or plain numbers, the higher the better.
+            compared, on the same examples) or plain numbers, the higher the better; accuracies from 0 to 1.
         names: of the two, when the verdict is printed.
         unit: "accuracy" is printed in percentage points; anything else as it stands.
         bounded: no trust in the spread of the seeds; for differences in [-1, 1].
 
     Raises:
         ValueError: lengths that differ, fewer than two seeds, test sets that differ or have one example,
-            differences outside [-1, 1] with `bounded`.
+            accuracies in percent, differences outside [-1, 1] with `bounded` or without any spread.
 
     Source: crossed random effects as in Owen 2007, "The pigeonhole bootstrap" (Annals of Applied
     Statistics 1(2)); degrees of freedom by Satterthwaite 1946 (Biometrics Bulletin 2). Why both kinds of
     chance: Bouthillier et al. 2021 (arXiv 2103.03098v1); why paired: Miller 2024 (arXiv 2411.00640v1).
     """
+    columns = {"student_scores": student_scores, "baseline_scores": baseline_scores}
+    ours, theirs = (_numbers(name, scores, unit) for name, scores in columns.items())
+    if len(ours) != len(theirs):
+        raise ValueError(f"expected one score of each for every seed; got {len(ours)} and {len(theirs)}")
     pairs = list(zip(student_scores, baseline_scores, strict=True))
-    values = [[x.accuracy if isinstance(x, Scores) else float(x) for x in pair] for pair in pairs]
-    ours, theirs = np.array(values).reshape(-1, 2).T
     gaps = _finite(ours - theirs)
     by_example = _differences(pairs)
-    if bounded:
+    alike = bool(np.ptp(gaps if by_example is None else by_example) == 0)
+    if alike and abs(gaps[0]) > 1:
+        raise ValueError(f"every seed gives the difference {gaps[0]:g}; expected some spread, or no interval")
+    if bounded := bounded or alike:
         low, high, p = _bounded(gaps, -1, 1, by_example)
     else:
         low, high, p = _student_t(gaps, by_example)
     difference, examples = float(gaps.mean()), None if by_example is None else by_example.shape[1]
     verdict = "better" if low > 0 else "worse" if high < 0 else "inconclusive"
     means = float(ours.mean()), float(theirs.mean())
-    return Verdict(verdict, difference, low, high, p, len(pairs), examples, *means, names, unit, bounded)
+    chance = (low, high, p, len(pairs), examples)
+    return Verdict(verdict, difference, *chance, *means, names, unit, bounded, alike)
 
 
 def holm(verdicts: Mapping[Key, Verdict]) -> dict[Key, Verdict]:
@@ -260,6 +316,18 @@ def bounded_interval(
     """
     values = _finite(values, least=1)
     return float(values.mean()), *_bounded(values, low, high)[:2]
+
+
+def _numbers(name: str, scores: Sequence[Scores | float], unit: str) -> np.ndarray:
+    if isinstance(scores, Scores | str) or not hasattr(scores, "__iter__"):
+        refuse(name, scores, "one score for each seed, in a list")
+    numbers = [x.accuracy if isinstance(x, Scores) else getattr(x, "item", lambda x=x: x)() for x in scores]
+    for given, number in zip(scores, numbers, strict=True):
+        check_number(f"a value of {name}", number)
+        if unit == "accuracy" and not isinstance(given, Scores) and not 0 <= number <= 1:
+            expected = 'an accuracy from 0 to 1, as 0.95 for 95 %, or a unit such as "%"'
+            refuse(f"a value of {name}", number, expected)
+    return np.array(numbers, dtype=float)
 
 
 def _finite(values: Sequence[float], least: int = 2) -> np.ndarray:

@@ -14,12 +14,28 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import patch_environment
 from torch import nn
 
+from kdlib.arguments import described
+
 Precision = Literal["auto", "no", "bf16"]
 
 
 def best_device() -> torch.device:
     """The accelerator if there is one (CUDA, MPS, …), else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def usable_device(device: torch.device | str, name: str = "device") -> torch.device:
+    """The device, on which a tensor has been made; a `ValueError` names those that are here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:  # by kind and build
+        wanted = repr(str(device)) if isinstance(device, str | torch.device) else described(device)
+        known = ["cpu", *(f"{best_device().type}:{n}" for n in range(torch.accelerator.device_count()))]
+        raise ValueError(
+            f"{name} is {wanted}, on which PyTorch cannot compute here ({str(error).splitlines()[0]}); "
+            f"expected one of {', '.join(known)}, or None for the best"
+        ) from error
+    return torch.device(device)
 
 
 def substream(seed: int, purpose: str, number: int) -> int:
@@ -85,7 +101,7 @@ def accelerated(
     aside = [dict(state) for state in shared]
     for state in shared:
         state.clear()
-    wanted = torch.device(device) if device is not None else None
+    wanted = usable_device(device) if device is not None else None
     # Accelerate reads the device of a single process from the environment.
     named = {"accelerate_torch_device": str(wanted)} if wanted and not launched else {}
     # Without being told so, accelerate takes processes launched on a machine of CPUs for strangers.

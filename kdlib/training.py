@@ -16,11 +16,21 @@ from tqdm.auto import tqdm
 
 from kdlib.cache.images import CachedTeacher
 from kdlib.checkpoint import History, Run
-from kdlib.data import Batch, Examples, LoaderData, TrainingData, as_float, stratified_folds
+from kdlib.data import (
+    Batch,
+    Examples,
+    LoaderData,
+    TrainingData,
+    as_float,
+    stratified_folds,
+    training_data,
+)
+from kdlib.losses.checks import check_labels
 from kdlib.losses.kd import kd_loss
 from kdlib.metrics import Scores, score
 from kdlib.runtime import Precision, accelerated, best_device, eval_mode, seeded, substream
 from kdlib.storage import fingerprint, identity
+from kdlib.training_checks import as_logits, check_arguments, check_model, check_shown, one_number
 
 __all__ = ["History", "LossFunction", "best_device", "evaluate", "fit", "out_of_fold", "predict"]
 
@@ -71,13 +81,23 @@ def fit(
         `History`. Student and teacher are left in eval mode.
 
     Raises:
-        ValueError: no epochs, no data, a teacher or a checkpoint that does not belong to this run, a
-            `DataLoader` without a length or, with a checkpoint, one whose order cannot be seeded.
+        ValueError: an argument, named with its value and what was expected; a teacher, a checkpoint or a log
+            of something else; a `DataLoader` without a length or, with a checkpoint, one whose order cannot
+            be seeded.
         FloatingPointError: the loss was not finite.
+        TimeoutError: another process is training into the checkpoint or the log.
+        OSError: one of the two cannot be written; started again, the run goes on from the last checkpoint.
     """
-    data, validation = _wrapped(data), _wrapped(validation)
-    _check(student, data, teacher, epochs, batch_size, watch, checkpoint)
-    loss, watch = loss or (_cross_entropy if teacher is None else kd_loss), watch or {}
+    data = training_data("data", data)
+    validation = None if validation is None else training_data("validation", validation)
+    loss = (_cross_entropy if teacher is None else kd_loss) if loss is None else loss
+    check_arguments(
+        student, data, teacher, loss, watch, checkpoint, epochs=epochs, lr=lr, batch_size=batch_size,
+        weight_decay=weight_decay, clip=clip, checkpoint_every=checkpoint_every, seed=seed,
+    )
+    epochs, batch_size, seed = int(epochs), int(batch_size), int(seed)  # of NumPy, perhaps
+    lr, weight_decay = float(lr), float(weight_decay)
+    measured = {name: one_number(name, f, data) for name, f in {"loss": loss, **(watch or {})}.items()}
     steps = len(data) if isinstance(data, LoaderData) else math.ceil(len(data) / batch_size)  # in an epoch
 
     with accelerated(device, precision) as accelerator, seeded(seed, accelerator.device), ExitStack() as end:
@@ -89,11 +109,11 @@ def fit(
         model = DistributedDataParallel(student) if accelerator.num_processes > 1 else student
         optimizer = torch.optim.AdamW(student.parameters(), lr, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
-        run = Run(accelerator, student, optimizer, schedule, watched=list(watch))
+        run = end.enter_context(Run(accelerator, student, optimizer, schedule, watched=list(measured)[1:]))
         if checkpoint is not None:
             run.restore(checkpoint, _settings(
-                student, data, validation, teacher, loss, watch=list(watch), epochs=epochs, lr=lr,
-                batch_size=batch_size, weight_decay=weight_decay, clip=clip, seed=seed,
+                student, data, validation, teacher, loss, watch=list(run.history.watched), epochs=epochs,
+                lr=lr, batch_size=batch_size, weight_decay=weight_decay, clip=clip, seed=seed,
                 precision=accelerator.mixed_precision,
             ))  # fmt: skip
         if log is not None:
@@ -108,8 +128,7 @@ def fit(
             torch.manual_seed(substream(seed, "step", number))
             with accelerator.autocast():
                 teacher_logits = ask_teacher(batch)
-                student_logits = model(batch.images).float()
-            measured = {"loss": loss, **watch}
+                student_logits = as_logits("student", model(batch.images)).float()
             values = {n: f(student_logits, teacher_logits, batch.labels) for n, f in measured.items()}
             optimizer.zero_grad()
             (values["loss"] * share).backward()
@@ -137,12 +156,17 @@ def predict(model: nn.Module, images: Tensor | DataLoader, batch_size: int = 102
     Args:
         images: (N, …) float32 in [0, 1] or uint8, or a `DataLoader` of images or of (images, labels).
         batch_size: images in a pass; a `DataLoader` has its own.
+
+    Raises:
+        ValueError: no module, no images, or a module that gives no tensor (N, C).
     """
+    check_model("model", model)
+    check_shown(images, batch_size)
     device = next((p.device for p in model.parameters()), None)
     parts = images.split(batch_size) if isinstance(images, Tensor) else images
     with eval_mode(model):
         found = (part[0] if isinstance(part, tuple | list) else part for part in parts)
-        return torch.cat([model(as_float(part.to(device))).cpu() for part in found])
+        return torch.cat([as_logits("model", model(as_float(part.to(device)))).cpu() for part in found])
 
 
 def evaluate(model: nn.Module, data: TrainingData | DataLoader, batch_size: int = 1024) -> Scores:
@@ -152,8 +176,12 @@ def evaluate(model: nn.Module, data: TrainingData | DataLoader, batch_size: int 
         model: (N, …) images -> (N, C) logits; its mode is restored.
         data: as `fit` takes them; a loader of `kdlib.vision` shows its images without augmentation.
         batch_size: images in a pass; a `DataLoader` has its own.
+
+    Raises:
+        ValueError: data of another kind, a label that is no class, or logits that are no numbers, as of NaN
+            in a picture.
     """
-    data = _wrapped(data)
+    data = training_data("data", data)
     parts = data.in_order() if isinstance(data, LoaderData) else [getattr(data, "examples", data)]
     found = [(predict(model, part.images, batch_size), part.labels.cpu()) for part in parts]
     logits, labels = (torch.cat(column) for column in zip(*found, strict=True))
@@ -231,15 +259,15 @@ def _asking(teacher, data, device: torch.device, epochs: int, seed: int) -> Call
         logits = teacher.to(device)
         return lambda batch: logits[batch.rows]
     _move(teacher.eval(), device)
-    return torch.no_grad()(lambda batch: teacher(batch.images).float())
-
-
-def _wrapped(data: TrainingData | DataLoader | None) -> TrainingData | LoaderData | None:
-    return LoaderData(data) if isinstance(data, DataLoader) else data
+    return torch.no_grad()(lambda batch: as_logits("teacher", teacher(batch.images)).float())
 
 
 def _cross_entropy(student_logits: Tensor, teacher_logits: None, labels: Tensor) -> Tensor:
-    return F.cross_entropy(student_logits.float(), labels)
+    check_labels(labels, student_logits, student_logits.shape[-1], -100)
+    return F.cross_entropy(student_logits.float(), labels.long())
+
+
+_cross_entropy.ignore_index = -100  # the label of examples that it leaves out
 
 
 def _settings(student, data, validation, teacher, loss, **others: object) -> dict[str, object]:
@@ -253,27 +281,3 @@ def _settings(student, data, validation, teacher, loss, **others: object) -> dic
         "student": fingerprint(str(student)),
         "loss": identity(loss),
     }
-
-
-def _check(student, data, teacher, epochs, batch_size, watch, checkpoint) -> None:
-    if epochs < 1 or len(data) == 0 or batch_size < 1:
-        raise ValueError(
-            f"expected epochs >= 1, batch_size >= 1 and at least one example; got epochs={epochs}, "
-            f"batch_size={batch_size}, {len(data)} examples"
-        )
-    if isinstance(data, LoaderData) and not isinstance(teacher, nn.Module | None):
-        raise ValueError(
-            f"teacher is a {type(teacher).__name__}, which has logits for each row of the data; a DataLoader "
-            f"does not say which rows are in a batch. Give the teacher as a module, or the data as Examples"
-        )
-    if isinstance(teacher, Tensor) and len(teacher) != len(data):
-        raise ValueError(
-            f"teacher holds {len(teacher)} rows of logits for {len(data)} examples; expected one each"
-        )
-    if teacher is student:
-        raise ValueError("teacher and student are the same module; expected two")
-    if watch and "loss" in watch:
-        raise ValueError('watch holds the name "loss", which stands for the training loss; expected others')
-    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if isinstance(data, LoaderData) and (shared or checkpoint is not None):
-        data.check_order()

@@ -1,6 +1,9 @@
 """Checkpoints of training: taken up again in one process, and refused with the reason."""
 
+import errno
 import json
+import os
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -9,7 +12,7 @@ from torch import nn
 
 from kdlib.data import Examples
 from kdlib.losses.kd import kd_loss
-from kdlib.storage import save_tensors
+from kdlib.storage import JsonLines, load_tensors, save_tensors
 from kdlib.training import fit
 
 
@@ -200,6 +203,108 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_stays(path):
     save_tensors(path, {"a": torch.zeros(2)})
     with pytest.raises(ValueError, match="is not a checkpoint of fit; choose another name"):
         run(path)
+
+
+@pytest.mark.parametrize("content", [b"#!/bin/sh\n", b"a", b"{}", b"\x89PNG\r\n\x1a\n\0\0", b"PK\3\4 etc"])
+def test_nobody_is_told_to_delete_a_file_of_theirs(path, tmp_path, content):
+    for name in ("checkpoint", "log"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"is not a {name} of fit; choose another name") as raised:
+            run(None, **{name: path})
+        assert "elete it" not in str(raised.value) and path.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "log"])
+def test_what_can_be_no_file_is_refused_before_the_first_step(tmp_path, name):
+    (tmp_path / "file").write_bytes(b"")
+    for value, error, message in [
+        ("", ValueError, f"{name} is ''; expected the name of a file"),
+        (True, ValueError, f"{name} is True; expected the name of a file"),
+        (tmp_path, ValueError, f"{name} is the folder .*; expected a file, such as"),
+        ("/dev/null", ValueError, f"{name} is /dev/null, which is no regular file"),
+        (tmp_path / "file" / "run", OSError, "cannot write .*run .*: a part of this path is a file"),
+    ]:
+        loss = Stopping()
+        with pytest.raises(error, match=message):
+            fit(network(), pictures(), loss=loss, **{name: value}, **SETTINGS)
+        assert loss.steps == 0
+    with pytest.raises(ValueError, match="log and checkpoint are both .*file; expected two"):
+        run(tmp_path / "other_file", log=tmp_path / "other_file")
+
+
+# --- one run at a time -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "log"])
+def test_two_runs_do_not_share_a_file(tmp_path, name):
+    path, seen = tmp_path / "run", []
+
+    def loss(student_logits, teacher_logits, labels):
+        if not seen:
+            before = sorted(file.name for file in tmp_path.iterdir())
+            with pytest.raises(TimeoutError, match=f"another process is training into .*run; wait.*{name}"):
+                fit(network(), pictures(), **{name: path}, **SETTINGS)
+            assert sorted(file.name for file in tmp_path.iterdir()) == before
+            seen.append(before)
+        return nn.functional.cross_entropy(student_logits, labels)
+
+    fit(network(), pictures(), loss=loss, **{name: path}, **SETTINGS)
+    fit(network(), pictures(), loss=loss, **{name: path}, **SETTINGS)  # the first has let go of it
+    assert seen
+
+
+def test_a_run_that_failed_has_let_go_of_its_files(path):
+    run(path, after=7)
+    run(path)
+
+
+# --- no room ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def files_of_at_most(size):
+    """The system refuses to write more into a file."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize(("name", "size"), [("checkpoint", 2000), ("log", 150)])
+def test_where_there_is_no_room_the_file_is_named_and_the_run_goes_on_later(tmp_path, name, size):
+    path, log = tmp_path / "run", tmp_path / "log"
+    expected, undisturbed, _ = run(None)
+    given = {"checkpoint": {"checkpoint": path}, "log": {"log": log}}[name]
+    refused = f"cannot write .*{'run' if name == 'checkpoint' else 'log'} .*raise the limit"
+    with files_of_at_most(size), pytest.raises(OSError, match=refused) as raised:
+        fit(network(), pictures(), loss=Stopping(), **given, **SETTINGS)
+    assert raised.value.errno == errno.EFBIG
+    assert not list(tmp_path.glob(".*.part")) and not path.exists()
+    assert name == "checkpoint" or [*JsonLines(log)] and log.read_bytes().endswith(b"\n")
+    found, history, _ = run(path, log=log)
+    assert same(found, expected) and history == undisturbed
+    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(path, monkeypatch):
+    """As the system tells it, when the third checkpoint is written."""
+    expected, undisturbed, _ = run(None)
+    writes = []
+
+    def full(descriptor):
+        writes.append(descriptor)
+        if len(writes) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left.*make room"):
+        patch.setattr("kdlib.storage.os.fsync", full)
+        fit(network(), pictures(), loss=Stopping(), checkpoint=path, checkpoint_every=4, **SETTINGS)
+    assert load_tensors(path)[1]["history"]["steps"] == 8
+    found, history, steps = run(path, checkpoint_every=4)
+    assert same(found, expected) and history == undisturbed and steps == 15 - 8
 
 
 # --- the log ---------------------------------------------------------------------------------------

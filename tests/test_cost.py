@@ -204,3 +204,17 @@ def test_calls_are_timed_one_by_one_after_those_that_warm_up():
     seconds = iter([0.0, 0.0, 0.02, 0.04])
     taken = time_call(lambda: time.sleep(next(seconds)), repeats=2, warm_up=2)
     assert 0.02 <= taken[0] < 0.04 <= taken[1]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"repeats": 1}, "repeats is 1; expected a whole number, at least 2"),
+    ({"repeats": 2.5}, "repeats is 2.5; expected a whole number"),
+    ({"model": "resnet18"}, "model is 'resnet18'; expected a torch.nn.Module"),
+    ({"example": [1.0]}, r"example is a list; expected a tensor \(N, …\)"),
+    ({"example": torch.zeros(0, 3)}, "example is a float32 tensor .*expected a tensor"),
+    ({"example": torch.zeros(2, 3, device="meta")}, "example is on meta, the model on cpu; expected one"),
+])  # fmt: skip
+def test_what_cannot_be_measured_is_refused(arguments, message):
+    given = {"model": nn.Linear(3, 2), "example": torch.zeros(2, 3), "repeats": 2, **arguments}
+    with pytest.raises(ValueError, match=message):
+        measure_cost(**given)

@@ -287,7 +287,7 @@ def test_a_gain_on_too_few_examples_is_inconclusive_though_every_seed_shows_it()
     by_examples = compare([student] * 4, [baseline] * 4)
     assert by_examples.low < 0 < by_examples.difference
     assert by_examples.verdict == "inconclusive"
-    numbers_only = compare([student.accuracy] * 4, [baseline.accuracy] * 4)
+    numbers_only = compare([0.85, 0.86, 0.87, 0.86], [baseline.accuracy] * 4)
     assert numbers_only.verdict == "better"
 
 
@@ -525,7 +525,7 @@ def test_values_outside_of_the_range_are_refused():
     with pytest.raises(ValueError, match=r"in \[0, 1\]; got \[1.5\]"):
         bounded_interval([1.5])
     with pytest.raises(ValueError, match=r"in \[-1, 1\]; got \[50.0, 40.0\]"):
-        compare([90, 80], [40, 40], bounded=True)
+        compare([90, 80], [40, 40], unit="%", bounded=True)
     with pytest.raises(ValueError, match="one finite value"):
         bounded_interval([])
 
@@ -581,3 +581,77 @@ def test_the_share_of_the_gap(student, baseline, teacher, share):
 
 def test_there_is_no_gap_to_close_to_a_teacher_that_is_no_better():
     assert math.isnan(gap_closed(0.85, 0.8, 0.8))
+
+
+# --- what is refused, and what is learnt of no spread ----------------------------------------------
+
+
+@pytest.mark.parametrize(("logits", "labels", "message"), [
+    ([[0.0, math.nan], [0, 1]], [0, 1], "logits holds NaN in row 0"),
+    ([[0.0, 1], [math.inf, 1]], [0, 1], "logits holds inf in row 1"),
+    ([[0.0, 1], [-math.inf, -math.inf]], [0, 1], "logits holds −inf for every class in row 1"),
+    ([[0.0, 1], [0, 1]], [0, -100], "labels holds -100 in row 1; .*Only labelled"),
+    ([[0.0, 1], [0, 1]], [2, 0], "labels holds 2 in row 0; expected 0 to 1"),
+    ([[0.0, 1], [0, 1]], [0.5, 0.5], "labels is a float32 tensor.*labels.long()"),
+    ([[0.0, 1], [0, 1]], [True, False], "labels is a bool tensor"),
+    ([[0.0, 1], [0, 1]], [[1, 0], [0, 1]], "one-hot labels become indices"),
+])  # fmt: skip
+@pytest.mark.parametrize("metric", [reliability_curve, score, fit_temperature])
+def test_nothing_is_scored_that_has_no_score(metric, logits, labels, message):
+    with pytest.raises(ValueError, match=message):
+        metric(torch.tensor(logits), torch.tensor(labels))
+    with pytest.raises(ValueError, match="logits is a list; expected a tensor"):
+        metric(logits, torch.tensor(labels))
+
+
+def test_minus_infinity_rules_a_class_out_and_is_scored():
+    found = score(torch.tensor([[0.0, -math.inf], [1.0, 1.0]]), torch.tensor([0, 1]))
+    assert found.nll == pytest.approx(math.log(2) / 2)
+    assert score(torch.tensor([[0.0, -math.inf]]), torch.tensor([1])).nll == math.inf
+
+
+def test_agreement_of_what_has_no_classes_is_refused():
+    with pytest.raises(ValueError, match="teacher_logits is .*expected logits .* without NaN"):
+        agreement(torch.zeros(2, 3), torch.full((2, 3), math.nan))
+    with pytest.raises(ValueError, match=r"one shape.*\(2, 3\) and \(1, 3\)"):
+        agreement(torch.zeros(2, 3), torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="baseline is nan"):
+        gap_closed(0.5, math.nan, 0.9)
+
+
+@pytest.mark.parametrize(("pair", "message"), [
+    (([95.0, 96.0], [93.0, 92.0]), "a value of student_scores is 95.0; .*0.95 for 95 %"),
+    (([0.9, 0.8], [-0.5, 0.3]), "a value of baseline_scores is -0.5; expected an accuracy"),
+    (([0.9, "good"], [0.5, 0.3]), "a value of student_scores is 'good'; expected a finite number"),
+    (([0.9, math.nan], [0.5, 0.3]), "a value of student_scores is nan"),
+    ((0.9, [0.5]), "student_scores is 0.9; expected one score for each seed"),
+    ((right(1, 0), right(1, 1)), "student_scores is a Scores; expected one score for each seed"),
+    (([0.9, 0.8, 0.7], [0.5, 0.3]), "one score of each for every seed; got 3 and 2"),
+])  # fmt: skip
+def test_scores_that_are_none_are_not_compared(pair, message):
+    with pytest.raises(ValueError, match=message):
+        compare(*pair)
+
+
+def test_numbers_with_a_unit_of_their_own_may_be_any():
+    assert compare([95.0, 96.0], [93.0, 92.0], unit="%").difference == 3
+    assert compare(np.array([0.9, 0.8]), torch.tensor([0.5, 0.3])).seeds == 2
+
+
+@pytest.mark.parametrize("pair", [
+    ([right(1, 0, 1)] * 2, [right(1, 0, 1)] * 2),  # two that always say the same
+    ([right(1, 1, 1)] * 2, [right(0, 0, 0)] * 2),
+    ([0.5, 0.5], [0.1, 0.1]),
+])  # fmt: skip
+def test_where_nothing_differs_nothing_was_learnt_and_no_interval_has_width_zero(pair):
+    verdict = compare(*pair)
+    assert verdict.verdict == "inconclusive" and verdict.high - verdict.low > 0.5 and verdict.p > 0.05
+    assert "nothing was learnt" in str(verdict)
+    assert verdict == replace(compare(*pair, bounded=True), alike=True)
+    assert "nothing was learnt" not in str(compare([0.5, 0.6], [0.1, 0.1]))
+
+
+def test_ten_seeds_that_all_show_the_same_gain_are_enough():
+    assert compare([right(1, 1, 1)] * 10, [right(0, 0, 0)] * 10).verdict == "better"
+    with pytest.raises(ValueError, match="every seed gives the difference 2; expected some spread"):
+        compare([4.0, 3.0], [2.0, 1.0], unit="nats")

@@ -313,7 +313,7 @@ def test_the_progress_bar_is_shown_on_request_only(data, capsys):
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"epochs": 0}, "epochs=0"), ({"batch_size": 0}, "batch_size=0")],
+    [({"epochs": 0}, "epochs is 0"), ({"batch_size": 0}, "batch_size is 0")],
 )
 def test_no_epochs_and_no_batch_are_refused(data, changed, message):
     with pytest.raises(ValueError, match=message):

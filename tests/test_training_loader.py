@@ -223,7 +223,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path, other):
 
 
 def test_logits_for_each_row_are_refused_since_a_loader_does_not_tell_rows():
-    with pytest.raises(ValueError, match="teacher is a Tensor.*Give the teacher as a module"):
+    with pytest.raises(ValueError, match="teacher is a float32 tensor.*Give the teacher as a module"):
         trained(LOADERS["in order"](), teacher=torch.zeros(22, 3))
 
 

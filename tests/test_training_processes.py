@@ -40,47 +40,46 @@ def kills(outcome):
     return json.loads((outcome[0] / "kills" / "kills.json").read_text())
 
 
-def test_ten_processes_were_killed_in_the_midst_of_training(kills):
-    assert len(kills["kills"]) == 10
+def test_each_process_was_killed_at_its_moment(kills):
+    assert len(kills["kills"]) == 8
     for kill in kills["kills"]:
-        assert kill["signal"] == 9
-        assert kill["steps"] >= 1
-        assert not kill["done"]
-    lasts = [kill["last"] for kill in kills["kills"]]
-    assert lasts.count("writing") >= 2  # in the middle of a checkpoint: the bytes are there, the name is not
-    assert {"step", "writing", "written", "logged"} == set(lasts)
-    # Nobody was so lucky as to begin anew and do it all in one go.
-    assert kills["last"] < kills["steps"]
-    assert sum(kill["steps"] for kill in kills["kills"]) + kills["last"] > kills["steps"]
+        assert kill["signal"] == 9 and not kill["done"]
+        assert kill["last"] == kill["moment"], "it was there, and nowhere else"
+        assert (kill["moment"] == "log torn") == kill["torn log"]
+        assert bool(kill["leftovers"]) == (kill["moment"] in ("checkpoint torn", "checkpoint unnamed"))
+        for size in kill["leftovers"]:
+            assert (size < 0.6 * kills["size"]) == (kill["moment"] == "checkpoint torn")
 
 
-def test_a_run_killed_ten_times_ends_with_the_very_weights_and_history_of_an_undisturbed_one(outcome):
+def test_while_it_lived_no_other_could_train_into_its_files(kills):
+    assert all(kill["refused"] for kill in kills["kills"])
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(kills):
+    for kill in kills["kills"]:
+        saved = max((step for step in range(0, kill["steps"] + 1, 3)), default=0)
+        assert kills["steps"] - saved <= kill["resumed"] <= kills["steps"] - saved + 3, kill
+
+
+def test_each_ends_with_the_very_weights_history_and_log_of_an_undisturbed_run(outcome, kills):
     folder, seed = outcome
-    (expected, one), (found, other) = (
-        load_tensors(folder / "kills" / name / "result.safetensors") for name in ("undisturbed", "killed")
-    )
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), f"{name} differs, seed of the kills {seed}"
-    assert found.keys() == expected.keys()
-    assert other == one, f"seed of the kills {seed}"
-    history = one["history"]
-    assert len(history["loss"]) == len(history["validation"])
-    assert history["watched"]["agreement"][-1] < 1
 
+    def results(name):
+        lines = (folder / "kills" / name / "log.jsonl").read_text().splitlines()
+        log = [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+        return *load_tensors(folder / "kills" / name / "result.safetensors"), log
 
-def test_the_log_of_a_killed_run_reads_like_that_of_an_undisturbed_one(outcome):
-    def lines(name):
-        text = (outcome[0] / "kills" / name / "log.jsonl").read_text()
-        return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
-
-    assert lines("killed") == lines("undisturbed")
-    assert [line["epoch"] for line in lines("killed")] == list(range(1, len(lines("killed")) + 1))
-
-
-def test_what_killed_writers_left_behind_is_removed(outcome, kills):
-    assert any(kill["leftovers"] for kill in kills["kills"])
-    left = {path.name for path in (outcome[0] / "kills" / "killed").iterdir()}
-    assert left == {"run.safetensors", "log.jsonl", ".log.jsonl.lock", "result.safetensors"}
+    expected, history, log = results("undisturbed")
+    assert [line["epoch"] for line in log] == [1, 2, 3, 4, 5, 6]
+    assert len(history["history"]["validation"]) == 6
+    for kill in kills["kills"]:
+        weights, other, lines = results(kill["moment"])
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[k], v) for k, v in expected.items()), f"{kill}, seed {seed}"
+        assert (other, lines) == (history, log), f"{kill}, seed {seed}"
+        left = {path.name for path in (folder / "kills" / kill["moment"]).iterdir()}
+        files = {"run.safetensors", "log.jsonl"}
+        assert left == {*files, "result.safetensors", *(f".{name}.lock" for name in files)}
 
 
 # --- two processes ---------------------------------------------------------------------------------

@@ -13,4 +13,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (TESTS / "benchmarks" / "__main__.py").is_file():
         raise FileNotFoundError("the benchmarks are not installed with the package: run this in a checkout")
     sys.path.insert(0, str(TESTS))
+    importlib.import_module("benchmarks.arguments").parser().parse_args(argv)  # before what is slow
     return importlib.import_module("benchmarks.__main__").main(argv)

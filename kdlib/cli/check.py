@@ -1,7 +1,6 @@
 """`python -m kdlib check`: is this machine ready for the course?"""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from kdlib.course.check import report, run_checks
@@ -11,6 +10,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; the exit status is 0 only if every line is ok."""
     description = "Is this machine ready for the course? Every line says ok, or FIX and how."
     argparse.ArgumentParser(prog="python -m kdlib check", description=description).parse_args(argv)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a path may hold what the console cannot print
     return 0 if report(run_checks()) else 1

@@ -4,8 +4,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdlib.course.build.execute import BUILD, RESULTS, find_root, run_course
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Execute the notebooks; nothing is written if a cell fails."""
@@ -17,6 +15,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="for authors: store outputs in notebooks/ and minutes in data/results/course.json")  # fmt: skip
     add("--root", type=Path, help="the course's folder (default: found from here)")
     options = parser.parse_args(argv)
+    from kdlib.course.build.execute import BUILD, RESULTS, find_root, run_course
+
     root = options.root or find_root()
     run_course(root, options.names, record=options.record)
     print(f"Recorded in {RESULTS.as_posix()}." if options.record else f"Pages: {root / BUILD}")

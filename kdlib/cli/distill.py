@@ -3,16 +3,14 @@
 import argparse
 import importlib.resources
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
+from types import NoneType
+from typing import Literal, get_args, get_origin, get_type_hints
 
-import yaml
-from transformers import AutoConfig, HfArgumentParser
-from transformers.hf_argparser import string_to_bool
-
-from kdlib.language.models.r1_distill import R1_DISTILL
-from kdlib.language.pipeline import PipelineOptions, run_pipeline
-from kdlib.language.plan.plan import plan
+from kdlib.language.options import PipelineOptions
 
 DESCRIPTION = """\
 A teacher answers problems, its right answers are kept, a student learns from
@@ -38,7 +36,7 @@ export` writes the traces for them.
 """
 
 CONFIGS = importlib.resources.files("kdlib.cli") / "configs"
-METAVARS = {int: "N", float: "X", str: "TEXT", json.loads: "JSON", string_to_bool: "yes|no"}
+METAVARS = {int: "N", float: "X", str: "TEXT", dict: "JSON"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,32 +48,68 @@ def main(argv: Sequence[str] | None = None) -> int:
     if named.print_config:
         print(_read(named.print_config), end="")
         return 0
-    options, given = _parser(files).parse_args_into_dataclasses(
-        [*(_arguments(named.config) if named.config else ()), *rest], look_for_args_file=False
-    )
-    if given.plan:
-        print(_planned(options, given.plan, given.plan_texts))
-    else:
-        run_pipeline(options)
+    configured = _arguments(named.config) if named.config else []
+    # --max_new_tokens is --max-new-tokens
+    given = [re.sub("^--[^=]*", lambda m: m[0].replace("_", "-"), word) for word in [*configured, *rest]]
+    chosen = vars(_parser(files).parse_args(given))
+    hardware, texts = chosen.pop("plan"), chosen.pop("plan_texts")
+    options = PipelineOptions(**{field.name: chosen[field.name] for field in fields(PipelineOptions)})
+    if hardware:
+        print(_planned(options, hardware, texts))
+        return 0
+    from kdlib.language.pipeline import run_pipeline
+
+    run_pipeline(options)
     return 0
 
 
-def _parser(files: argparse.ArgumentParser) -> HfArgumentParser:
-    parser = HfArgumentParser(
-        PipelineOptions, prog="python -m kdlib distill", allow_abbrev=False, parents=[files],
+def _parser(files: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m kdlib distill", allow_abbrev=False, parents=[files],
         description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    for action in parser._actions:  # shown as the options of other commands are; --max_new_tokens works too
-        action.option_strings.sort(key=lambda name: "_" in name)
-        if action.type is dict:
-            action.type = json.loads
-        action.metavar = METAVARS.get(action.type, action.metavar)
-        if action.type and action.default is not None:
-            action.help += " (%(default)s)"
-    add = parser.add_argument
+    add, hints = parser.add_argument, get_type_hints(PipelineOptions)
+    for field in fields(PipelineOptions):
+        name, text, default = "--" + field.name.replace("_", "-"), field.metadata["help"], field.default
+        kind = hints[field.name]
+        if NoneType in get_args(kind):
+            kind = get_args(kind)[0]  # str of str | None
+        if default not in (None, MISSING) and kind is not bool and not get_args(kind):
+            text += " (%(default)s)"
+        told = {"default": default, "help": text}
+        if default is MISSING:
+            told = {"required": True, "help": text}
+        if get_origin(kind) is Literal:
+            add(name, choices=get_args(kind), **told)
+        elif get_origin(kind) is list:
+            add(name, nargs="+", metavar="FILE", **told)
+        elif kind is bool:
+            told["help"] += f" (yes; no is --no{name[1:]})" if default else " (no)"
+            add(name, nargs="?", const=True, type=_yes_or_no, metavar="yes|no", **told)
+            add(f"--no{name[1:]}", dest=field.name, action="store_false", help=argparse.SUPPRESS)
+        else:
+            add(name, type=_json if kind is dict else kind, metavar=METAVARS[kind], **told)
     add("--plan", metavar="HARDWARE", help="print what the run will need there, such as H100-80GB×8")
-    add("--plan-texts", type=int, default=10_000, help="--plan: texts to learn from (%(default)s)")
+    text = "--plan: texts to learn from (%(default)s)"
+    add("--plan-texts", type=int, metavar="N", default=10_000, help=text)
     return parser
+
+
+def _yes_or_no(text: str) -> bool:
+    answers = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+    if text.lower() not in answers:
+        raise argparse.ArgumentTypeError(f"expected yes or no, got {text!r}")
+    return answers[text.lower()]
+
+
+def _json(text: str) -> dict:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
+    return found
 
 
 def _read(name: str) -> str:
@@ -89,6 +123,8 @@ def _read(name: str) -> str:
 
 def _arguments(config: str) -> list[str]:
     """The options of a file, as the command line would have them."""
+    import yaml
+
     try:
         options = yaml.safe_load(_read(config))
     except yaml.YAMLError as error:
@@ -97,13 +133,21 @@ def _arguments(config: str) -> list[str]:
         raise ValueError(f"{config} holds {options!r}; expected options, one `name: value` a line")
     if "compute_environment" in options:
         raise ValueError(f"{config} holds no options of kdlib: it is for accelerate launch --config_file")
-    return [
-        f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"
-        for name, value in options.items() if value is not None
-    ]  # fmt: skip
+    known = {field.name for field in fields(PipelineOptions)}
+    if unknown := [name for name in options if str(name).replace("-", "_") not in known]:
+        raise ValueError(f"{config} holds {unknown[0]!r}, which is no option; see kdlib distill --help")
+    words: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return words
 
 
 def _planned(options: PipelineOptions, hardware: str, texts: int) -> str:
+    from kdlib.language.plan.plan import plan
+
     if options.steps is not None:
         raise ValueError("--plan takes the length of a run from --plan-texts and --epochs; leave --steps out")
     found = plan(
@@ -122,6 +166,10 @@ def _planned(options: PipelineOptions, hardware: str, texts: int) -> str:
 
 def _shape(model: str) -> object:
     """A checkpoint, or the configuration that a folder holds; a base is taken to be as its checkpoint."""
+    from transformers import AutoConfig
+
+    from kdlib.language.models.r1_distill import R1_DISTILL
+
     if Path(model).expanduser().is_dir():
         return AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
     of_base = {checkpoint.base.lower(): checkpoint for checkpoint in R1_DISTILL.values()}

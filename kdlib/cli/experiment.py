@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 from kdlib.cli.study import StudyParser, finish
-from kdlib.course.studies.cat_or_dog import SITUATIONS, prepare, report
-from kdlib.course.studies.cat_or_dog_pretrained import prepare_pretrained
 
 DESCRIPTION = """\
 What is a teacher worth, with error bars, on sketches or on photographs?
@@ -15,6 +13,8 @@ What is a teacher worth, with error bars, on sketches or on photographs?
 
 Every finished run is on disk: if the command was interrupted, start it again.
 """
+
+SITUATIONS = ("all", "few", "teachers", "sizes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "validation part and stop; the test part stays closed")
     add("--leave-out", nargs="*", default=[], choices=SITUATIONS, help="results without these situations")
     given = vars(parser.parse_args(argv))
+    from kdlib.course.studies.cat_or_dog import prepare, report
+    from kdlib.course.studies.cat_or_dog_pretrained import prepare_pretrained
+
     only, choose, out, teacher = (given.pop(name) for name in ("only", "choose", "out", "teacher"))
     study = prepare_pretrained(teacher, **given) if teacher else prepare(**given)
     print(study.data)

@@ -4,12 +4,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
-
-from kdlib.language.distill.export import export_for_trl
-from kdlib.language.traces.file import load_traces
-from kdlib.language.traces.select import filter_traces
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write JSON lines, and print how they are read."""
@@ -26,6 +20,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if not (given.tokenizer / "tokenizer.json").is_file():
         raise ValueError(f"--tokenizer {given.tokenizer} is no folder with a tokenizer.json")
+    from transformers import PreTrainedTokenizerFast
+
+    from kdlib.language.distill.export import export_for_trl
+    from kdlib.language.traces.file import load_traces
+    from kdlib.language.traces.select import filter_traces
+
     # AutoTokenizer would take Qwen2's own in a folder with a Qwen2 model, whatever is saved there.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(given.tokenizer, local_files_only=True)
     found = load_traces(given.traces)

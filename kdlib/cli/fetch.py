@@ -4,8 +4,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdlib.vision.photos import load_photos
-
 DESCRIPTION = """\
 Download photographs of cats and dogs, and decode them once, so that load_photos
 finds them; or a real model. What is there already is not fetched again. An
@@ -46,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fetch(chosen: argparse.Namespace) -> str:
     """What has been fetched."""
     if chosen.name in ("pets", "cifar10"):
+        from kdlib.vision.photos import load_photos
+
         return str(load_photos(chosen.name, size=chosen.size, root=chosen.root, cache=chosen.cache))
     if chosen.name == "smollm2":
         from kdlib.language.models.smollm2 import fetch_smollm2, origin

@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from kdlib.cli.study import StudyParser, finish
-from kdlib.course.studies.healing import SMOLLM2, HealingStudy, report
-from kdlib.language.models.smollm2 import fetch_smollm2, origin
-from kdlib.storage import fingerprint
 
 DESCRIPTION = """\
 A third or half of the layers of SmolLM2-135M-Instruct are taken out. What heals
@@ -26,6 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = "a Llama or Qwen of your own, as a folder or a repository (default: SmolLM2)"
     parser.add_argument("--model", help=own)
     given = parser.parse_args(argv)
+    from kdlib.course.studies.healing import SMOLLM2, HealingStudy, report
+    from kdlib.language.models.smollm2 import fetch_smollm2, origin
+    from kdlib.storage import fingerprint
+
     model = given.model or str(fetch_smollm2(progress=given.progress))
     folder = given.work / fingerprint(json.dumps(asdict(SMOLLM2)), model)[:12]
     study = HealingStudy(folder, model, SMOLLM2, progress=given.progress)

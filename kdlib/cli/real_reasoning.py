@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from kdlib.cli.study import StudyParser, finish
-from kdlib.course.studies.real_reasoning import SMOLLM2, RealReasoningStudy, report
-from kdlib.language.models.smollm2 import fetch_smollm2, origin
-from kdlib.storage import fingerprint
 
 DESCRIPTION = """\
 SmolLM2-135M-Instruct answers problems; learns from verified traces, or from the
@@ -20,17 +17,24 @@ command was interrupted, start it again. The tasks of reasoning-gym need the ext
 "gym"; without it: --tasks cages --asked
 """
 
+TASKS, ASKED = ("cages", "leg_counting"), ("chain_sum", "simple_equations")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print the report, write the results."""
     parser = StudyParser("real-reasoning", DESCRIPTION, seeds=3, work="real_reasoning")
     add = parser.add_argument
-    add("--tasks", nargs="+", default=SMOLLM2.tasks, help=f"to learn ({' '.join(SMOLLM2.tasks)})")
-    add("--asked", nargs="*", default=SMOLLM2.asked, help=f"only asked ({' '.join(SMOLLM2.asked)})")
+    add("--tasks", nargs="+", help=f"to learn ({' '.join(TASKS)})")
+    add("--asked", nargs="*", help=f"only asked ({' '.join(ASKED)})")
     add("--model", help="one of your own, as a folder or a repository (default: SmolLM2)")
     given = parser.parse_args(argv)
+    from kdlib.course.studies.real_reasoning import SMOLLM2, RealReasoningStudy, report
+    from kdlib.language.models.smollm2 import fetch_smollm2, origin
+    from kdlib.storage import fingerprint
+
     model = given.model or str(fetch_smollm2(progress=given.progress))
-    recipe = replace(SMOLLM2, tasks=tuple(given.tasks), asked=tuple(given.asked))
+    chosen = {name: getattr(given, name) for name in ("tasks", "asked")}
+    recipe = replace(SMOLLM2, **{name: tuple(tasks) for name, tasks in chosen.items() if tasks is not None})
     folder = given.work / fingerprint(json.dumps(asdict(recipe)), model)[:12]
     results = RealReasoningStudy(folder, model, recipe, progress=given.progress).results(range(given.seeds))
     if not given.model:

@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from kdlib.cli.study import StudyParser, finish
-from kdlib.course.studies.reasoning import ReasoningStudy, report
-from kdlib.course.studies.reasoning_arms import CHAINS
-from kdlib.storage import fingerprint
 
 DESCRIPTION = """\
 What are a teacher's texts worth, with error bars, on chains of two cages?
@@ -27,6 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--student", choices=("qwen2", "llama"), default="qwen2", help="class of the students (%(default)s)")
     add("--workers", type=int, help="processes (default: one for each core; one on a GPU)")
     given = parser.parse_args(argv)
+    from kdlib.course.studies.reasoning import ReasoningStudy, report
+    from kdlib.course.studies.reasoning_arms import CHAINS
+    from kdlib.storage import fingerprint
+
     recipe = replace(CHAINS, student_family=given.student)
     folder = given.work / fingerprint(json.dumps(asdict(recipe)), given.problems)[:12]
     study = ReasoningStudy(folder, recipe, given.problems, progress=given.progress)

@@ -4,8 +4,6 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from kdlib.storage import write_json
-
 
 class StudyParser(argparse.ArgumentParser):
     """Options of a study, of which --seeds, --work, --out and --quiet (as `progress`) are there already."""
@@ -31,6 +29,8 @@ class StudyParser(argparse.ArgumentParser):
 
 def finish(results: Mapping, report: Callable[[Mapping], str], out: Path | None) -> int:
     """Write the results, where wanted, and print the report."""
+    from kdlib.storage import write_json
+
     if out:
         write_json(out, results)
     print(report(results))

@@ -9,12 +9,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from kdlib.language.models.load import load_checkpoint
-from kdlib.language.problems import load_problems
-from kdlib.language.traces.collect import collect_traces, load_traces
-from kdlib.language.traces.remote import BudgetReached, TracesMissing, collect_remote_traces
-from kdlib.language.traces.select import trace_report
-
 DESCRIPTION = """\
 Let a teacher answer each problem several times, verify what it writes, and keep it in a file of
 JSON lines. After an interruption start the same command again: only what is missing is asked for.
@@ -60,6 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (side, *_) in OPTIONS.items():
         if side == ("url" if url is None else "teacher") and name.replace("-", "_") in options:
             parser.error(f"--{name} goes with --{side} only")
+    from kdlib.language.models.load import load_checkpoint
+    from kdlib.language.problems import load_problems
+    from kdlib.language.traces.collect import collect_traces, load_traces
+    from kdlib.language.traces.remote import BudgetReached, TracesMissing, collect_remote_traces
+    from kdlib.language.traces.select import trace_report
+
     status = 0
     try:
         problems = load_problems(problems)

@@ -1,11 +1,10 @@
 """Distillation from beginning to end, from problems or plain texts: `python -m kdlib distill` runs it."""
 
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from inspect import signature
 from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate import PartialState
@@ -22,89 +21,15 @@ from kdlib.language.documents import Document, encode_documents, hold_out, load_
 from kdlib.language.models.chat import apply_template
 from kdlib.language.models.load import load_checkpoint
 from kdlib.language.models.vocabulary import check_same_tokens
+from kdlib.language.options import PipelineOptions
 from kdlib.language.problems import Problem, load_problems
 from kdlib.language.traces.collect import Trace, collect_traces, load_traces
 from kdlib.language.traces.select import filter_traces, trace_report
-from kdlib.losses.divergences import Divergence
 from kdlib.metrics import interval
-from kdlib.runtime import Precision, best_device, describe_environment
+from kdlib.runtime import best_device, describe_environment
 from kdlib.storage import write_json
 
 PART = 64  # problems of one file of traces: each is written by one process
-
-
-def option(default: object, text: str) -> object:
-    return field(default=default, metadata={"help": text})
-
-
-@dataclass
-class PipelineOptions:
-    """What `run_pipeline` does; each field is an option of the command, and its help says what it means."""
-
-    # What is there.
-    student: str = option(MISSING, "model to train: one of the six, a repository, or a folder")
-    out: str = option(MISSING, "folder for traces, teacher outputs, checkpoints and the trained student")
-    teacher: str | None = option(None, "model to learn from; not needed where --traces are all there is")
-    problems: str | None = option(None, "file of problems that the teacher is to answer")
-    traces: str | None = option(None, "file or folder of traces instead, as `kdlib traces` writes them")
-    texts: list[str] | None = option(None, "files of plain text instead: .txt, or .jsonl of text or messages")
-    context: int = option(4096, "tokens of a piece into which --texts are cut, or of a text in --plan")
-    prompt_tokens: int = option(1, "of a piece of --texts only read: on-policy the student goes on")
-    held_out: float = option(0.05, "share of the tokens of --texts held back, to score on before and after")
-    test: str | None = option(None, "file of problems that the student answers before and after")
-    tokenizer: Literal["student", "teacher"] = option("student", "whose tokenizer and chat template")
-    teacher_quantise: Literal["int8", "nf4"] | None = option(None, "pack the teacher's weights")
-
-    # What the teacher writes, and what is kept of it.
-    samples: int = option(4, "answers to each problem")
-    sampling_temperature: float = option(0.6, "of what teacher and, on-policy, student write")
-    top_p: float = option(0.95, "share of the most probable tokens that the teacher draws from")
-    max_new_tokens: int = option(4096, "where an answer is cut off")
-    sampling_batch: int = option(32, "answers written at once by one device")
-    shortest: bool = option(False, "of each problem's right answers keep the shortest")
-    unverified: bool = option(False, "keep wrong answers too")
-    method: Literal["texts", "logits", "cached", "on-policy"] = option(
-        "texts", "texts is R1-Distill's; cached stores the largest logits first"
-    )
-
-    # How the student learns: arguments of `distill_language_model`.
-    alpha: float | None = option(None, "weight of the hard label (texts 1, on-policy 0, else 0.5)")
-    temperature: float = option(1.0, "T of the soft term")
-    divergence: Divergence | None = option(None, "of the soft term (forward, on-policy reverse)")
-    top_k: int | None = option(None, "learn from the teacher's k largest logits only (cached: 64)")
-    epochs: float | None = option(2.0, "passes over the texts, R1-Distill's were 2 to 3")
-    steps: int | None = option(None, "optimizer steps, instead of epochs")
-    lr: float = option(1e-5, "highest learning rate")
-    batch_size: int = option(1, "texts in a micro-batch of one device")
-    accumulation: int = option(8, "micro-batches in a step")
-    packing: bool = option(True, "lay short texts end to end")
-    group_by_length: bool = option(False, "put texts of similar length into a step")
-    precision: Precision = option("auto", "bf16, or no for float32")
-    seed: int = option(0, "of order and sampling")
-    save_steps: int | None = option(None, "steps between checkpoints (a tenth of the run)")
-    resume: bool = option(True, "go on from the newest checkpoint in the folder")
-    gradient_checkpointing: bool = option(False, "compute activations again rather than keep them")
-    training_arguments: dict | None = option(None, "more of transformers' TrainingArguments, as JSON")
-
-    def __post_init__(self) -> None:
-        if sum(source is not None for source in (self.problems, self.traces, self.texts)) != 1:
-            raise ValueError(
-                f"problems is {self.problems}, traces is {self.traces} and texts is {self.texts}; expected "
-                "one of the three: problems that the teacher is to answer, traces of it, or plain texts"
-            )
-        if self.texts and self.method == "on-policy" and self.prompt_tokens < 2:
-            raise ValueError(
-                f"prompt_tokens={self.prompt_tokens}; expected more on-policy, for the student to go on from"
-            )
-        if self.teacher is None and (self.problems or self.method != "texts" or self.tokenizer == "teacher"):
-            raise ValueError(
-                "teacher is missing; without one expected traces or plain texts, method texts and the "
-                "student's tokenizer"
-            )
-        if self.teacher_quantise and sharding():
-            raise ValueError("teacher_quantise packs weights, which FSDP2 cannot spread; launch with ddp")
-        if self.steps is not None:
-            self.epochs = None
 
 
 def run_pipeline(options: PipelineOptions) -> dict[str, object]:
@@ -114,6 +39,8 @@ def run_pipeline(options: PipelineOptions) -> dict[str, object]:
     the steps of training; the folder must be one that all of them see. The first process prints what is done.
     Returned is the report, as `report.json` in the folder holds it.
     """
+    if options.teacher_quantise and sharding():
+        raise ValueError("teacher_quantise packs weights, which FSDP2 cannot spread; launch with ddp")
     # A process may wait for hours while another writes.
     processes = PartialState(cpu=best_device().type == "cpu", timeout=timedelta(days=7))
     out = Path(options.out)
@@ -174,7 +101,9 @@ def run_pipeline(options: PipelineOptions) -> dict[str, object]:
         report |= _scored("after", student, tokenizer, held, _teacher(options, processes)[0])
     if processes.is_main_process:
         report |= _compared(right_before, right_after)
-        write_json(out / "report.json", report)
+        write_json(out / "report.json", report)  # before it is told: a terminal can refuse it
+        if "difference" in report:
+            _say(_gain(report["difference"]))
         _say(f"The trained student is in {out / 'student'}.")
     return report
 
@@ -324,9 +253,13 @@ def _compared(before: Sequence[bool], after: Sequence[bool]) -> dict[str, object
     report = {"before": sum(before) / len(before), "after": sum(after) / len(after)}
     if len(before) > 1:
         mean, half = interval([int(now) - int(then) for then, now in zip(before, after, strict=True)])
-        _say(
-            f"after − before: {100 * mean:+.1f} points, 95 % interval [{100 * (mean - half):+.1f}, "
-            f"{100 * (mean + half):+.1f}] over {len(before)} problems; one run, so not over seeds"
-        )
         report["difference"] = {"mean": mean, "half_width": half, "problems": len(before)}
     return report
+
+
+def _gain(difference: Mapping[str, float]) -> str:
+    mean, half = 100 * difference["mean"], 100 * difference["half_width"]
+    return (
+        f"after − before: {mean:+.1f} points, 95 % interval [{mean - half:+.1f}, {mean + half:+.1f}] over "
+        f"{difference['problems']} problems; one run, so not over seeds"
+    )

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from kdlib.losses.divergences import DIVERGENCES, RULED_OUT, LossSettings
 
+SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-18, 1e18
+
 
 def check_temperature(temperature: float) -> None:
     if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
@@ -17,6 +19,11 @@ def check_temperature(temperature: float) -> None:
 def check_settings(settings: LossSettings, reduction: str) -> None:
     temperature, alpha, divergence, beta = settings
     check_temperature(temperature)
+    if not SMALLEST_TEMPERATURE <= temperature <= LARGEST_TEMPERATURE:
+        raise ValueError(
+            f"temperature must lie between {SMALLEST_TEMPERATURE:g} and {LARGEST_TEMPERATURE:g} in a loss; "
+            f"got {temperature}. Beyond, T² or z / T is no number of float32"
+        )
     if not isinstance(alpha, Real) or not 0 <= alpha <= 1:
         raise ValueError(f"alpha, the weight of the hard label, must lie in [0, 1]; got {alpha}")
     if divergence not in DIVERGENCES:

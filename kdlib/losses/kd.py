@@ -49,7 +49,8 @@ def soften(logits: Tensor, temperature: float = 1.0) -> Tensor:
         temperature: T > 0. 1 leaves the softmax as it is, larger is smoother, smaller is sharper.
 
     Returns:
-        (..., C) probabilities, float32 (float64 for float64 logits).
+        (..., C) probabilities, float32 (float64 for float64 logits). A row with NaN or +inf, or with −inf
+        alone, has none: it is NaN.
 
     Raises:
         ValueError: if T is not positive and finite, or logits are not floating point or have no axis.
@@ -72,6 +73,11 @@ def kd_loss(
     for next-token prediction shift logits and labels first. A class that either model rules out, with −inf or
     anything down from −1e30, is left out of D: its probabilities are those over the classes that both allow.
 
+    What is no number comes out as none: NaN or +inf in the logits of a position that counts makes the loss
+    NaN. Nothing looks for them here, for that would wait for the device at each step; `fit` looks at the loss
+    of each epoch. Positions that do not count may hold anything. Where no class is left, as of a row of −inf,
+    D is 0.
+
     Large inputs are computed faster and in less memory (`kdlib.losses.backend`), with the same result but for
     rounding, and without a second derivative.
 
@@ -80,7 +86,9 @@ def kd_loss(
         teacher_logits: the same shape. Receives no gradient. May be None where alpha is 1.
         labels: (...) integers in [0, C), or ignore_index where a position does not count.
             None (no labels: a transfer set) means that alpha is 0.
-        temperature: T > 0 in the soft term. The hard term is always taken at T = 1.
+        temperature: T in the soft term, from 1e-18 to 1e18. From some thousand times the logits on, the
+            softened probabilities agree in all but the last digits of float32: the soft term is then a few
+            per cent off, and 0 from some 1e8 on. The hard term is always taken at T = 1.
         alpha: weight of the HARD label, in [0, 1]. A term of weight 0 is not computed.
         divergence: "forward" KL(teacher‖student), "reverse" KL(student‖teacher), or "jsd".
         beta: weight of the teacher in the mixture of "jsd".

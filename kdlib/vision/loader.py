@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from kdlib.arguments import check_number, check_whole
 from kdlib.data import Batch, Examples, as_float
 from kdlib.runtime import substream
 from kdlib.storage import fingerprint
@@ -59,6 +60,9 @@ class Loader:
     def __init__(self, examples: Examples, augmentation: Augmentation | None = None) -> None:
         self.augmentation = augmentation or _NONE
         height, width = examples.images.shape[-2:]
+        for name in ("crop", "cutout", "views"):
+            check_whole(name, getattr(self.augmentation, name))
+        check_number("zoom", self.augmentation.zoom)
         crop, cutout = self.augmentation.crop, self.augmentation.cutout
         if not 0 <= crop < min(height, width) or cutout < 0:  # a crop could not be reflected so far
             raise ValueError(

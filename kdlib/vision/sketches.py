@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdlib.arguments import check_number, check_room, check_whole
 from kdlib.data import Examples, Splits
 from kdlib.vision.drawing import paint_faces
 
@@ -102,7 +103,16 @@ def load_sketches(
         train, validation, test: number of pictures.
         size: height and width in pixels, from 8 on.
         nuisance: from 0 (upright, nothing in front, no noise; colours still vary) to 1, or to 2 for harder.
+
+    Raises:
+        ValueError: a number that is out of these ranges, or more pictures than memory holds.
     """
+    counts = {"train": train, "validation": validation, "test": test}
+    check_whole("size", size, least=8)
+    check_whole("seed", seed)
+    for name, count in counts.items():
+        check_whole(name, count, least=0)
+        check_room(name, count, 3 * size**2 * count)
 
     def part(name: str, count: int) -> SketchExamples:
         labels = torch.randint(2, (count,), generator=_stream(seed, name, "labels"))
@@ -129,6 +139,7 @@ def log_odds(attributes: Tensor) -> Tensor:
 
 def sample_nuisances(count: int, generator: torch.Generator, *, strength: float = 1.0) -> Tensor:
     """What carries no class information: (count, 29) float32 in [0, 1], columns as in `NUISANCES`."""
+    check_number("nuisance", strength)
     if not 0 <= strength <= 2:
         raise ValueError(f"nuisance must be between 0 and 2; got {strength!r}")
     uniform = torch.rand(count, len(NUISANCES), dtype=torch.float64, generator=generator)
@@ -145,8 +156,7 @@ def sample_nuisances(count: int, generator: torch.Generator, *, strength: float 
 @torch.no_grad()
 def draw_sketches(attributes: Tensor, nuisances: Tensor, size: int = 32) -> Tensor:
     """Draw faces, uint8 (N, 3, size, size), from (N, 7) in [−1, 1] and (N, 29) in [0, 1]."""
-    if size < 8:
-        raise ValueError(f"size is a picture's side in pixels, at least 8; got {size}")
+    check_whole("size", size, least=8)
     images = torch.empty(len(attributes), 3, size, size, dtype=torch.uint8)
     blocks = (each.split(max(1, BLOCK // size**2)) for each in (images, attributes, nuisances))
     for block, look, free in zip(*blocks, strict=True):

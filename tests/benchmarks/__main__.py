@@ -9,6 +9,7 @@ row; the extra "bench" brings them: `pip install -e ".[bench]"` in the course's 
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,17 +18,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks import arguments
 from benchmarks.contenders import versions_of_peers
 from benchmarks.problems import Setting, Sizes
 from benchmarks.report import as_csv, figure, text_table
-from benchmarks.tasks import DEFAULT_TASKS, TASKS, Request, measure_rates
+from benchmarks.tasks import TASKS, Request, measure_rates
 from kdlib.course.figures import png
 from kdlib.runtime import best_device, describe_environment
 from kdlib.storage import replaced, write_json
 
 __all__ = ["default_sizes", "describe_run", "main", "title_of", "write_all"]
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {name: getattr(torch, name) for name in arguments.DTYPES}
 
 
 def default_sizes(device: torch.device) -> Sizes:
@@ -71,8 +73,16 @@ def title_of(asked: Request) -> str:
     return f"{sizes.tokens:,} tokens, {sizes.vocabulary:,} logits, {dtype}, {asked.device.type.upper()}"
 
 
+def favours_eager(asked: Request) -> bool:
+    """Whether the logits are fewer than in the problem that is usual on the device."""
+    usual = default_sizes(asked.device)
+    return asked.sizes.tokens * asked.sizes.vocabulary < usual.tokens * usual.vocabulary
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m kdlib bench`: run, print the table, write the results."""
+    # It warns of a CUDA_HOME on a machine whose GPU is not used; a peer asks it as it is imported.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     given, asked = _asked(argv)
     rows, written = [], []
     with tqdm(unit="step", disable=None) as bar:
@@ -81,7 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows += TASKS[name](Request(**vars(asked) | {"on_done": bar.update}))
             if given.out is not None:  # after each task: what was measured is not lost with the next
                 written = write_all(given.out / "results", describe_run(asked), rows, title_of(asked))
-    print(f"{title_of(asked)}, T = {asked.temperature:g}, α = {asked.alpha:g}, {asked.rounds} rounds")
+    rounds = f"{asked.rounds} round{'s' * (asked.rounds > 1)}"
+    print(f"{title_of(asked)}, T = {asked.temperature:g}, α = {asked.alpha:g}, {rounds}")
+    if favours_eager(asked):
+        print(
+            "These sizes are small, which favours eager PyTorch: what the losses of kdlib save grows with "
+            "the tokens and the vocabulary. The task sizes shows from where on."
+        )
     print(
         f"measured: {asked.rates.matrix / 1e12:.3g} TFLOP/s in matrix products, "
         f"{asked.rates.copy / 1e9:.3g} GB/s in copies"
@@ -93,28 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _asked(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Request]:
-    parser = argparse.ArgumentParser(
-        prog="python -m kdlib bench", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add = parser.add_argument
-    add("tasks", nargs="*", metavar="TASK", default=list(DEFAULT_TASKS),
-        help="; ".join(f"{name}: {task.__doc__.splitlines()[0]}" for name, task in TASKS.items())
-        + f" (default: {' '.join(DEFAULT_TASKS)})")
-    add("--tokens", type=int, help="tokens of the batch (GPU: 8192; CPU: 2048)")
-    add("--vocabulary", type=int, help="logits of a token (GPU: 151936; CPU: 32768)")
-    add("--student-hidden", type=int, help="width of the student's hidden states (GPU: 1536; CPU: 256)")
-    add("--teacher-hidden", type=int, help="width of the teacher's (GPU: 3584; CPU: 512)")
-    add("--dtype", choices=_DTYPES, help="of all that is given (GPU: bfloat16; CPU: float32)")
-    add("--device", help="default: the best there is")
-    add("--divergences", nargs="+", choices=("forward", "reverse", "jsd"),
-        help="(GPU: all three; CPU: forward)")
-    add("--temperature", type=float, default=1.0,
-        help="T (%(default)s, at which peers whose loss lacks T² need no factor)")
-    add("--alpha", type=float, default=0.0,
-        help="weight of the hard label (%(default)s: some peers have no hard term)")
-    add("--rounds", type=int, help="timed runs of each contender (GPU: 10; CPU: 3)")
-    add("--out", type=Path, metavar="FOLDER", help="write results.json, results.csv and results.png there")
+    parser = arguments.parser()
     given = parser.parse_args(argv)
     unknown = [name for name in given.tasks if name not in TASKS]
     if unknown:

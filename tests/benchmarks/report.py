@@ -34,7 +34,7 @@ def text_table(rows: Sequence[Row]) -> str:
                 continue
             share = row.copy_share if row.matrix_share is None else row.matrix_share
             cells = (
-                row.contender, _time(row.seconds), f"{_time(row.low)} – {_time(row.high)}",
+                row.contender, _time(row.seconds), _range(row.low, row.high),
                 _number(row.time_ratio, ".2f"), _size(row.peak_bytes), _number(row.memory_ratio, ".2f"),
                 _number(share, ".0%"), _number(row.loss_error, ".0e"), _number(row.gradient_error, ".0e"),
             )  # fmt: skip
@@ -80,6 +80,11 @@ def _time(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds * 1e6:.3g} µs"
+
+
+def _range(low: float | None, high: float | None) -> str:
+    """Nothing of a single round, which has no spread."""
+    return "" if low is None or low == high else f"{_time(low)} – {_time(high)}"
 
 
 def _size(count: int | None) -> str:

@@ -13,9 +13,8 @@ from benchmarks.race import Rates, Row, arms_in_turn, race
 from benchmarks.training import language_steps, loading, vision_steps, whole_notebooks
 from kdlib.losses.divergences import Divergence
 
-__all__ = ["DEFAULT_TASKS", "TASKS", "Request", "measure_rates"]
+__all__ = ["TASKS", "Request", "measure_rates"]
 
-DEFAULT_TASKS = ("linear", "logits")
 SMALLEST = 256  # tokens, in `sizes`
 PART = 0.25  # of the tokens, in `masked`
 

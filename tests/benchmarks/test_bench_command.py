@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import measuring, tasks, training
+from benchmarks import arguments, measuring, tasks, training
 from benchmarks.__main__ import main
 from benchmarks.problems import Setting, Sizes
 from benchmarks.race import Rates, Row
@@ -67,9 +67,18 @@ def test_from_end_to_end(quick, monkeypatch, tmp_path, capsys):
     assert results["sizes"]["vocabulary"] == 512 and results["sizes"]["dtype"] == "float32"
     assert (results["temperature"], results["alpha"], results["rounds"]) == (2, 0, 1)
     assert {"torch", "trl", "triton", "liger_kernel", "accelerator"} <= results["environment"].keys()
-    assert "linear: jsd" in shown and "T = 2, α = 0, 1 rounds" in shown
+    assert "linear: jsd" in shown and "T = 2, α = 0, 1 round\n" in shown
+    assert "These sizes are small, which favours eager PyTorch" in shown
+    assert "ms – " not in shown and "µs – " not in shown, "one round has no range"
     assert str(tmp_path / "results.csv") in shown
     assert max(map(len, shown.split("linear: jsd")[1].splitlines()[:9])) <= 100
+
+
+def test_what_help_says_is_what_the_tasks_do():
+    """The parser is read before the tasks are imported."""
+    done = {name: " ".join(task.__doc__.split()) for name, task in tasks.TASKS.items()}
+    assert done == arguments.SUMMARIES
+    assert set(arguments.DEFAULT_TASKS) <= done.keys() and command.favours_eager
 
 
 def test_without_a_choice_the_losses_are_compared(quick, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from sharing import WAYS
 from transformers import AutoConfig
 
 from kdlib.__main__ import main as kdlib
-from kdlib.cli import distill as distilling
+from kdlib.language import pipeline
 from kdlib.language.models.tiny import stand_in
 from kdlib.language.pipeline import PipelineOptions
 
@@ -26,7 +26,7 @@ def main(arguments):
 def ran(monkeypatch):
     """The options of each run, which does nothing."""
     runs: list[PipelineOptions] = []
-    monkeypatch.setattr(distilling, "run_pipeline", runs.append)
+    monkeypatch.setattr(pipeline, "run_pipeline", runs.append)
     return runs
 
 
@@ -107,7 +107,6 @@ def test_a_plan_of_folders_and_bases(tmp_path, capsys):
     "arguments, message",
     [
         ([*ESSENTIAL, "--traces", "t"], "problems is p, traces is t and texts is None"),
-        ([*ESSENTIAL, "--learning-rate", "1"], r"not used .*\['--learning-rate', '1'\]"),
         (["--config", "nowhere.yaml"], "there is no file nowhere.yaml, and none of that name comes with"),
         (["--config", "fsdp2"], "fsdp2 holds no options of kdlib: it is for accelerate launch"),
     ],
@@ -124,6 +123,9 @@ def test_mistakes_are_told_in_a_line(arguments, message, capsys, ran):
     "arguments, message",
     [
         (["--student", "s"], "the following arguments are required: --out"),
+        ([*ESSENTIAL, "--learning-rate", "1"], "unrecognized arguments: --learning-rate 1"),
+        ([*ESSENTIAL, "--packing", "maybe"], "argument --packing: expected yes or no, got 'maybe'"),
+        ([*ESSENTIAL, "--training-arguments", "[1]"], r"expected a JSON object, got '\[1\]'"),
         ([*ESSENTIAL, "--method", "soft"], r"argument --method: invalid choice: 'soft' \(choose from .*text"),
     ],
 )
@@ -140,7 +142,7 @@ def test_a_file_that_holds_no_options(tmp_path, capsys, ran):
         assert main(["--config", str(tmp_path / "run.yaml")]) == 1
         assert message in capsys.readouterr().err
     assert main([*ESSENTIAL, "--config", config(tmp_path, learning_rate=1)]) == 1
-    assert "not used by the HfArgumentParser: ['--learning_rate=1']" in capsys.readouterr().err
+    assert "holds 'learning_rate', which is no option" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_what_ends_a_run_is_told_by_the_first_process(monkeypatch, capsys, error
     def ended(options):
         raise error
 
-    monkeypatch.setattr(distilling, "run_pipeline", ended)
+    monkeypatch.setattr(pipeline, "run_pipeline", ended)
     assert main(ESSENTIAL) == status
     assert capsys.readouterr().err == told
     if status == 1:

@@ -9,8 +9,8 @@ from loopback import Server, as_json, completion
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kdlib.__main__ import main
-from kdlib.cli import traces as collecting
 from kdlib.language.models.small import without_bars
+from kdlib.language.traces import remote
 from kdlib.language.traces.file import load_traces
 from kdlib.language.traces.select import trace_report
 
@@ -97,7 +97,7 @@ def test_an_interrupt_says_how_to_go_on(files, capsys, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(collecting, "collect_remote_traces", interrupted)
+    monkeypatch.setattr(remote, "collect_remote_traces", interrupted)
     assert run(files, "--url", "http://127.0.0.1:9/v1", "--model", "m") == 130
     assert "Start the same command again" in capsys.readouterr().err
 

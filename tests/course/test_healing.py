@@ -116,7 +116,7 @@ def test_python_ships_enough_english():
 def test_the_command_goes_on_with_what_is_there_and_writes_the_results(
     place, study, results, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(command, "SMOLLM2", TINY)
+    monkeypatch.setattr(healing, "SMOLLM2", TINY)
     monkeypatch.setattr(healing, "python_texts", lambda: study.texts)
     monkeypatch.setattr(healing, "distill_language_model", None)
     given = ["--model", study.checkpoint, "--work", str(place / "work"), "--out", str(tmp_path / "out.json")]

@@ -162,9 +162,8 @@ def test_problems_that_nothing_works_out_are_refused(study, monkeypatch):
 
 def test_the_command_writes_the_results_and_goes_on_with_what_is_there(place, tmp_path, monkeypatch, capsys):
     from kdlib.__main__ import main
-    from kdlib.cli import real_reasoning as command
 
-    monkeypatch.setattr(command, "SMOLLM2", TINY)
+    monkeypatch.setattr(real_reasoning, "SMOLLM2", TINY)
     monkeypatch.setattr(real_reasoning, "python_texts", lambda: TEXTS)
     given = ["real-reasoning", "--model", str(place / "model"), "--work", str(tmp_path), "--seeds", "2",
              "--quiet", "--asked", "--out", str(tmp_path / "out.json")]  # fmt: skip

@@ -23,7 +23,7 @@ from small_models import llama, pairs, qwen, word_tokenizer
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import kdlib.cli.distill  # noqa: F401
+import kdlib.language.pipeline  # noqa: F401
 from kdlib.__main__ import main as kdlib_command
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.distill.fsdp import gather_output_layer, is_sharded

@@ -190,7 +190,7 @@ def test_a_base_takes_over_the_tokenizer_of_its_teacher(place, tmp_path):
         )
 
 
-def test_a_difference_is_paired(capsys):
+def test_a_difference_is_paired():
     before, after = [n in (1, 4) for n in range(7)], [n in (0, 1, 4, 5, 6) for n in range(7)]
     report = pipeline._compared(before, after)  # three more, and none fewer
     mean = 3 / 7
@@ -199,7 +199,7 @@ def test_a_difference_is_paired(capsys):
         "mean": pytest.approx(mean), "half_width": pytest.approx(half), "problems": 7
     }  # fmt: skip
     ends = [100 * (mean - half), 100 * (mean + half)]
-    told = capsys.readouterr().out
+    told = pipeline._gain(report["difference"])
     assert f"+42.9 points, 95 % interval [{ends[0]:+.1f}, {ends[1]:+.1f}] over 7 problems" in told
 
 

@@ -34,6 +34,31 @@ def test_an_unusable_temperature_is_refused_by_every_function(temperature):
         assert str(error.value).endswith(f"got {temperature}")
 
 
+@pytest.mark.parametrize("temperature", [1e30, 1e-30])
+def test_a_temperature_whose_square_is_no_float32_is_refused_by_the_losses(temperature):
+    for call in (
+        lambda: soft_target_loss(STUDENT, TEACHER, temperature=temperature),
+        lambda: kd_loss(STUDENT, TEACHER, LABELS, temperature=temperature),
+    ):
+        with pytest.raises(ValueError, match=r"temperature must lie between 1e-18 and 1e\+18 in a loss"):
+            call()
+    assert soften(STUDENT, temperature).isfinite().all()
+    assert soft_target_loss(STUDENT, TEACHER, temperature=1e18).isfinite()
+
+
+def test_what_is_no_number_comes_out_as_the_documentation_says():
+    one = torch.tensor([[0.0, 1.0, 2.0]])
+    for spoilt in (math.nan, math.inf):
+        logits = torch.tensor([[spoilt, 0.0, 1.0]])
+        assert soften(logits).isnan().all()
+        assert kd_loss(logits, one, torch.tensor([2])).isnan() and soft_target_loss(one, logits).isnan()
+        both = torch.cat([logits, one])
+        assert kd_loss(both, torch.cat([one, one]), torch.tensor([-100, 2])).isfinite()
+    nowhere = torch.full((1, 3), -math.inf)
+    assert soften(nowhere).isnan().all()
+    assert soft_target_loss(one, nowhere) == soft_target_loss(nowhere, one) == 0
+
+
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, math.nan, math.inf, "0.5", None])
 def test_an_alpha_outside_zero_to_one_is_refused(alpha):
     with pytest.raises(ValueError, match=r"alpha.*must lie in \[0, 1\]") as error:

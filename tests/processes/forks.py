@@ -30,7 +30,7 @@ def telling(work: Callable[[Tell], None], stand_still: tuple[str, int] | None) -
             os.write(writing, moment.encode() + b"\n")
             told[moment] += 1
             if (moment, told[moment]) == stand_still:
-                time.sleep(60)
+                time.sleep(600)  # until it is killed
 
         work(tell)
         os._exit(0)
@@ -42,7 +42,7 @@ def telling(work: Callable[[Tell], None], stand_still: tuple[str, int] | None) -
 def told_until(pipe: int, moment: str, count: int) -> bytes:
     """What a fork tells until it has told a moment so often, or has ended by itself."""
     told = b""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while told.decode().split("\n").count(moment) < count and time.monotonic() < deadline:
         if select.select([pipe], [], [], 1)[0]:
             part = os.read(pipe, 4096)

@@ -1,15 +1,14 @@
-"""Trains once undisturbed, then once more with a SIGKILL at each of several moments, in real processes.
+"""Trains once undisturbed, and once for each of several moments at which the process is killed, and resumed.
 
-A process tells the parent through a pipe where it is, and is killed a random while after a moment chosen
-beforehand. FOLDER/undisturbed and FOLDER/killed then hold `log.jsonl` and `result.safetensors`: weights, and
-as metadata the history. FOLDER/kills.json says how each process ended.
+A process tells the parent through a pipe where it is, and stands still at its moment: there it is killed.
+Each has a folder of its own, FOLDER/undisturbed and FOLDER/MOMENT, which then holds `log.jsonl` and
+`result.safetensors`: weights, and as metadata the history. FOLDER/kills.json says what was found.
 """
 
 import json
 import os
 import random
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,16 +24,16 @@ from kdlib.training import fit
 from kdlib.vision.loader import Augmentation, Loader
 from kdlib.vision.nets import convnet
 
-EXAMPLES, BATCH, EPOCHS, EVERY = 29, 8, 30, 3  # four steps an epoch, the last of five examples
+EXAMPLES, BATCH, EPOCHS, EVERY = 29, 8, 6, 3  # four steps an epoch, the last of five examples
 
-# After how many occurrences of which moment the process is killed, and up to how many seconds later.
-# "step": a step computes its loss, and goes on; at the others, which would be too short to hit, the process
-# stands still until it is killed. "writing": the bytes of a checkpoint are on the disk, under another name;
-# "written": it has its name; "logged": the epoch has its line in the log, and no checkpoint yet.
-PLAN = [
-    ("step", 1, 0.0), ("writing", 1, 0.0), ("step", 4, 0.02), ("written", 1, 0.0), ("writing", 2, 0.0),
-    ("logged", 1, 0.0), ("step", 8, 0.02), ("step", 3, 0.01), ("written", 2, 0.0), ("step", 6, 0.02),
-]  # fmt: skip
+# The moments, and the last occurrence of each at which it may happen. "step": inside a step, the loss is
+# computed; "backward": its gradients are; "checkpoint torn": half of the bytes are on the disk, under
+# another name; "checkpoint unnamed": all of them are; "checkpoint": it has its name; "log torn": half of a
+# line is in the log; "log": all of it is; "epoch": the epoch is closed, and not yet in a checkpoint.
+MOMENTS = {
+    "step": 23, "backward": 23, "checkpoint torn": 8, "checkpoint unnamed": 8, "checkpoint": 7,
+    "log torn": 6, "log": 6, "epoch": 5,
+}  # fmt: skip
 
 
 def pictures(count: int, seed: int, *, noise: float) -> Examples:
@@ -52,6 +51,7 @@ def train(folder: Path, tell: Callable[[str], None]) -> None:
 
     def loss(student_logits, teacher_logits, labels):
         tell("step")
+        student_logits.register_hook(lambda gradient: tell("backward"))
         return kd_loss(student_logits, teacher_logits, labels, temperature=2.0)
 
     torch.manual_seed(0)
@@ -82,47 +82,79 @@ def process(folder: Path, stand_still: tuple[str, int] | None = None) -> tuple[i
     """A fork that trains, and the end of the pipe that it tells its moments to."""
 
     def work(tell: Callable[[str], None]) -> None:
-        announce(folder, tell)
+        announce(tell)
         train(folder, tell)
 
     return telling(work, stand_still)
 
 
-def announce(folder: Path, tell: Callable[[str], None]) -> None:
+def announce(tell: Callable[[str], None]) -> None:
     """Make this process tell of the moments around its writing."""
     replace, close_epoch = os.replace, checkpoint.Run.close_epoch
 
     def telling_replace(source, target):
-        if Path(target) != folder / "run.safetensors":  # the log, or the result
+        if Path(target).name != "run.safetensors":  # the log, or the result
             return replace(source, target)
-        tell("writing")
+        tell("checkpoint unnamed")
         replace(source, target)
-        tell("written")
+        tell("checkpoint")
 
     def telling_close(run, validate):
         close_epoch(run, validate)
-        tell("logged")
+        tell("epoch")
 
     storage.os.replace = telling_replace
+    storage.open = lambda path, mode, buffering=0: opened(path, mode, tell)
     checkpoint.Run.close_epoch = telling_close
 
 
-def killed(folder: Path, moment: str, count: int, delay: float) -> dict[str, object]:
-    """Train until the moment, wait, kill: what the process had told by then, and how it ended."""
-    child, pipe = process(folder, (moment, count) if moment != "step" else None)
-    told = told_until(pipe, moment, count)
-    time.sleep(delay)
+def opened(path: Path, mode: str, tell: Callable[[str], None]):
+    """A file; a checkpoint or a line of the log goes into it in two parts."""
+    file = open(path, mode, buffering=0)  # noqa: SIM115
+    kind = "log" if mode == "a+b" else "checkpoint" if "run.safetensors" in Path(path).name else None
+    if kind is None:
+        return file
+
+    class Halves:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            file.close()
+
+        def __getattr__(self, name):
+            return getattr(file, name)
+
+        def write(self, content: bytes) -> int:
+            file.write(content[: len(content) // 2])
+            tell(f"{kind} torn")
+            file.write(content[len(content) // 2 :])
+            if kind == "log":
+                tell("log")
+            return len(content)
+
+    return Halves()
+
+
+def killed(folder: Path, moment: str, count: int) -> dict[str, object]:
+    """Train until the moment and kill: what had been told by then, and what was there."""
+    child, pipe = process(folder, (moment, count))
+    told = told_until(pipe, moment, count).decode().split("\n")[:-1]
+    other, pipe_of_other = process(folder)  # while the first stands still, and holds its files
+    told_to_the_end(pipe_of_other)
+    _, refused = os.waitpid(other, 0)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    told += told_to_the_end(pipe)
-    told = told.decode().split()
+    told += told_to_the_end(pipe).decode().split("\n")[:-1]
+    log = folder / "log.jsonl"
     return {
         "moment": moment,
-        "delay": delay,
+        "refused": os.waitstatus_to_exitcode(refused) == 1,
         "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
         "steps": told.count("step"),
         "last": told[-1] if told else None,
-        "leftovers": len(list(folder.glob(".*.part"))),
+        "leftovers": [path.stat().st_size for path in folder.glob(".*.part")],
+        "torn log": log.exists() and not log.read_bytes().endswith(b"\n") and log.stat().st_size > 0,
         "done": (folder / "result.safetensors").exists(),
     }
 
@@ -133,17 +165,17 @@ def finished(folder: Path) -> int:
     told = told_to_the_end(pipe)
     if os.waitpid(child, 0)[1]:
         raise SystemExit("training failed")
-    return told.decode().split().count("step")
+    return told.decode().split("\n").count("step")
 
 
 def main(folder: Path, seed: int) -> None:
-    """Ten kills, at moments that follow from the seed and delays that do not quite."""
+    """A kill and a resumption for each moment, whose occurrence follows from the seed."""
     chance = random.Random(seed)
-    for name in ("undisturbed", "killed"):
+    for name in ("undisturbed", *MOMENTS):
         (folder / name).mkdir(parents=True)
-    steps = finished(folder / "undisturbed")
-    plan = [(m, chance.randint(1, 2 * n - 1), chance.uniform(0, d)) for m, n, d in PLAN]
-    chance.shuffle(plan)
-    kills = [killed(folder / "killed", *moment) for moment in plan]
-    last = finished(folder / "killed")
-    (folder / "kills.json").write_text(json.dumps({"steps": steps, "last": last, "kills": kills}))
+    steps, kills = finished(folder / "undisturbed"), []
+    for moment, last in MOMENTS.items():
+        kills.append(killed(folder / moment, moment, chance.randint(1, last)))
+        kills[-1]["resumed"] = finished(folder / moment)
+    size = (folder / "undisturbed" / "run.safetensors").stat().st_size
+    (folder / "kills.json").write_text(json.dumps({"steps": steps, "size": size, "kills": kills}))

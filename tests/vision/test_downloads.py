@@ -17,8 +17,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, OxfordIIITPet
 
 from kdlib.__main__ import main
-from kdlib.cli import fetch as command
-from kdlib.vision import downloads
+from kdlib.vision import downloads, photos
 from kdlib.vision.downloads import fetch
 from kdlib.vision.photos import load_photos
 
@@ -324,7 +323,7 @@ def test_fetch_stopped_by_the_reader(tmp_path, capsys, monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "load_photos", stopped)
+    monkeypatch.setattr(photos, "load_photos", stopped)
     assert main(["fetch", "pets", "--root", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "Stopped. Start the same command again to go on.\n"
 

@@ -266,3 +266,13 @@ def test_a_fingerprint_changes_with_every_part_of_the_augmentation(which):
     kinds = [None, STRONG, Augmentation(False, 4, 5), Augmentation(True, 3, 5), Augmentation(True, 4, 4)]
     held = {getattr(Loader(examples, kind), which)() for kind in kinds}
     assert len(held) == len(kinds)
+
+
+@pytest.mark.parametrize(("changed", "message"), [
+    ({"crop": 1.5}, "crop is 1.5; expected a whole"), ({"views": True}, "views is True; expected a whole"),
+    ({"cutout": "4"}, "cutout is '4'; expected a whole"), ({"zoom": None}, "zoom is None; expected a finite"),
+])  # fmt: skip
+def test_fractions_of_pixels_are_refused(changed, message):
+    pixels = torch.zeros(2, 3, 8, 8)
+    with pytest.raises(ValueError, match=message):
+        Loader(Examples(pixels, torch.zeros(2).long(), torch.arange(2)), Augmentation(**changed))

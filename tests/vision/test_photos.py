@@ -2,9 +2,13 @@
 
 import os
 import shutil
+import struct
+import sys
 import warnings
+import zlib
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,6 +142,36 @@ def test_sixteen_bits_keep_the_upper_byte(tmp_path, ending):
     assert torch.equal(read_photo(path, 16), upper.expand(3, 16, 16))
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_fewer_bits_in_sixteen_are_not_black(tmp_path, ending, bits):
+    """As cameras, scanners and microscopes write them: the same picture, whatever the bits it is kept in."""
+    values = np.linspace(0, 255, 256).astype(np.uint16).reshape(16, 16)
+    path = save(Image.fromarray(values << (bits - 8)), tmp_path / f"a.{ending}")
+    assert torch.equal(read_photo(path, 16), torch.from_numpy(values.astype(np.uint8)).expand(3, 16, 16))
+
+
+def colours_of_sixteen_bits(path, highest):
+    """A PNG of RGB in 16 bits, which Pillow does not write: by hand, after the standard (W3C, PNG, §11)."""
+
+    def chunk(kind, content):
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    values = np.linspace(0, highest, 48).astype(">u2").reshape(4, 12)
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    return path
+
+
+def test_colours_of_twelve_bits_in_sixteen_are_named(tmp_path):
+    assert read_photo(colours_of_sixteen_bits(tmp_path / "a.png", 65535), 4).max() == 255
+    with pytest.raises(UnreadablePhoto, match="colours use 12 of their 16 bits, .*save it with 8"):
+        read_photo(colours_of_sixteen_bits(tmp_path / "b.png", 4095), 4)
+
+
 def test_of_an_animation_the_first_frame_counts(tmp_path):
     frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "lime", "blue")]
     path = save(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
@@ -158,13 +192,36 @@ def test_what_is_no_picture_is_refused(tmp_path, content, reason):
         read_photo(tmp_path / "y.jpg", 8)
 
 
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
+
+
+def test_heic_names_the_package_that_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    photos.decoder.cache_clear()
+    for name in ("a.heic", "b.jpg"):
+        (tmp_path / name).write_bytes(HEIC)
+        with pytest.raises(UnreadablePhoto, match="HEIC picture, which needs pillow-heif: python -m pip"):
+            read_photo(tmp_path / name, 8)
+    without = photos.decoder()
+
+    # Installed, it is asked to let Pillow read such files, and what was decoded without it is decoded anew.
+    asked = []
+    package = SimpleNamespace(__version__="1.0", register_heif_opener=lambda: asked.append(1))
+    monkeypatch.setitem(sys.modules, "pillow_heif", package)
+    photos.decoder.cache_clear()
+    with pytest.raises(UnreadablePhoto):
+        read_photo(tmp_path / "a.heic", 8)
+    assert asked == [1] and photos.decoder() == f"{without}, pillow-heif 1.0"
+    photos.decoder.cache_clear()
+
+
 def test_what_would_be_read_wrongly_is_refused(tmp_path, monkeypatch):
     path = save(Image.fromarray(np.ones((4, 4), dtype=np.float32)), tmp_path / "a.tif")
     with pytest.raises(UnreadablePhoto, match=r"a\.tif.*floating-point.*save it as 8 or 16 bit"):
         read_photo(path, 4)
     bomb = save(Image.new("L", (101, 100)), tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
-    with pytest.raises(UnreadablePhoto, match=r"bomb\.png.*pixels"):
+    with pytest.raises(UnreadablePhoto, match=r"bomb\.png.*more than 0 million pixels; .*MAX_IMAGE_PIXELS"):
         read_photo(bomb, 8)
 
 
@@ -273,6 +330,35 @@ def test_nested_linked_and_hidden_files(folder, tmp_path):
     assert splits.classes == ("cat", "dog")
     assert len(splits.train) + len(splits.validation) == 42
     assert splits.skipped == ()
+    assert splits.passed_over == 4 and str(splits).endswith("2 classes (4 other files passed over)")
+
+
+def test_files_that_are_no_pictures_by_their_names_are_counted_where_there_are_no_others(tmp_path):
+    for name in ("train/cat/a.cr2", "train/dog/b"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"raw")
+    with pytest.raises(ValueError, match=r"CLASS \(2 files are none by their names, as train/cat/a.cr2\)"):
+        load(tmp_path)
+
+
+def test_one_class_is_one_however_a_system_writes_its_accents(tmp_path):
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    folders = (f"train/{composed}", f"train/{apart}", f"test/{apart}", "train/tea", "test/tea")
+    for seed, name in enumerate(folders):
+        for number in range(2):
+            add(tmp_path, f"{name}/{seed}{number}.png", 10 * seed + number)
+    splits = load(tmp_path)
+    assert splits.classes == (composed, "tea")
+    assert splits.test.labels.tolist() == [0, 0, 1, 1]
+    assert (splits.train.labels == 0).sum() + (splits.validation.labels == 0).sum() == 4
+
+
+def test_one_picture_in_two_classes_of_a_part_is_told(folder):
+    shutil.copy(folder / "test/cat/03.png", folder / "test/dog/again.png")
+    told = "1 pictures lie in two classes of one part: test/cat/03.png and test/dog/again.png; one of"
+    with pytest.warns(UserWarning, match=told):
+        splits = load(folder)
+    assert splits.skipped == () and len(splits.test) == 11
 
 
 @pytest.mark.parametrize("name", ["validation", "valid", "val"])
@@ -331,7 +417,11 @@ def test_layouts_that_are_refused(folder, tmp_path):
     [
         ({"validation": 0}, "validation is a share of train, above 0 and below 1; got 0"),
         ({"validation": 1.0}, "validation is a share of train, above 0 and below 1; got 1.0"),
-        ({"size": 0}, "size is the side of the square in pixels, at least 1; got 0"),
+        ({"validation": "0.1"}, "validation is '0.1'; expected a finite number"),
+        ({"size": 0}, "size is 0; expected a whole number, at least 1"),
+        ({"size": 8.5}, "size is 8.5; expected a whole number"),
+        ({"size": 10**7}, "size is 10000000; expected less: that takes 15,000,000 GB of memory"),
+        ({"seed": 0.5}, "seed is 0.5; expected a whole number"),
     ],
 )
 def test_options_that_are_refused(original, options, message):
@@ -387,7 +477,7 @@ def test_a_part_that_lost_a_class_or_most_of_its_files_is_refused(folder):
 
 def test_of_a_picture_in_two_parts_the_one_for_testing_stays(folder):
     for name in ("cat", "dog"):
-        add(folder, f"validation/{name}/own.png", 930 + len(name))
+        add(folder, f"validation/{name}/own.png", 930 + ord(name[0]))
     copies = {
         "train/cat/03": "test/cat/x", "train/cat/04": "validation/cat/y", "train/dog/05": "train/dog/twice",
         "train/dog/06": "test/cat/other-class",
@@ -467,7 +557,7 @@ def test_a_changed_folder_is_decoded_again(folder, tmp_path, decoded, change, mo
     load(folder, cache=tmp_path / "c")
     CHANGES[change](folder)
     if change == "another decoder":
-        monkeypatch.setattr(photos, "DECODER", "another version")
+        monkeypatch.setattr(photos, "decoder", lambda: "another version")
     decoded.clear()
     found = load(folder, cache=tmp_path / "c")
     assert len(decoded) == len(list(folder.rglob("*.png")))

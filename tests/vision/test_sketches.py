@@ -433,7 +433,13 @@ def test_pictures_are_the_same_on_every_machine():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: load_sketches(1, 1, 1, size=4), "size is a picture's side in pixels, at least 8; got 4"),
+        (lambda: load_sketches(1, 1, 1, size=4), "size is 4; expected a whole number, at least 8"),
+        (lambda: load_sketches(1, 1, 1, size=8.5), "size is 8.5; expected a whole number, at least 8"),
+        (lambda: load_sketches(1.5), "train is 1.5; expected a whole number, at least 0"),
+        (lambda: load_sketches(1, 1, test=-1), "test is -1; expected a whole number, at least 0"),
+        (lambda: load_sketches(10**12), "train is 1000000000000; expected less: that takes 3,072,000 GB"),
+        (lambda: load_sketches(1, 1, 1, seed="a"), "seed is 'a'; expected a whole number"),
+        (lambda: load_sketches(1, 1, 1, nuisance="1"), "nuisance is '1'; expected a finite number"),
         (lambda: load_sketches(1, 1, 1, nuisance=-0.1), "nuisance must be between 0 and 2; got -0.1"),
         (lambda: load_sketches(1, 1, 1, nuisance=3), "nuisance must be between 0 and 2; got 3"),
     ],
