@@ -179,7 +179,8 @@ def differences(
                           for line in textwrap.wrap(part, 24)) for name in table
             ]  # fmt: skip
             axes.axvline(0, color="black", linewidth=1.2)
-            axes.set(xlabel=xlabel, title=heading, ylim=(most - 0.4, -0.6), yticks=range(len(table)))
+            axes.set(xlabel=textwrap.fill(xlabel, 44), title=heading, ylim=(most - 0.4, -0.6))
+            axes.set_yticks(range(len(table)))
             axes.set_yticklabels(names)
             axes.set_ylabel("comparison" if axes is grid[0][0] else "")
             parts.append(f"{heading}: " + ", ".join(words))

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from PIL import Image
+from course_pictures import folder_of_pictures
 
 from kdlib.__main__ import main
 from kdlib.course.studies import cat_or_dog as experiment
@@ -233,14 +233,7 @@ def spoil(folder):
 
 
 def test_one_command_runs_it_on_a_folder_with_broken_files(tmp_path, capsys):
-    folder, random = tmp_path / "pictures", torch.Generator().manual_seed(0)
-    for part, count in (("train", 16), ("test", 6)):
-        for k, name in enumerate(("cat", "dog")):
-            (folder / part / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = 100 * k + torch.randint(100, (20, 24, 3), generator=random)
-                picture = Image.fromarray(pixels.to(torch.uint8).numpy())
-                picture.save(folder / part / name / f"{number}.png")
+    folder = folder_of_pictures(tmp_path / "pictures")
     spoil(folder)
     results = run_on(folder, tmp_path, capsys)
     assert results["data"]["left_out"] == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from course_pictures import folder_of_pictures
 from torch import nn
 from torchvision import models
 
@@ -185,18 +185,6 @@ def test_the_student_is_at_most_a_tenth_of_the_teacher_and_made_of_it(monkeypatc
         assert sizes[0] <= 0.1 * sizes[1] and torch.equal(student[1].weight, whole.conv1.weight)
         images = torch.rand(2, 3, size, size)
         assert student(images).shape == recipe.teacher.build().eval()(images).shape == (2, 2)
-
-
-def folder_of_pictures(folder):
-    random = torch.Generator().manual_seed(0)
-    for name, count in (("train", 16), ("test", 6)):
-        for k, kind in enumerate(("cat", "dog")):
-            (folder / name / kind).mkdir(parents=True)
-            for number in range(count):
-                pixels = 100 * k + torch.randint(100, (20, 24, 3), generator=random)
-                picture = Image.fromarray(pixels.to(torch.uint8).numpy())
-                picture.save(folder / name / kind / f"{number}.png")
-    return folder
 
 
 def test_one_command_runs_it_on_a_folder(tmp_path, capsys, monkeypatch):

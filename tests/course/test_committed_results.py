@@ -19,22 +19,19 @@ def name(request):
 
 
 @pytest.fixture(scope="module")
-def text(name):
-    return (RESULTS / f"cat_or_dog_{name}.json").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def results(text):
-    return json.loads(text)
+def results(name):
+    return load(name)
 
 
 def load(name):
     return load_results(f"cat_or_dog_{name}.json")
 
 
-def test_versions_and_hardware_are_named_and_no_place_on_a_machine(results, text):
-    wanted = {"torch", "python", "platform", "cpu_count", "accelerator", "threads"}
-    assert wanted <= set(results["environment"])
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_versions_and_hardware_are_named_and_no_place_on_a_machine(path):
+    text = path.read_text(encoding="utf-8")
+    wanted = {"torch", "transformers", "python", "platform", "cpu_count", "accelerator", "threads"}
+    assert wanted <= set(json.loads(text)["environment"])
     assert not any(place in text for place in ("/work", "/home", "/tmp", "/root", " at 0x"))
 
 

@@ -9,7 +9,8 @@ from small_models import llama, pairs, word_tokenizer
 
 from kdlib.cli import healing as command
 from kdlib.course.studies import healing
-from kdlib.course.studies.healing import ARMS, FIGURES, HealingRecipe, HealingStudy, python_texts, report
+from kdlib.course.studies.healing import ARMS, FIGURES, HealingRecipe, HealingStudy, report
+from kdlib.course.studies.real_model import python_texts
 from kdlib.language.distill.scores import score_texts
 from kdlib.storage import fingerprint
 

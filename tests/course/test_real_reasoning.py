@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from test_verifiable_tasks import SumsInStead
 
 from kdlib.course.studies import real_reasoning
@@ -51,8 +52,8 @@ def results(study):
 def test_both_arms_are_there_with_all_seeds_and_the_report_tells_of_them(study, results):
     assert json.loads(json.dumps(results))["seeds"] == 2
     found = results["learned"]["cages"]
-    assert set(found["arms"]) == set(ARMS) and len(found["choices"]) == 4 and found["kept"] == [12, 12]
-    assert all(0 < choice["validation_nll"] < 20 for choice in found["choices"])
+    assert set(found["arms"]) == set(ARMS) and len(results["choices"]) == 4 and found["kept"] == [12, 12]
+    assert all(0 < choice["validation_nll"] < 20 for choice in results["choices"])
     for column in found["arms"].values():
         assert {len(values) for values in column.values()} == {2}
         for asked, nll, by_text in zip(column["tasks"], column["nll"], column["nll_by_text"], strict=True):
@@ -72,7 +73,7 @@ def test_both_arms_are_there_with_all_seeds_and_the_report_tells_of_them(study, 
 
 
 def test_both_arms_of_a_seed_learn_from_the_same_problems(study):
-    readings = {arm: study.reading(arm, "cages", 1) for arm in ARMS}
+    readings = study.readings("cages", 1)
     asked = {arm: [statement for statement, _ in texts] for arm, texts in readings.items()}
     assert asked["answers"] == asked["verified"] and len(set(asked["answers"])) == TINY.problems
     for (_, answer), (_, trace) in zip(*readings.values(), strict=True):
@@ -112,13 +113,28 @@ def test_both_arms_get_as_many_tokens_and_begin_from_the_same_weights(study, tmp
     assert all(begun[0][name].equal(begun[1][name]) for name in begun[0])
 
 
+def test_all_models_are_examined_in_the_precision_of_the_study(study, tmp_path, monkeypatch):
+    seen, asked = [], real_reasoning.collect_traces
+
+    def noted(model, *rest, **how):
+        seen.append(model.dtype)
+        return asked(model, *rest, **how)
+
+    monkeypatch.setattr(real_reasoning, "collect_traces", noted)
+    half = replace(study, folder=tmp_path, recipe=replace(TINY, precision="bf16"))
+    half.before()
+    half.run("verified", "cages", 0, 1e-3)
+    half.run("verified", "cages", 0, 1e-3, test=False)
+    assert seen == [torch.bfloat16] * 3 and half.loaded[0].dtype == torch.float32
+
+
 def test_a_wrong_trace_is_not_learned_from(study, monkeypatch):
     first = study.drawn("cages", 0)[0]
     wrong = replace(first, trace=first.trace.replace("Answer: ", "Answer: 1"))
     drawn = [wrong, *study.drawn("cages", 0)[1:]]
     monkeypatch.setattr(RealReasoningStudy, "drawn", lambda *_: drawn)
     for arm in ARMS:
-        asked = [statement for statement, _ in study.reading(arm, "cages", 0)]
+        asked = [statement for statement, _ in study.readings("cages", 0)[arm]]
         assert len(asked) == TINY.problems - 1 and first.problem.statement not in asked
 
 
@@ -131,15 +147,15 @@ def test_the_chosen_rate_is_the_best_on_validation_and_of_equal_ones_the_likelie
 
     monkeypatch.setattr(RealReasoningStudy, "run", run)
     wider = replace(study, recipe=replace(TINY, lrs=tuple(found)))
-    assert wider.chosen("answers", "cages") == 3e-3
+    assert wider.chosen("answers") == 3e-3
     found[1e-2] = (0.75, 3.0)
-    assert wider.chosen("answers", "cages") == 1e-2
+    assert wider.chosen("answers") == 1e-2
 
 
 def test_a_run_is_what_its_name_says(study, results):
-    run = study.run("verified", "cages", 1, study.chosen("verified", "cages"))
+    run = study.run("verified", "cages", 1, study.chosen("verified"))
     student = study.start()
-    REAL(student, study.tokenizer, study.reading("verified", "cages", 1), steps=TINY.steps, lr=run["lr"],
+    REAL(student, study.tokenizer, study.readings("cages", 1)["verified"], steps=TINY.steps, lr=run["lr"],
          batch_size=TINY.batch_size, seed=1, adam_beta2=TINY.adam_beta2)  # fmt: skip
     again = score_texts(student, study.tokenizer, study.english)
     assert run["nll"] == pytest.approx(again.mean("nll"), rel=1e-5)
@@ -157,7 +173,7 @@ def test_problems_that_nothing_works_out_are_refused(study, monkeypatch):
     drawn = [replace(solved, trace=None) for solved in study.drawn("cages", 0)]
     monkeypatch.setattr(RealReasoningStudy, "drawn", lambda *_: drawn)
     with pytest.raises(ValueError, match="only be asked"):
-        study.reading("verified", "cages", 0)
+        study.readings("cages", 0)
 
 
 def test_the_command_writes_the_results_and_goes_on_with_what_is_there(place, tmp_path, monkeypatch, capsys):

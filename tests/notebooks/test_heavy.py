@@ -192,8 +192,12 @@ def test_the_short_form_with_a_real_teacher_runs_on_the_readers_photographs(tmp_
             for number in range(count):
                 pixels = random.integers(60 * k, 190 + 60 * k, (32, 40, 3), dtype="uint8")
                 Image.fromarray(pixels).save(tmp_path / name / kind / f"{number}.png")
-    monkeypatch.chdir(ROOT / "notebooks")
-    notebook = nbformat.read("04_cat_vs_dog.ipynb", as_version=4)
+    place = tmp_path / "course" / "notebooks"  # beside `data`, as the notebook expects; its caches go with it
+    place.mkdir(parents=True)
+    (tmp_path / "course" / "data").mkdir()
+    (tmp_path / "course" / "data" / "downloads").symlink_to(ROOT / "data" / "downloads")
+    monkeypatch.chdir(place)
+    notebook = nbformat.read(ROOT / "notebooks" / "04_cat_vs_dog.ipynb", as_version=4)
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     (short,) = (source for source in code if "def real_teacher" in source)
     beginning = next(number for number, source in enumerate(code) if source.startswith("KNOWN = "))

@@ -314,9 +314,16 @@ def prepare(
         recipe = ways.photo_recipe(size)
         splits = load_photos(data, size=size, progress=progress)
     recipe = ways.PictureRecipe(recipe.teacher.scaled(epochs), recipe.student.scaled(epochs))
+    folder = folder_of(splits, recipe, labels, work=work)
+    return CatOrDogStudy(splits, recipe, folder, seeds, labels, progress, tuple(leave_out))
+
+
+def folder_of(
+    splits: Splits, recipe: ways.PictureRecipe, labels: int, *teacher: str, work: str | os.PathLike
+) -> Path:
+    """Where a study keeps what it has finished: another folder for other pictures or another recipe."""
     stamps = splits.train.fingerprint(), splits.validation.fingerprint()
-    stamp = fingerprint(*stamps, labels, plain(asdict(recipe)))
-    return CatOrDogStudy(splits, recipe, Path(work) / stamp[:12], seeds, labels, progress, tuple(leave_out))
+    return Path(work) / fingerprint(*teacher, *stamps, labels, plain(asdict(recipe)))[:12]
 
 
 def report(results: Mapping) -> str:

@@ -13,7 +13,7 @@ patient and consistent", arXiv 2106.05237).
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar
@@ -22,7 +22,7 @@ from torch import nn
 
 from kdlib.cache.images import CachedTeacher, cache_teacher
 from kdlib.course.studies import cat_or_dog_arms as ways
-from kdlib.course.studies.cat_or_dog import SETTINGS, CatOrDogStudy, plain
+from kdlib.course.studies.cat_or_dog import SETTINGS, CatOrDogStudy, folder_of
 from kdlib.data import Examples
 from kdlib.storage import fingerprint
 from kdlib.vision.loader import Augmentation, Loader
@@ -166,8 +166,6 @@ def prepare_pretrained(
     recipe = ways.PictureRecipe(recipe.teacher.scaled(epochs), recipe.student.scaled(epochs))
     splits = load_photos(data, size=size, progress=progress)
     load_pretrained(teacher, root=DOWNLOADS, progress=progress)  # fetched now, with a progress bar
-    stamps = splits.train.fingerprint(), splits.validation.fingerprint()
-    stamp = fingerprint(teacher, *stamps, labels, plain(asdict(recipe)))
-    folder = Path(work) / stamp[:12]
+    folder = folder_of(splits, recipe, labels, teacher, work=work)
     rest = (seeds, labels, progress, tuple(leave_out), teacher, DOWNLOADS)
     return PretrainedStudy(splits, recipe, folder, *rest)

@@ -12,30 +12,27 @@ The test texts are scored once for each finished student. Every finished piece i
 study goes on when it is started again.
 """
 
-import ast
 import random
 import statistics
-import sysconfig
-from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from kdlib.cache.tokens import CachedTokens
 from kdlib.cost import time_call
-from kdlib.course.studies.records import by_arm, once, verdicts
+from kdlib.course.studies.real_model import LanguageStudy, python_texts
+from kdlib.course.studies.records import by_arm, verdicts
 from kdlib.language.distill.batches import TokenExample
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.distill.scores import TextScores, score_texts
 from kdlib.language.distill.teachers import cache_teacher_tokens
 from kdlib.language.documents import encode_documents
-from kdlib.language.models.load import load_checkpoint
 from kdlib.language.models.prune import block_importance, prune_layers
-from kdlib.runtime import Precision, describe_environment
+from kdlib.runtime import Precision
 from kdlib.storage import fingerprint
 
 # What an arm gives to `distill_language_model`, besides the teacher.
@@ -72,53 +69,16 @@ class HealingRecipe:
 SMOLLM2 = HealingRecipe()
 
 
-def python_texts(shortest: int = 400) -> list[str]:
-    """English that comes with Python: the topics of `help()`, and docstrings of the standard library.
-
-    They differ a little from version to version. Licence: Python's (PSF-2.0).
-    """
-    from pydoc_data.topics import topics
-
-    found = list(topics.values())
-    library = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(library.rglob("*.py")):
-        if {"site-packages", "test", "tests", "idlelib", "pydoc_data"} & {*path.relative_to(library).parts}:
-            continue
-        try:
-            tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):
-            continue
-        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        found += [
-            ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, documented)
-        ]
-    return list(dict.fromkeys(text for text in found if len(text) >= shortest))
-
-
 @dataclass(frozen=True)
-class HealingStudy:
-    """The study of one teacher, resumable from its folder of caches and finished runs."""
+class HealingStudy(LanguageStudy):
+    """The study of one teacher."""
 
-    folder: Path
-    checkpoint: str  # the teacher's folder, or its name for `load_checkpoint`
     recipe: HealingRecipe = SMOLLM2
-    texts: Sequence[str] = ()  # default `python_texts()`
-    progress: bool = False
-
-    @cached_property
-    def loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        return load_checkpoint(self.checkpoint, dtype="float32")
 
     @cached_property
     def teacher(self) -> PreTrainedModel:
         """The model in the precision in which it teaches; students are cut from the one in float32."""
-        if self.recipe.precision == "no":
-            return self.loaded[0]
-        return deepcopy(self.loaded[0]).to(torch.bfloat16)
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.loaded[1]
+        return self.cast(self.start())
 
     @cached_property
     def parts(self) -> dict[str, list[TokenExample]]:
@@ -127,13 +87,8 @@ class HealingStudy:
         random.Random("healing").shuffle(texts)
         wanted, parts = {"test": self.recipe.test, "validation": self.recipe.validation}, {}
         for name, count in wanted.items():
-            parts[name] = []
-            while len(parts[name]) < count:
-                parts[name] += self._pieces([texts.pop()])
-        return {**parts, "train": self._pieces(texts)}
-
-    def _pieces(self, texts: Sequence[str]) -> list[TokenExample]:
-        return encode_documents(self.tokenizer, texts, context=self.recipe.context)
+            parts[name] = self.pieces(texts, count)
+        return {**parts, "train": encode_documents(self.tokenizer, texts, context=self.recipe.context)}
 
     @cached_property
     def importance(self) -> list[float]:
@@ -144,7 +99,7 @@ class HealingStudy:
             texts = [self.tokenizer.decode(piece.prompt + piece.completion) for piece in pieces]
             return {"importance": block_importance(self.loaded[0], self.tokenizer, texts).tolist()}
 
-        return self._once(["importance"], run)["importance"]
+        return self.once(["importance"], run)["importance"]
 
     def kept(self, layers: int) -> list[int]:
         """The blocks that a student of so many layers keeps: those that change most, in their order."""
@@ -176,7 +131,7 @@ class HealingStudy:
                      "seconds": history.seconds}
             return found | self._examined(student, "test" if test else "validation")
 
-        return self._once([arm, layers, seed, lr, test], run)
+        return self.once([arm, layers, seed, lr, test], run)
 
     def _healed(self, layers: int, seed: int) -> Path:
         return self.folder / f"{FURTHER_FROM}-{layers}-{seed}"
@@ -204,7 +159,7 @@ class HealingStudy:
                      "seconds": history.seconds}
             return found | self._examined(student, "test")
 
-        return self._once(["further", way, layers, seed], run)
+        return self.once(["further", way, layers, seed], run)
 
     def _cache(self, seed: int) -> CachedTokens:
         return cache_teacher_tokens(self.teacher, self.tokenizer, self.drawn(seed),
@@ -215,7 +170,7 @@ class HealingStudy:
 
     def untrained(self, layers: int, part: str = "test") -> dict:
         """The student as it was cut, before any step; of all layers, the teacher itself."""
-        return self._once(["untrained", layers, part], lambda: self._examined(self.pruned(layers), part))
+        return self.once(["untrained", layers, part], lambda: self._examined(self.pruned(layers), part))
 
     def chosen(self, arm: str) -> float:
         """The learning rate of the lowest KL to the teacher on validation."""
@@ -238,10 +193,7 @@ class HealingStudy:
             return {"parameters": model.num_parameters(),
                     "tokens_a_second": tokens / statistics.median(seconds)}
 
-        return self._once(["cost", layers, tokens], run)
-
-    def _once(self, key: list, run: Callable[[], Mapping]) -> dict:
-        return once(self.folder / "runs.jsonl", key, run)
+        return self.once(["cost", layers, tokens], run)
 
     def results(self, seeds: Sequence[int]) -> dict[str, object]:
         """Do what has not been done yet, and put everything together."""
@@ -261,11 +213,10 @@ class HealingStudy:
                                for arm, column in (arms | _then(further)).items()},
             }
         return {
-            "environment": describe_environment(),
-            "model": {"checkpoint": Path(self.checkpoint).name, "fingerprint": fingerprint(self.loaded[0])},
+            **self.described(seeds),
             "texts": {name: sum(len(piece.completion) for piece in part) for name, part in self.parts.items()}
             | {"fingerprint": fingerprint([[*p.prompt, *p.completion] for p in self.parts["test"]])},
-            "recipe": asdict(self.recipe), "seeds": len(seeds), "importance": self.importance,
+            "importance": self.importance,
             "teacher": {**self.untrained(whole), "layers": whole, "cost": self.cost(whole)},
             "choices": self.tried(), "students": by_size,
             "verdicts": {size: _verdicts(found) for size, found in by_size.items()},
@@ -303,10 +254,8 @@ def report(results: Mapping) -> str:
 
 def _figures(scores: TextScores) -> dict[str, object]:
     """Means over all tokens, and what each text adds to them."""
-    return {name: scores.mean(name) for name in FIGURES} | {
-        f"{name}_by_text": scores.by_text(name)
-        for name in ("nll", "kl")
-    }
+    means = {name: scores.mean(name) for name in FIGURES}
+    return means | {f"{name}_by_text": scores.by_text(name) for name in ("nll", "kl")}
 
 
 def _then(further: Mapping[str, Mapping]) -> dict[str, Mapping]:

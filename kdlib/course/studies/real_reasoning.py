@@ -6,35 +6,31 @@ by a program, which stands for a teacher, and pass the verifier first, as a teac
 arXiv 2501.12948, section 2.4.
 
 Every student of one task is also asked the problems of the others, which it has not learned, and is scored on
-English text: what has it forgotten? The learning rate of each arm is chosen on validation, with one seed. The
-test parts are opened once for each finished student. Every finished student is on disk as its figures: an
-interrupted study goes on when it is started again.
+English text: what has it forgotten? The learning rate of each arm is chosen on validation, for the first task
+and with one seed, and used for all. The test parts are opened once for each finished student. Every finished
+student is on disk as its figures: an interrupted study goes on when it is started again.
 """
 
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from kdlib.course.studies.healing import python_texts
-from kdlib.course.studies.records import columns, once, pack_bits, unpack_bits, verdicts
+from kdlib.course.studies.real_model import LanguageStudy, python_texts
+from kdlib.course.studies.records import by_arm, columns, pack_bits, unpack_bits, verdicts
 from kdlib.course.studies.verifiable_tasks import Solved, Task, load_task, read_loosely
 from kdlib.language.answers.final_answer import verify_answer
 from kdlib.language.distill.batches import TokenExample, tokenize
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.distill.scores import score_texts
-from kdlib.language.documents import encode_documents
-from kdlib.language.models.load import load_checkpoint
 from kdlib.language.traces.collect import Trace, collect_traces, judged_trace
 from kdlib.language.traces.generate import Completion
 from kdlib.metrics import interval
-from kdlib.runtime import Precision, describe_environment
+from kdlib.runtime import Precision
 from kdlib.storage import fingerprint
 
 ARMS = ("answers", "verified")
@@ -63,33 +59,17 @@ class RealReasoningRecipe:
     before_tokens: int = 256  # the model as it is takes its time
     texts: int = 30  # pieces of English, of so many tokens
     context: int = 256
-    precision: Precision = "bf16"  # of the products in which a student learns
+    precision: Precision = "bf16"  # of the products in which a student learns, and of its weights afterwards
 
 
 SMOLLM2 = RealReasoningRecipe()
 
 
 @dataclass(frozen=True)
-class RealReasoningStudy:
-    """The study of one model, resumable from its folder of finished runs."""
+class RealReasoningStudy(LanguageStudy):
+    """The study of one model, from a copy of which every student begins."""
 
-    folder: Path
-    checkpoint: str  # the model's folder, or its name for `load_checkpoint`
     recipe: RealReasoningRecipe = SMOLLM2
-    texts: Sequence[str] = ()  # default `python_texts()`
-    progress: bool = False
-
-    @cached_property
-    def loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        return load_checkpoint(self.checkpoint, dtype="float32")
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.loaded[1]
-
-    def start(self) -> PreTrainedModel:
-        """A copy of the model as it is, from which every student begins."""
-        return deepcopy(self.loaded[0])
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -106,11 +86,9 @@ class RealReasoningStudy:
     @cached_property
     def english(self) -> list[TokenExample]:
         """Pieces of English that no student has learned."""
-        texts, pieces = list(self.texts or python_texts()), []
+        texts = list(self.texts or python_texts())
         random.Random("english").shuffle(texts)
-        while len(pieces) < self.recipe.texts:
-            pieces += encode_documents(self.tokenizer, [texts.pop()], context=self.recipe.context)
-        return pieces[: self.recipe.texts]
+        return self.pieces(texts, self.recipe.texts)[: self.recipe.texts]
 
     def drawn(self, task: str, seed: int) -> list[Solved]:
         """The problems that both arms of a seed learn from."""
@@ -131,43 +109,42 @@ class RealReasoningStudy:
             found.append(judged_trace(solved.problem, 0, written, verify_answer))
         return [trace for trace in found if trace.correct and self.tasks[task].verify(trace)]
 
-    def reading(self, arm: str, task: str, seed: int) -> list[tuple[str, str]]:
-        """Statements and completions that an arm learns from: of the same problems in both arms."""
+    def readings(self, task: str, seed: int) -> dict[str, list[tuple[str, str]]]:
+        """Statements and completions that each arm learns from: of the same problems in both."""
         traces = self.traces(task, seed)
-        if arm == "verified":
-            return [(trace.statement, trace.text) for trace in traces]
         answers = {solved.problem.key: solved.answer for solved in self.drawn(task, seed)}
-        return [(trace.statement, answers[trace.key]) for trace in traces]
+        return {
+            "answers": [(trace.statement, answers[trace.key]) for trace in traces],
+            "verified": [(trace.statement, trace.text) for trace in traces],
+        }
 
-    def lengths(self, arm: str, task: str, seed: int) -> tuple[int, int]:
-        """Steps of an arm, and tokens of prompts and completions that go through the student in them."""
-        recipe = self.recipe
-
-        def a_step(arm: str) -> float:
-            sizes = [len(example) for example in tokenize(self.tokenizer, self.reading(arm, task, seed))]
-            return sum(sizes) / math.ceil(len(sizes) / recipe.batch_size)
-
-        steps = recipe.steps
-        if arm != "verified":
-            steps = max(1, round(steps * a_step("verified") / a_step(arm)))
-        return steps, round(steps * a_step(arm))
+    def lengths(self, readings: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, tuple[int, int]]:
+        """Steps of each arm, and tokens of prompts and completions that go through the student in them."""
+        steps, batch_size = self.recipe.steps, self.recipe.batch_size
+        a_step = {
+            arm: sum(map(len, tokenize(self.tokenizer, texts))) / math.ceil(len(texts) / batch_size)
+            for arm, texts in readings.items()
+        }
+        taken = {arm: max(1, round(steps * a_step["verified"] / tokens)) for arm, tokens in a_step.items()}
+        return {arm: (taken[arm], round(taken[arm] * tokens)) for arm, tokens in a_step.items()}
 
     def run(self, arm: str, task: str, seed: int, lr: float, *, test: bool = True) -> dict:
         """Teach one student and examine it, once, on test and all else or on validation."""
 
         def run() -> dict:
-            student, recipe = self.start(), self.recipe
-            steps, tokens = self.lengths(arm, task, seed)
+            student, recipe, readings = self.start(), self.recipe, self.readings(task, seed)
+            steps, tokens = self.lengths(readings)[arm]
             history = distill_language_model(
-                student, self.tokenizer, self.reading(arm, task, seed), steps=steps, lr=lr, seed=seed,
+                student, self.tokenizer, readings[arm], steps=steps, lr=lr, seed=seed,
                 batch_size=recipe.batch_size, adam_beta2=recipe.adam_beta2, precision=recipe.precision,
                 progress=self.progress,
             )
             found = {"arm": arm, "task": task, "seed": seed, "lr": lr, "steps": steps, "tokens": tokens,
                      "learned": history.tokens_trained, "seconds": history.seconds}  # fmt: skip
+            student = self.cast(student)
             return found | (self.examined(student, task) if test else self._validated(student, arm, task))
 
-        return self._once([arm, task, seed, lr, test], run)
+        return self.once([arm, task, seed, lr, test], run)
 
     def _validated(self, student: PreTrainedModel, arm: str, task: str) -> dict[str, float]:
         """Right answers, and the NLL of what the arm should have written, to choose a learning rate by."""
@@ -211,39 +188,37 @@ class RealReasoningStudy:
     def before(self) -> dict:
         """The model as it is, asked everything."""
         how = {"max_new_tokens": self.recipe.before_tokens}
-        return self._once([BEFORE], lambda: self.examined(self.start(), **how))
+        return self.once([BEFORE], lambda: self.examined(self.cast(self.start()), **how))
 
-    def tried(self, task: str) -> list[dict]:
-        """Each arm with each learning rate, on validation."""
-        return [self.run(arm, task, 0, lr, test=False) for arm in ARMS for lr in self.recipe.lrs]
+    def tried(self) -> list[dict]:
+        """Each arm with each learning rate, on validation, for the first task."""
+        return [self._tried(arm, lr) for arm in ARMS for lr in self.recipe.lrs]
 
-    def chosen(self, arm: str, task: str) -> float:
+    def _tried(self, arm: str, lr: float) -> dict:
+        return self.run(arm, self.recipe.tasks[0], 0, lr, test=False)
+
+    def chosen(self, arm: str) -> float:
         """The learning rate of the most right answers on validation; of equal ones that of the lowest NLL."""
-        tried = [self.run(arm, task, 0, lr, test=False) for lr in self.recipe.lrs]
+        tried = [self._tried(arm, lr) for lr in self.recipe.lrs]
         return max(tried, key=lambda run: (run["validation"], -run["validation_nll"]))["lr"]
-
-    def _once(self, key: list, run: Callable[[], Mapping]) -> dict:
-        return once(self.folder / "runs.jsonl", key, run)
 
     def results(self, seeds: Sequence[int]) -> dict[str, object]:
         """Do what has not been done yet, and put everything together."""
-        before, found = self.before(), {}
+        before, choices, learned = self.before(), self.tried(), {}
         for task in self.recipe.tasks:
-            choices = self.tried(task)
-            runs = {arm: [self.run(arm, task, s, self.chosen(arm, task)) for s in seeds] for arm in ARMS}
-            arms = {arm: columns(some, LEFT_OUT) for arm, some in runs.items()}
-            found[task] = {
-                "choices": [{k: v for k, v in run.items() if k not in ("key", "seconds")} for run in choices],
+            runs = [self.run(arm, task, seed, self.chosen(arm)) for seed in seeds for arm in ARMS]
+            arms = by_arm(runs, LEFT_OUT)
+            learned[task] = {
                 "kept": [len(self.traces(task, seed)) for seed in seeds],
                 "arms": arms, "verdicts": _verdicts(task, arms, before, len(seeds)),
             }
         return {
-            "environment": describe_environment(),
-            "model": {"checkpoint": Path(self.checkpoint).name, "fingerprint": fingerprint(self.loaded[0])},
-            "recipe": asdict(self.recipe), "seeds": len(seeds),
+            **self.described(seeds),
             "texts": {"tokens": sum(len(piece.completion) for piece in self.english),
                       "fingerprint": fingerprint([[*p.prompt, *p.completion] for p in self.english])},
-            BEFORE: {name: value for name, value in before.items() if name != "key"}, "learned": found,
+            BEFORE: {name: value for name, value in before.items() if name != "key"},
+            "choices": [{k: v for k, v in run.items() if k not in ("key", "seconds")} for run in choices],
+            "learned": learned,
         }  # fmt: skip
 
 
