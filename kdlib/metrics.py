@@ -214,7 +214,7 @@ class Verdict:
             f"95% interval [{scale * self.low:+.2f}, {scale * self.high:+.2f}] "
             f"over {self.seeds} paired seeds{tested}\n"
             f"verdict: {self.verdict} ({p}{corrected if self.family > 1 else ''})"
-            + ("; nothing was learnt: all seeds and examples give this very difference" if self.alike else "")
+            + ("; nothing was learnt of chance: all seeds and examples give this very difference" if self.alike else "")
         )
 
 
@@ -234,8 +234,8 @@ def compare(
     three of them are all of one kind one time in four, and it covers 77% instead of 95%. For those take
     `bounded=True`: `bounded_interval` on differences in [-1, 1], with the test set's error added. It assumes
     nothing about the seeds, is therefore wide (± 0.52 for five equal seeds), and calls for ten or more.
-    It is taken too where there is no spread at all, as between two models that learnt nothing: the width of
-    the other would be zero.
+    Where there is no spread at all, as between two models that learnt nothing, the usual interval would have
+    no width: accuracies then get the bounded one, and what has no bounds an interval without ends.
 
     Args:
         student_scores, baseline_scores: one for each seed, in the same order: `Scores` (their accuracy is
@@ -246,7 +246,7 @@ def compare(
 
     Raises:
         ValueError: lengths that differ, fewer than two seeds, test sets that differ or have one example,
-            accuracies in percent, differences outside [-1, 1] with `bounded` or without any spread.
+            accuracies in percent, differences outside [-1, 1] with `bounded`.
 
     Source: crossed random effects as in Owen 2007, "The pigeonhole bootstrap" (Annals of Applied
     Statistics 1(2)); degrees of freedom by Satterthwaite 1946 (Biometrics Bulletin 2). Why both kinds of
@@ -260,9 +260,9 @@ def compare(
     gaps = _finite(ours - theirs)
     by_example = _differences(pairs)
     alike = bool(np.ptp(gaps if by_example is None else by_example) == 0)
-    if alike and abs(gaps[0]) > 1:
-        raise ValueError(f"every seed gives the difference {gaps[0]:g}; expected some spread, or no interval")
-    if bounded := bounded or alike:
+    if alike and unit != "accuracy" and not bounded:
+        low, high, p = -math.inf, math.inf, 1.0
+    elif bounded := bounded or alike:
         low, high, p = _bounded(gaps, -1, 1, by_example)
     else:
         low, high, p = _student_t(gaps, by_example)

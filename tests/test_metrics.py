@@ -196,7 +196,8 @@ def test_a_difference_within_the_spread_of_the_seeds_is_inconclusive():
 def test_no_difference_at_all_is_inconclusive():
     for scores in ([0.5, 0.6], [right(1, 0, 1), right(0, 1, 1)]):
         verdict = compare(scores, scores)
-        assert (verdict.verdict, verdict.low, verdict.high, verdict.p) == ("inconclusive", 0, 0, 1)
+        assert (verdict.verdict, verdict.difference, verdict.p) == ("inconclusive", 0, 1)
+        assert verdict.low == -verdict.high < -0.5
 
 
 def test_pairing_finds_a_gain_that_the_spread_over_seeds_would_hide():
@@ -349,10 +350,10 @@ def test_the_verdict_prints_points_names_interval_seeds_examples_and_p():
 
 
 def test_another_unit_is_printed_as_it_stands_and_without_test_examples():
-    verdict = compare([1.0, 1.5], [2.0, 2.5], unit="nats")
+    verdict = compare([1.0, 1.5, 1.3], [2.0, 2.502, 2.301], unit="nats")
     assert str(verdict) == (
-        "student 1.25, baseline 2.25: difference -1.00 nats\n"
-        "95% interval [-1.00, -1.00] over 2 paired seeds\n"
+        "student 1.27, baseline 2.27: difference -1.00 nats\n"
+        "95% interval [-1.00, -1.00] over 3 paired seeds\n"
         "verdict: worse (p < 0.001)"
     )
 
@@ -492,7 +493,7 @@ def test_holm_equals_the_closed_test_of_bonferroni(values):
 
 
 def test_unpaired_scores_are_refused():
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="got 3 and 2"):
         compare([0.1, 0.2, 0.3], [0.1, 0.2])
 
 
@@ -508,7 +509,7 @@ def test_fewer_than_two_seeds_are_refused(scores):
 def test_a_score_that_is_not_finite_is_refused(value):
     with pytest.raises(ValueError, match="two finite values; got"):
         interval([0.5, value])
-    with pytest.raises(ValueError, match="two finite values; got"):
+    with pytest.raises(ValueError, match="expected a finite number"):
         compare([0.5, value], [0.5, 0.5])
     with pytest.raises(ValueError, match="one finite value; got"):
         bounded_interval([value])
@@ -626,7 +627,6 @@ def test_agreement_of_what_has_no_classes_is_refused():
     (([0.9, math.nan], [0.5, 0.3]), "a value of student_scores is nan"),
     ((0.9, [0.5]), "student_scores is 0.9; expected one score for each seed"),
     ((right(1, 0), right(1, 1)), "student_scores is a Scores; expected one score for each seed"),
-    (([0.9, 0.8, 0.7], [0.5, 0.3]), "one score of each for every seed; got 3 and 2"),
 ])  # fmt: skip
 def test_scores_that_are_none_are_not_compared(pair, message):
     with pytest.raises(ValueError, match=message):
@@ -653,5 +653,5 @@ def test_where_nothing_differs_nothing_was_learnt_and_no_interval_has_width_zero
 
 def test_ten_seeds_that_all_show_the_same_gain_are_enough():
     assert compare([right(1, 1, 1)] * 10, [right(0, 0, 0)] * 10).verdict == "better"
-    with pytest.raises(ValueError, match="every seed gives the difference 2; expected some spread"):
-        compare([4.0, 3.0], [2.0, 1.0], unit="nats")
+    verdict = compare([4.0, 3.0], [2.0, 1.0], unit="nats")
+    assert (verdict.verdict, verdict.low, verdict.high, verdict.p) == ("inconclusive", -math.inf, math.inf, 1)

@@ -20,13 +20,19 @@ def check_length(steps: int | None, epochs: float | None, **counts: int | None) 
         raise ValueError(f"epochs={epochs!r}; expected a positive number")
 
 
-def check_numbers(lr: object, seed: object, beta: object, sampling_temperature: object) -> None:
-    """Whatever the way of training: what one does not use, another run with the same settings may."""
+def check_numbers(
+    lr: object, seed: object, beta: object, sampling_temperature: object, on_policy: object
+) -> None:
+    """Whatever the way of training: what one does not use, another run with the same settings may.
+
+    A temperature of 0, a teacher's likeliest texts, may stay where the student writes nothing.
+    """
     check_seed(seed)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed}; expected 0 to 2**32 - 1, which numpy's generator takes")
     for name, value in {"lr": lr, "sampling_temperature": sampling_temperature}.items():
-        if not _is_positive(value):
+        unused = name == "sampling_temperature" and value == 0 and not on_policy
+        if not (_is_positive(value) or unused):
             raise ValueError(f"{name}={value!r}; expected a positive finite number")
     if not _is_positive(beta) or beta >= 1:
         raise ValueError(f"beta={beta!r}; expected a number strictly between 0 and 1")

@@ -133,7 +133,7 @@ def distill_language_model(
     """
     check_length(steps, epochs, top_k=top_k, save_steps=save_steps, batch_size=batch_size,
                  accumulation=accumulation, max_new_tokens=max_new_tokens)  # fmt: skip
-    check_numbers(lr, seed, beta, sampling_temperature)
+    check_numbers(lr, seed, beta, sampling_temperature, on_policy)
     check_switches(resume=resume, packing=packing, group_by_length=group_by_length, progress=progress,
                    **{} if fused is None else {"fused": fused})  # fmt: skip
     check_teacher(student, teacher, alpha, top_k, on_policy)

@@ -36,7 +36,7 @@ def refused(message, *args, examples=None, tokenizer=None, student=None, **argum
         ({"beta": NAN}, "beta=nan; expected a number strictly between 0 and 1"),
         ({"beta": 1.0}, "beta=1.0; expected"),
         ({"sampling_temperature": NAN}, "sampling_temperature=nan; expected a positive finite number"),
-        ({"sampling_temperature": 0}, "sampling_temperature=0; expected"),
+        ({"sampling_temperature": -1}, "sampling_temperature=-1; expected"),
         ({"divergence": "kl"}, "divergence must be"),
         ({"alpha": NAN}, "alpha=nan; expected 1 without a teacher"),
         ({"max_new_tokens": 1.5}, "max_new_tokens=1.5; expected a positive whole number"),
