@@ -18,7 +18,7 @@ def described(value: object) -> str:
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}".replace("torch.", "")
     if isinstance(value, str):
         return repr(value if len(value) <= 80 else value[:77] + "…")
-    if value is None or isinstance(value, bool | Real):
+    if value is None or isinstance(value, Real):
         return str(value)
     kind = type(value).__name__
     return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
@@ -30,10 +30,21 @@ def check_whole(name: str, value: object, *, least: int | None = None) -> None:
         refuse(name, value, "a whole number" + ("" if least is None else f", at least {least}"))
 
 
+def check_counts(least: int = 1, **counts: object) -> None:
+    """Whole numbers by the names of their arguments; None passes."""
+    for name, value in counts.items():
+        if value is not None:
+            check_whole(name, value, least=least)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a real number, NaN and infinities among them."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_number(name: str, value: object, *, above: float = -math.inf, least: float = -math.inf) -> None:
     """A finite number, larger than `above`, no smaller than `least`."""
-    known = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not known or value <= above or value < least:
+    if not is_number(value) or not math.isfinite(value) or value <= above or value < least:
         bounds = {f" above {above:g}": above, f", at least {least:g}": least}
         refuse(name, value, "a finite number" + "".join(text for text, b in bounds.items() if b > -math.inf))
 

@@ -214,7 +214,7 @@ class Verdict:
             f"95% interval [{scale * self.low:+.2f}, {scale * self.high:+.2f}] "
             f"over {self.seeds} paired seeds{tested}\n"
             f"verdict: {self.verdict} ({p}{corrected if self.family > 1 else ''})"
-            + ("; nothing was learnt of chance: all seeds and examples give this very difference" if self.alike else "")
+            + self.alike * "; nothing was learnt of chance: all seeds and examples give this very difference"
         )
 
 

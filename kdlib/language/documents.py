@@ -16,7 +16,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from kdlib.language.arguments import check_counts, check_seed, is_number
+from kdlib.arguments import check_counts, check_whole, is_number
 from kdlib.language.distill.batches import TokenExample, tokenize_turns
 from kdlib.language.problems import check_path, check_text
 
@@ -159,5 +159,5 @@ def hold_out(
 
 def shuffled(documents: Sequence[Document], seed: int = 0) -> list[Document]:
     """In an order that follows from the seed and their number."""
-    check_seed(seed)
+    check_whole("seed", seed)
     return random.Random(f"{seed} documents").sample(list(documents), len(documents))

@@ -19,7 +19,7 @@ from kdlib.language.answers.equality import Algebra, NeedsAlgebra, same
 
 __all__ = ["same_mathematics"]
 
-_START_SECONDS, _PATIENCE, _LONGEST = 300.0, 4, 20_000
+_START_SECONDS, _PATIENCE, _LONGEST = 120.0, 4, 20_000
 _FIRST = [
     ["leaf", formula, "", [], []] for formula in (r"\frac{2x_{1}^2}{\sqrt{4}}+\sin(\pi)", "x_{1}^{2}")
 ]  # loads what SymPy loads at first

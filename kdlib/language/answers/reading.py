@@ -232,7 +232,7 @@ _MONEY = re.compile(
     r"\s*(?=[-+]?[\d.])"
 )
 _COUNTRY = {"A$": "dollar-AU", "AUD": "dollar-AU", "C$": "dollar-CA", "CAD": "dollar-CA", "HK$": "dollar-HK",
-            "HKD": "dollar-HK",             "NT$": "dollar-NT", "S$": "dollar-SG"}  # fmt: skip
+            "HKD": "dollar-HK", "NT$": "dollar-NT", "S$": "dollar-SG"}  # fmt: skip
 _ORDINAL = re.compile(r"\A\s?(?:\^\s*\{?\s*)?(?:st|nd|rd|th)\b\s*\}?")
 # Where words begin behind a value: two letters that are no command, one that stands apart, Chinese, a sign.
 _WORDS = re.compile(

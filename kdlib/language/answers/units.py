@@ -81,7 +81,7 @@ _PREFIXED = {
 }  # fmt: skip
 _ALIASES = {
     "mph": "mile/h", "kph": "km/h", "kmph": "km/h", "kmh": "km/h", "mps": "m/s", "fps": "ft/s",
-    "rpm": "turn/min",    "cc": "cm^3", "sqm": "m^2", "sqft": "ft^2", "kwh": "kW h", "公里": "km",
+    "rpm": "turn/min", "cc": "cm^3", "sqm": "m^2", "sqft": "ft^2", "kwh": "kW h", "公里": "km",
 }  # fmt: skip
 
 

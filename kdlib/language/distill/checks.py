@@ -5,8 +5,8 @@ from numbers import Real
 
 from transformers import PreTrainedModel
 
+from kdlib.arguments import check_whole, is_number
 from kdlib.cache.tokens import CachedTokens
-from kdlib.language.arguments import check_seed, is_number
 from kdlib.language.distill.fsdp import is_sharded
 
 
@@ -27,7 +27,7 @@ def check_numbers(
 
     A temperature of 0, a teacher's likeliest texts, may stay where the student writes nothing.
     """
-    check_seed(seed)
+    check_whole("seed", seed)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed}; expected 0 to 2**32 - 1, which numpy's generator takes")
     for name, value in {"lr": lr, "sampling_temperature": sampling_temperature}.items():

@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdlib.language.arguments import check_counts
+from kdlib.arguments import check_counts
 from kdlib.language.distill.batches import TokenExample, collate, tokenize
 from kdlib.language.distill.teachers import predictions
 from kdlib.language.models.positions import check_positions

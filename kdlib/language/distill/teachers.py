@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kdlib.arguments import check_counts
 from kdlib.cache.tokens import CachedTokens
-from kdlib.language.arguments import check_counts
 from kdlib.language.distill.batches import TokenExample, collate, dated, forward_inputs, tokenize
 from kdlib.language.distill.fsdp import gather_output_layer
 from kdlib.language.distill.output_layer import at_output_layer

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdlib.language.arguments import check_counts
+from kdlib.arguments import check_counts
 from kdlib.language.models.positions import check_positions
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from kdlib.language.arguments import check_counts, check_seed
+from kdlib.arguments import check_counts, check_whole
 from kdlib.runtime import seeded
 
 Family = Literal["qwen2", "llama"]  # the bases of the six R1-Distill checkpoints
@@ -32,7 +32,7 @@ def tiny_model(
         ValueError: an argument that does not fit.
     """
     check_counts(width=width, layers=layers, heads=heads, positions=positions)
-    check_seed(seed)
+    check_whole("seed", seed)
     if family not in get_args(Family):
         raise ValueError(f'family must be "qwen2" or "llama"; got {family!r}')
     if width % (2 * heads):

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdlib.language.arguments import check_counts, check_seed
+from kdlib.arguments import check_counts, check_whole
 from kdlib.language.puzzles.puzzle import ANIMALS, Cage, Kind, Puzzle, check_names
 
 __all__ = ["PuzzleSplits", "make_puzzle", "puzzle_splits"]
@@ -120,7 +120,7 @@ def puzzle_splits(
     overlap `heads`. A ValueError refuses more puzzles than there are.
     """
     check_counts(least=0, train=train, validation=validation, test=test, beyond=beyond)
-    check_seed(seed)
+    check_whole("seed", seed)
     low, high = _range(kind, heads)
     outside: list[Puzzle] = []
     if beyond:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kdlib.arguments import check_counts, check_whole, is_number
 from kdlib.language.answers.final_answer import has_format, verify_answer
-from kdlib.language.arguments import check_counts, check_seed, is_number
 from kdlib.language.models.chat import date_in_template
 from kdlib.language.problems import Problem, check_problems
 from kdlib.language.traces.file import Asked, Trace, TraceFile, load_traces, open_traces
@@ -82,7 +82,7 @@ def collect_traces(
     wanted = wanted_traces(
         problems, samples, temperature, top_p, max_new_tokens=max_new_tokens, batch_size=batch_size
     )
-    check_seed(seed)
+    check_whole("seed", seed)
     check_references(problems, verify)
     writer = Writer(model, tokenizer, temperature, top_p, max_new_tokens)
     prompts = {problem: writer.prompt(problem.statement) for problem in problems}

@@ -26,8 +26,8 @@ from anyio.from_thread import start_blocking_portal
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from kdlib.arguments import check_counts, check_whole, is_number
 from kdlib.language.answers.final_answer import verify_answer
-from kdlib.language.arguments import check_counts, check_seed, is_number
 from kdlib.language.problems import Problem
 from kdlib.language.traces.collect import Verifier, check_references, keep, missing_traces, wanted_traces
 from kdlib.language.traces.file import Asked, Trace, TraceFile, open_traces
@@ -128,7 +128,7 @@ def collect_remote_traces(
     _check_spending(prices, timeout=timeout, **budgets)
     check_counts(least=0, retries=retries)
     if seed is not None:
-        check_seed(seed)
+        check_whole("seed", seed)
     extra = _checked_extra(extra_body)
     sampling = {"temperature": float(temperature), "top_p": float(top_p)}
     parameters = {**sampling, "max_tokens": max_new_tokens, "extra_body": extra}

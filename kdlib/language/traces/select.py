@@ -7,8 +7,8 @@ from math import comb
 
 import numpy as np
 
+from kdlib.arguments import check_counts
 from kdlib.language.answers.final_answer import final_answer
-from kdlib.language.arguments import check_counts
 from kdlib.language.traces.file import Trace, check_traces
 
 __all__ = ["TraceReport", "filter_traces", "majority_vote", "pass_at_k", "trace_report"]

@@ -45,8 +45,8 @@ def refused(message, *args, examples=None, tokenizer=None, student=None, **argum
         ({"lr": 0}, "lr=0"),
         ({"lr": -1.0}, "lr=-1.0"),
         ({"lr": "1e-3"}, "lr='1e-3'"),
-        ({"seed": "a"}, "seed must be a whole number; got 'a'"),
-        ({"seed": None}, "seed must be a whole number; got None"),
+        ({"seed": "a"}, "seed is 'a'; expected a whole number"),
+        ({"seed": None}, "seed is None; expected a whole number"),
         ({"seed": -1}, "seed=-1; expected 0 to"),
         ({"steps": 1.0}, "steps=1.0; expected a positive whole number"),
         ({"steps": True}, "steps=True; expected a positive whole number"),
@@ -87,7 +87,7 @@ def test_a_path_where_texts_belong_is_named_by_all_that_take_texts(tmp_path):
         lambda: score_texts(model, tokenizer, pairs(2), batch_tokens=1.5),
         lambda: cache_teacher_tokens(model, tokenizer, pairs(2), tmp_path, device="cpu", batch_tokens=1.5),
     ):
-        with pytest.raises(ValueError, match="batch_tokens must be a whole number, at least 1; got 1.5"):
+        with pytest.raises(ValueError, match="batch_tokens is 1.5; expected a whole number, at least 1"):
             call()
 
 

@@ -185,7 +185,7 @@ def test_one_vote_is_pass_at_1_and_64_samples_are_quick_and_exact():
 
 @pytest.mark.parametrize("function", [pass_at_k, majority_vote])
 def test_too_few_samples_are_refused(function):
-    with pytest.raises(ValueError, match="k must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="k is 0; expected a whole number, at least 1"):
         function(MIXED, 0)
     with pytest.raises(ValueError, match="k is 3, but problem 'b' has 2 traces; expected"):
         function(MIXED, 3)
@@ -219,5 +219,5 @@ def test_what_are_no_traces_is_said(call, traces, message):
 
 def test_a_fraction_of_a_sample_is_refused():
     for call in (pass_at_k, majority_vote):
-        with pytest.raises(ValueError, match="k must be a whole number, at least 1; got 1.5"):
+        with pytest.raises(ValueError, match="k is 1.5; expected a whole number, at least 1"):
             call([], 1.5)
