@@ -9,10 +9,10 @@ from torch import Tensor
 
 def refuse(name: str, value: object, expected: str) -> None:
     """Raise the `ValueError` of an argument."""
-    raise ValueError(f"{name} is {described(value)}; expected {expected}")
+    raise ValueError(f"{name} is {shortened(value)}; expected {expected}")
 
 
-def described(value: object) -> str:
+def shortened(value: object) -> str:
     """A value as a message shows it: short, and with its type where that is what went wrong."""
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}".replace("torch.", "")

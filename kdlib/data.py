@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
-from kdlib.arguments import check_whole, described, refuse
+from kdlib.arguments import check_whole, refuse, shortened
 from kdlib.extras import require
 from kdlib.runtime import substream
 from kdlib.storage import fingerprint
@@ -228,7 +228,7 @@ def training_data(name: str, data: object) -> "TrainingData | LoaderData":
         write = f"images and labels as {examples}"
     else:
         write = f"a torch DataLoader of (images, labels), a loader of kdlib.vision, or {examples}"
-    raise ValueError(f"{name} is {described(data)}; expected {write}")
+    raise ValueError(f"{name} is {shortened(data)}; expected {write}")
 
 
 def stratified_folds(labels: Tensor, folds: int, seed: int) -> Iterator[tuple[Sequence, Sequence]]:

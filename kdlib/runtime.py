@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import patch_environment
 from torch import nn
 
-from kdlib.arguments import described
+from kdlib.arguments import shortened
 
 Precision = Literal["auto", "no", "bf16"]
 
@@ -29,7 +29,7 @@ def usable_device(device: torch.device | str, name: str = "device") -> torch.dev
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:  # by kind and build
-        wanted = repr(str(device)) if isinstance(device, str | torch.device) else described(device)
+        wanted = repr(str(device)) if isinstance(device, str | torch.device) else shortened(device)
         known = ["cpu", *(f"{best_device().type}:{n}" for n in range(torch.accelerator.device_count()))]
         raise ValueError(
             f"{name} is {wanted}, on which PyTorch cannot compute here ({str(error).splitlines()[0]}); "

@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from kdlib.arguments import check_number, check_whole, described, refuse
+from kdlib.arguments import check_number, check_whole, refuse, shortened
 from kdlib.cache.images import CachedTeacher
 from kdlib.data import Examples, LoaderData, TrainingData
 from kdlib.losses.kd import kd_loss
@@ -107,7 +107,7 @@ def _check_teacher(teacher: object, student: nn.Module, data: TrainingData | Loa
         refuse("teacher", teacher, f"a module{named}, its logits (N, C), a CachedTeacher, or None")
     if isinstance(data, LoaderData) and not isinstance(teacher, nn.Module | None):
         raise ValueError(
-            f"teacher is {described(teacher)}, which has logits for each row of the data; a DataLoader "
+            f"teacher is {shortened(teacher)}, which has logits for each row of the data; a DataLoader "
             f"does not say which rows are in a batch. Give the teacher as a module, or the data as Examples"
         )
     if isinstance(teacher, Tensor):

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdlib.places import CACHE, DOWNLOADS
+
 DESCRIPTION = """\
 Download photographs of cats and dogs, and decode them once, so that load_photos
 finds them; or a real model. What is there already is not fetched again. An
@@ -33,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     add = parser.add_argument
     add("name", help="pets, cifar10, smollm2, efficientnet-lite0, or a classifier of torchvision")
-    add("--root", type=Path, default="data/downloads", help="folder for downloads (%(default)s)")
-    add("--cache", type=Path, default="data/cache", help="folder for decoded photographs (%(default)s)")
+    add("--root", type=Path, default=DOWNLOADS, help="folder for downloads (%(default)s)")
+    add("--cache", type=Path, default=CACHE, help="folder for decoded photographs (%(default)s)")
     add("--size", type=int, help="side of the decoded squares in pixels (64; for cifar10 32)")
     chosen = parser.parse_args(argv)
     print(f"{chosen.name}: {_fetch(chosen)}\nin {chosen.root.resolve()}")

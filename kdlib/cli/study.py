@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from kdlib.places import CACHE
+
 
 class StudyParser(argparse.ArgumentParser):
     """Options of a study, of which --seeds, --work, --out and --quiet (as `progress`) are there already."""
@@ -15,7 +17,7 @@ class StudyParser(argparse.ArgumentParser):
         )  # fmt: skip
         add = self.add_argument
         add("--seeds", type=int, default=seeds, help="paired runs of each arm (%(default)s)")
-        add("--work", type=Path, default=Path("data/cache") / work,
+        add("--work", type=Path, default=CACHE / work,
             help="where finished pieces are kept (%(default)s)")
         add("--out", type=Path, help="write the results as JSON here")
         add("--quiet", dest="progress", action="store_false", help="no progress bars")

@@ -15,14 +15,14 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import NamedTuple
 
+from kdlib import places
+
 GB = 1e9
 MEMORY_NEEDED = DISK_NEEDED = 2 * GB
 # This interpreter, as the shell wants it written.
 PYTHON = f'"{sys.executable}"' if os.name == "nt" else shlex.quote(sys.executable)
-# Where downloads and caches go: in the checkout that kdlib is installed from, else in the current folder.
-DATA = Path(__file__).resolve().parents[2] / "data"
-if not DATA.is_dir():
-    DATA = Path.cwd()
+# Where downloads and caches go, or would.
+DATA = places.DATA if places.DATA.is_dir() else Path()
 
 
 class NotReady(Exception):
@@ -95,8 +95,8 @@ def check_disk() -> str:
 
 def check_models() -> str:
     """Which real models have been fetched; the course begins without any."""
-    places = {"smollm2": "smollm2/model.safetensors", "efficientnet-lite0": "efficientnet-lite0.safetensors"}
-    there = {name: (DATA / "downloads" / place).exists() for name, place in places.items()}
+    files = {"smollm2": "smollm2/model.safetensors", "efficientnet-lite0": "efficientnet-lite0.safetensors"}
+    there = {name: (DATA / "downloads" / file).exists() for name, file in files.items()}
     found = [f"{name} is here" for name, here in there.items() if here]
     missing = [f"for {name}: python -m kdlib fetch {name}" for name, here in there.items() if not here]
     return "; ".join(found + missing)

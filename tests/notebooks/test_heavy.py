@@ -16,6 +16,7 @@ from PIL import Image
 from kdlib.course.build.execute import execute
 from kdlib.course.build.sources import notebook_fingerprint
 from kdlib.language.models.smollm2 import fetch_smollm2
+from kdlib.vision.photos import load_photos
 from kdlib.vision.pretrained import load_pretrained
 from kdlib.wheels import NotFetched
 
@@ -192,11 +193,8 @@ def test_the_short_form_with_a_real_teacher_runs_on_the_readers_photographs(tmp_
             for number in range(count):
                 pixels = random.integers(60 * k, 190 + 60 * k, (32, 40, 3), dtype="uint8")
                 Image.fromarray(pixels).save(tmp_path / name / kind / f"{number}.png")
-    place = tmp_path / "course" / "notebooks"  # beside `data`, as the notebook expects; its caches go with it
-    place.mkdir(parents=True)
-    (tmp_path / "course" / "data").mkdir()
-    (tmp_path / "course" / "data" / "downloads").symlink_to(ROOT / "data" / "downloads")
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(tmp_path)  # from anywhere
+    monkeypatch.setitem(load_photos.__kwdefaults__, "cache", tmp_path / "cache")
     notebook = nbformat.read(ROOT / "notebooks" / "04_cat_vs_dog.ipynb", as_version=4)
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     (short,) = (source for source in code if "def real_teacher" in source)

@@ -32,6 +32,7 @@ from kdlib.course.studies import cat_or_dog_arms as ways
 from kdlib.course.studies.records import columns, once, pack_bits, verdicts
 from kdlib.data import Examples, Splits
 from kdlib.metrics import agreement, fit_temperature, interval, kl_to_teacher, score
+from kdlib.places import CACHE
 from kdlib.runtime import describe_environment
 from kdlib.storage import fingerprint, identity
 from kdlib.training import fit, predict
@@ -303,7 +304,7 @@ class CatOrDogStudy:
 
 def prepare(
     data: str, *, size: int | None = None, seeds: int = 10, labels: int = 100, epochs: float = 1.0,
-    work: str | os.PathLike = "data/cache/experiment", progress: bool = True, leave_out: Sequence[str] = (),
+    work: str | os.PathLike = CACHE / "experiment", progress: bool = True, leave_out: Sequence[str] = (),
 ) -> CatOrDogStudy:
     """The study and its pictures, by the options of `python -m kdlib experiment`."""
     size = size or (32 if data in ("sketches", "cifar10") else 64)

