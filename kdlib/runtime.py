@@ -24,15 +24,17 @@ def best_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def usable_device(device: torch.device | str, name: str = "device") -> torch.device:
-    """The device, on which a tensor has been made; a `ValueError` names those that are here."""
+def usable_device(device: torch.device | str | None) -> torch.device:
+    """The device, or the best one, on which a tensor has been made; a `ValueError` names those here."""
+    if device is None:
+        return best_device()
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:  # by kind and build
         wanted = repr(str(device)) if isinstance(device, str | torch.device) else shortened(device)
         known = ["cpu", *(f"{best_device().type}:{n}" for n in range(torch.accelerator.device_count()))]
         raise ValueError(
-            f"{name} is {wanted}, on which PyTorch cannot compute here ({str(error).splitlines()[0]}); "
+            f"device is {wanted}, on which PyTorch cannot compute here ({str(error).splitlines()[0]}); "
             f"expected one of {', '.join(known)}, or None for the best"
         ) from error
     return torch.device(device)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kdlib.cache.shards import Cache
 from kdlib.data import Batch, Examples, TrainingData
-from kdlib.runtime import best_device, eval_mode
+from kdlib.runtime import eval_mode, usable_device
 from kdlib.storage import fingerprint
 
 __all__ = ["CachedTeacher", "cache_teacher"]
@@ -128,7 +128,7 @@ def cache_teacher(
     """
     if len(data) == 0 or epochs < 1:
         raise ValueError(f"expected examples and epochs >= 1; got {len(data)} examples, epochs={epochs}")
-    device = device if device is not None else best_device()
+    device = usable_device(device)
     teacher, data = teacher.to(device), data.to(device)
     seen = data.inputs_fingerprint()
     # Passes after which the data repeat, for every seed; 0 if they never do.

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from kdlib.arguments import check_whole, is_number
 from kdlib.cache.tokens import CachedTokens
 from kdlib.language.distill.fsdp import is_sharded
+from kdlib.language.models.vocabulary import check_model
 
 
 def check_length(steps: int | None, epochs: float | None, **counts: int | None) -> None:
@@ -53,8 +54,7 @@ def check_teacher(
     top_k: int | None, on_policy: bool | float,
 ) -> None:  # fmt: skip
     live = isinstance(teacher, PreTrainedModel)
-    if not isinstance(student, PreTrainedModel):
-        raise ValueError(f"student is {student!r:.60}; expected a model, such as load_checkpoint gives")
+    check_model("student", student)
     if not live and not isinstance(teacher, CachedTokens | None):
         raise ValueError(
             f"teacher is {teacher!r:.60}; expected a model, such as load_checkpoint gives, outputs stored by "

@@ -16,11 +16,11 @@ from kdlib.language.distill.batches import TokenExample, collate, dated, forward
 from kdlib.language.distill.fsdp import gather_output_layer
 from kdlib.language.distill.output_layer import at_output_layer
 from kdlib.language.models.positions import check_positions
-from kdlib.language.models.vocabulary import check_same_tokens
+from kdlib.language.models.vocabulary import check_model, check_same_tokens
 from kdlib.language.traces.file import Trace
 from kdlib.losses.checks import check_temperature
 from kdlib.losses.top_k import TopK, top_k_of
-from kdlib.runtime import best_device, eval_mode
+from kdlib.runtime import eval_mode, usable_device
 from kdlib.storage import fingerprint
 
 _ROWS = 256  # whose logits are looked at together: with 151,665 tokens 155 MB in float32
@@ -98,8 +98,7 @@ def cache_teacher_tokens(
         ValueError: bad arguments; vocabularies that differ; a text longer than the teacher's positions; a
             folder with another cache or other files; logits that are not finite.
     """
-    if not isinstance(teacher, PreTrainedModel):
-        raise ValueError(f"teacher is {teacher!r:.60}; expected a model, such as load_checkpoint gives")
+    check_model("teacher", teacher)
     check_counts(batch_tokens=batch_tokens)
     width = check_same_tokens(tokenizer, teacher_tokenizer, teacher=teacher)
     if not isinstance(top_k, int) or not 1 <= top_k <= width:
@@ -110,7 +109,7 @@ def cache_teacher_tokens(
     cached = CachedTokens.of(
         folder, encoded, fingerprint(teacher), width, top_k, temperature, **dated(tokenizer, examples)
     )
-    move(teacher, device if device is not None else best_device())
+    move(teacher, usable_device(device))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     @torch.no_grad()

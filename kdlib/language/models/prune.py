@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.arguments import check_counts
 from kdlib.language.models.positions import check_positions
+from kdlib.language.models.vocabulary import check_model
 
 
 @torch.no_grad()
@@ -109,6 +110,7 @@ def prune_layers(model: PreTrainedModel, *, keep: Iterable[int]) -> PreTrainedMo
 
 
 def _layers(model: PreTrainedModel) -> Sequence[nn.Module]:
+    check_model("model", model)
     layers = getattr(model.get_decoder(), "layers", None)
     if not isinstance(layers, nn.ModuleList):
         kind = type(model).__name__

@@ -3,6 +3,12 @@
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+def check_model(name: str, model: object) -> None:
+    """Refuse what is no model of transformers."""
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"{name} is {model!r:.60}; expected a model, such as load_checkpoint gives")
+
+
 def logit_width(model: PreTrainedModel) -> int:
     """The size of a model's vocabulary axis, padding included."""
     return model.get_output_embeddings().weight.shape[0]
@@ -23,6 +29,8 @@ def check_same_tokens(
             teacher's tokenizer, as R1-Distill's did: R1's special tokens replace some of their bases'.
         models: by the name they have in an error message.
     """
+    for name, model in models.items():
+        check_model(name, model)
     if teacher_tokenizer is not None:
         both = (tokenizer, teacher_tokenizer)
         ours, theirs = ({number: token for token, number in one.get_vocab().items()} for one in both)

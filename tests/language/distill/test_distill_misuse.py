@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainerState
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.distill.scores import score_texts
 from kdlib.language.distill.teachers import cache_teacher_tokens
-from kdlib.language.models.prune import block_importance
+from kdlib.language.models.prune import block_importance, prune_layers
 from kdlib.language.problems import Problem
 
 NAN, INF = float("nan"), float("inf")
@@ -89,6 +89,24 @@ def test_a_path_where_texts_belong_is_named_by_all_that_take_texts(tmp_path):
     ):
         with pytest.raises(ValueError, match="batch_tokens is 1.5; expected a whole number, at least 1"):
             call()
+
+
+@pytest.mark.parametrize("wrong", [None, "Qwen-7B"])
+def test_what_is_no_model_is_called_that(wrong, tmp_path):
+    tokenizer = word_tokenizer()
+    for call in (
+        lambda: score_texts(wrong, tokenizer, pairs(2)),
+        lambda: cache_teacher_tokens(wrong, tokenizer, pairs(2), tmp_path),
+        lambda: prune_layers(wrong, keep=[0]),
+        lambda: block_importance(wrong, tokenizer, ["w1"]),
+    ):
+        with pytest.raises(ValueError, match=f"is {wrong!r}; expected a model, such as load_checkpoint"):
+            call()
+
+
+def test_a_device_that_is_not_here_is_named(tmp_path):
+    with pytest.raises(ValueError, match="device is 'xpu:7', on which PyTorch cannot compute here .* one of cpu"):
+        cache_teacher_tokens(qwen(), word_tokenizer(), pairs(2), tmp_path, top_k=2, device="xpu:7")
 
 
 # --- texts that are too long ------------------------------------------------------------------------
