@@ -105,7 +105,7 @@ def test_what_is_no_model_is_called_that(wrong, tmp_path):
 
 
 def test_a_device_that_is_not_here_is_named(tmp_path):
-    with pytest.raises(ValueError, match="device is 'xpu:7', on which PyTorch cannot compute here .* one of cpu"):
+    with pytest.raises(ValueError, match="device is 'xpu:7', on which PyTorch cannot compute .* one of cpu"):
         cache_teacher_tokens(qwen(), word_tokenizer(), pairs(2), tmp_path, top_k=2, device="xpu:7")
 
 
