@@ -62,7 +62,8 @@ def test_a_verdict_follows_from_the_seeds(results):
         for name, table in tables.items():
             verdict = table["logits against cross-entropy"]
             ours, theirs = ([-x for x in arms[arm][name]] for arm in ("logits", "cross-entropy"))
-            assert verdict["difference"] == pytest.approx(compare(ours, theirs, unit="nats").difference, abs=1e-4)
+            difference = compare(ours, theirs, unit="nats").difference
+            assert verdict["difference"] == pytest.approx(difference, abs=1e-4)
             assert verdict["low"] <= verdict["difference"] <= verdict["high"]
 
 
