@@ -90,7 +90,7 @@ class SymPy(Algebra):
             r"([0-9.]+|\\?[A-Za-z]+|\([^()]*\))\s*\\degree", r"(\1\\cdot\\frac{\\pi}{180})", formula
         )
         if commands - _READ - {"degree"} or re.search(
-            r"['\"!]{2}|'|\d\s+\d|(?<![a-z}])\d_|(?<!\\)\\\d", formula
+            r"['\"!]{2}|'|\d\s+\d|(?<![a-z}])\d_|(?<!\\)\\\d|(?<![\\A-Za-z])[A-Za-z]\d", formula
         ):
             raise ValueError("not a formula that is surely read as it is meant")
         parsed = self._parser().parse(re.sub(r"(?<=\d)\s*\*\s*(?=\S)|\*", r"\\cdot ", formula))

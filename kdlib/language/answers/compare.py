@@ -76,7 +76,7 @@ def _bare(answer: str) -> str:
     return answer[lead.end() :].strip() if lead.end() < len(answer) else answer
 
 
-_CHOICE = re.compile(r"\(?([A-J])(?:[).:]\)?|\s*项)(?:\s.*|\Z)", re.DOTALL)
+_CHOICE = re.compile(r"\(?([A-J])(?:[).:]\)?|\s*项)(?:\s(?!(?:or|and)\b|[&/或和]).*|\Z)", re.DOTALL)
 
 
 def _chosen(*answers: str) -> list[str]:

@@ -167,7 +167,8 @@ def _key(text: str) -> str:
     text = re.sub(r"\(([A-Ja-j])\)", r"\1", text) if len(text) == 3 else text
     text = re.sub(r"(?<![\\A-Za-z])[A-Za-z]+(?![A-Za-z])", _folded, text)
     text = text.lower() if re.fullmatch("[a-eA-E]", text) else text
-    return re.sub(r"(?<![A-Za-z])\s+|\s+(?![A-Za-z])", "", text)
+    # A blank counts between two letters and between two digits: 2 1/2 is not 21/2.
+    return re.sub(r"(?<![A-Za-z0-9])\s+|(?<!\d)\s+(?![A-Za-z])|(?<=\d)\s+(?!\d)", "", text)
 
 
 def _folded(found: re.Match) -> str:

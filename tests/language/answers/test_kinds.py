@@ -19,6 +19,14 @@ TRIPLES = Path(__file__).parents[4] / "shared" / "data" / "answers" / "triples.j
 
 # kind: (right pairs, wrong pairs); an answer without a cue or box stands in a box.
 KINDS = {
+    "blanks between digits": (
+        [("10 000", "10000"), ("2 1/2", "5/2"), ("3 , 4", "3,4"), ("x = 2", "x=2")],
+        [("2 1/2", "21/2"), ("2 3", "23"), ("1 2", "12")],
+    ),
+    "choices": (
+        [("Answer: (C) 12", "C"), ("Answer: option C.", "C"), ("(C) Paris or Lyon", "C")],
+        [("Answer: (A) or (B)", "A"), ("Answer: A and C", "A"), ("Answer: A/B", "A")],
+    ),
     "small numbers": (
         [(r"1.6\times 10^{-19}", "1.6e-19"), ("10^{-18}", r"\frac{1}{10^{18}}")],
         [(r"1.6\times 10^{-19}", r"9.1\times 10^{-31}"), ("2^{-70}", "2^{-71}"),
@@ -39,7 +47,7 @@ KINDS = {
     "bases and primes": (
         [("1011_2", "1011_{2}"), ("1011_2", "11"), ("a_{1}+a_{2}", "a_1+a_2")],
         [("1011_2", "1011"), ("10_3", "10_4"), ("f'(x)", "f(x)"), (r"\dot{x}", "x"), ("x_1", "x_2"),
-         (r"\vec{a}", "a")],
+         ("x1", "x"), (r"\vec{a}", "a")],
     ),
     "units": (
         [("Answer: 5km", "5 km"), ("Answer: 5 meters per second", "5 m/s"), (r"12\text{ cm}^2", "12"),
