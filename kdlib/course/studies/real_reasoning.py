@@ -53,7 +53,7 @@ class RealReasoningRecipe:
     other: int = 40  # problems of each task that a student has not learned
     steps: int = 120  # of "verified"; "answers" takes as many tokens
     batch_size: int = 4
-    lrs: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
+    lrs: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)
     adam_beta2: float = 0.95  # in short runs the default, 0.999, remembers the first steps too long
     max_new_tokens: int = 160
     before_tokens: int = 256  # the model as it is takes its time
