@@ -2,12 +2,12 @@
 
 import errno
 import json
-import os
 from contextlib import contextmanager
 from functools import partial
 
 import pytest
 import torch
+from full_disk import full_after
 from torch import nn
 
 from kdlib.data import Examples
@@ -289,18 +289,10 @@ def test_where_there_is_no_room_the_file_is_named_and_the_run_goes_on_later(tmp_
     assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [1, 2, 3]
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(path, monkeypatch):
+def test_a_full_disk_leaves_the_last_checkpoint(path):
     """As the system tells it, when the third checkpoint is written."""
     expected, undisturbed, _ = run(None)
-    writes = []
-
-    def full(descriptor):
-        writes.append(descriptor)
-        if len(writes) == 3:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left.*make room"):
-        patch.setattr("kdlib.storage.os.fsync", full)
+    with full_after(2), pytest.raises(OSError, match="No space left.*make room"):
         fit(network(), pictures(), loss=Stopping(), checkpoint=path, checkpoint_every=4, **SETTINGS)
     assert load_tensors(path)[1]["history"]["steps"] == 8
     found, history, steps = run(path, checkpoint_every=4)

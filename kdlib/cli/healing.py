@@ -1,10 +1,8 @@
 """The healing study in full: ``python -m kdlib healing``."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 
-from kdlib.cli.study import StudyParser, finish
+from kdlib.cli.study import StudyParser, finish, folder_of
 
 DESCRIPTION = """\
 A third or half of the layers of SmolLM2-135M-Instruct are taken out. What heals
@@ -25,10 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     from kdlib.course.studies.healing import SMOLLM2, HealingStudy, report
     from kdlib.language.models.smollm2 import fetch_smollm2, origin
-    from kdlib.storage import fingerprint
 
     model = given.model or str(fetch_smollm2(progress=given.progress))
-    folder = given.work / fingerprint(json.dumps(asdict(SMOLLM2)), model)[:12]
+    folder = folder_of(given.work, SMOLLM2, model)
     study = HealingStudy(folder, model, SMOLLM2, progress=given.progress)
     results = study.results(range(given.seeds))
     if not given.model:

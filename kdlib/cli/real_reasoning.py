@@ -1,10 +1,9 @@
 """The R1 recipe on a real model in full: ``python -m kdlib real-reasoning``."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
-from kdlib.cli.study import StudyParser, finish
+from kdlib.cli.study import StudyParser, finish, folder_of
 
 DESCRIPTION = """\
 SmolLM2-135M-Instruct answers problems; learns from verified traces, or from the
@@ -30,12 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     from kdlib.course.studies.real_reasoning import SMOLLM2, RealReasoningStudy, report
     from kdlib.language.models.smollm2 import fetch_smollm2, origin
-    from kdlib.storage import fingerprint
 
     model = given.model or str(fetch_smollm2(progress=given.progress))
     chosen = {name: getattr(given, name) for name in ("tasks", "asked")}
     recipe = replace(SMOLLM2, **{name: tuple(tasks) for name, tasks in chosen.items() if tasks is not None})
-    folder = given.work / fingerprint(json.dumps(asdict(recipe)), model)[:12]
+    folder = folder_of(given.work, recipe, model)
     results = RealReasoningStudy(folder, model, recipe, progress=given.progress).results(range(given.seeds))
     if not given.model:
         results["model"]["origin"] = origin(model)

@@ -1,10 +1,9 @@
 """The reasoning study in full: ``python -m kdlib reasoning``."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
-from kdlib.cli.study import StudyParser, finish
+from kdlib.cli.study import StudyParser, finish, folder_of
 
 DESCRIPTION = """\
 What are a teacher's texts worth, with error bars, on chains of two cages?
@@ -26,10 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     from kdlib.course.studies.reasoning import ReasoningStudy, report
     from kdlib.course.studies.reasoning_arms import CHAINS
-    from kdlib.storage import fingerprint
 
     recipe = replace(CHAINS, student_family=given.student)
-    folder = given.work / fingerprint(json.dumps(asdict(recipe)), given.problems)[:12]
+    folder = folder_of(given.work, recipe, given.problems)
     study = ReasoningStudy(folder, recipe, given.problems, progress=given.progress)
     print(study.chains)
     results = study.results(range(given.seeds), workers=given.workers)

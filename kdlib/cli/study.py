@@ -1,7 +1,9 @@
 """What the commands of the studies share: the options that all have, and how they end."""
 
 import argparse
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from kdlib.places import CACHE
@@ -27,6 +29,13 @@ class StudyParser(argparse.ArgumentParser):
         if given.seeds < 2:
             self.error(f"--seeds {given.seeds}: an interval needs at least 2")
         return given
+
+
+def folder_of(work: Path, recipe: object, *more: object) -> Path:
+    """Where the finished pieces of a study lie: by its recipe, a dataclass, and what else it depends on."""
+    from kdlib.storage import fingerprint
+
+    return work / fingerprint(json.dumps(asdict(recipe)), *more)[:12]
 
 
 def finish(results: Mapping, report: Callable[[Mapping], str], out: Path | None) -> int:

@@ -1,12 +1,12 @@
 """The cache of a teacher's tokens: what comes back, what it belongs to and refuses."""
 
-import errno
 import json
 import math
 import os
 
 import pytest
 import torch
+from full_disk import full_after
 from small_models import llama, pairs, qwen, word_tokenizer
 
 from kdlib.cache.tokens import CachedTokens, open_token_cache
@@ -377,18 +377,9 @@ def test_bad_arguments_are_refused_before_anything_is_made(folder, tokenizer, te
 
 def test_a_full_disk_is_named_with_the_file_and_the_next_call_goes_on(tokenizer, teacher, folder):
     """The manifest and the first file fit, the second file does not."""
-    fsync, calls = os.fsync, []
-
-    def full(descriptor):
-        calls.append(descriptor)
-        if len(calls) > 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(descriptor)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="cannot write .*cache/0000-0000000040.safetensors .*disk is full"):
-            cache_teacher_tokens(teacher, tokenizer, TEXTS, folder, **SETTINGS)
+    message = "cannot write .*cache/0000-0000000040.safetensors .*disk is full"
+    with full_after(2), pytest.raises(OSError, match=message):
+        cache_teacher_tokens(teacher, tokenizer, TEXTS, folder, **SETTINGS)
     left = {path.name for path in folder.iterdir()}
     assert left <= {"manifest.json", "0000-0000000000.safetensors", ".lock"}
     made = os.stat(folder / "0000-0000000000.safetensors").st_mtime_ns

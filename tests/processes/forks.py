@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import BinaryIO, Self
 
 from torch.distributed import TCPStore
 
@@ -37,6 +38,33 @@ def telling(work: Callable[[Tell], None], stand_still: tuple[str, int] | None) -
     except BaseException:
         sys.excepthook(*sys.exc_info())
         os._exit(1)
+
+
+class InTwoParts:
+    """A file, opened without a buffer, into which each write goes in two parts, cut where `middle` says."""
+
+    def __init__(
+        self, file: BinaryIO, middle: Callable[[int], int], between: Callable[[], None],
+        after: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._file, self._middle, self._between, self._after = file, middle, between, after
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
+
+    def write(self, content: bytes) -> int:
+        middle = self._middle(len(content))
+        self._file.write(content[:middle])
+        self._between()
+        self._file.write(content[middle:])
+        self._after()
+        return len(content)
 
 
 def told_until(pipe: int, moment: str, count: int) -> bytes:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from forks import telling, told_to_the_end, told_until
+from forks import InTwoParts, telling, told_to_the_end, told_until
 
 from kdlib import checkpoint, storage
 from kdlib.data import Examples
@@ -115,25 +115,14 @@ def opened(path: Path, mode: str, tell: Callable[[str], None]):
     if kind is None:
         return file
 
-    class Halves:
-        def __enter__(self):
-            return self
+    def half(length: int) -> int:
+        return length // 2
 
-        def __exit__(self, *error):
-            file.close()
+    def whole() -> None:
+        if kind == "log":
+            tell("log")
 
-        def __getattr__(self, name):
-            return getattr(file, name)
-
-        def write(self, content: bytes) -> int:
-            file.write(content[: len(content) // 2])
-            tell(f"{kind} torn")
-            file.write(content[len(content) // 2 :])
-            if kind == "log":
-                tell("log")
-            return len(content)
-
-    return Halves()
+    return InTwoParts(file, half, lambda: tell(f"{kind} torn"), whole)
 
 
 def killed(folder: Path, moment: str, count: int) -> dict[str, object]:

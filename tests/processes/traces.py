@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from forks import Tell, telling, told_to_the_end, told_until
+from forks import InTwoParts, Tell, telling, told_to_the_end, told_until
 from openai import _base_client
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -92,25 +92,10 @@ def opened(path: Path, mode: str, tell: Tell):
     if mode != "a+b":
         return file
 
-    class Halves:
-        def __enter__(self):
-            return self
+    def anywhere(length: int) -> int:
+        return random.randrange(1, length)
 
-        def __exit__(self, *error):
-            file.close()
-
-        def __getattr__(self, name):
-            return getattr(file, name)
-
-        def write(self, content: bytes) -> int:
-            middle = random.randrange(1, len(content))
-            file.write(content[:middle])
-            tell("torn")
-            file.write(content[middle:])
-            tell("flushed")
-            return len(content)
-
-    return Halves()
+    return InTwoParts(file, anywhere, lambda: tell("torn"), lambda: tell("flushed"))
 
 
 def killed(path: Path, collect: Callable[[Path], None], moment: str, count: int, seed: int) -> dict:

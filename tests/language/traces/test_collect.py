@@ -1,13 +1,12 @@
 """Traces: what is collected, what a file of them is bound to, and how it can be damaged."""
 
-import errno
 import json
-import os
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
 from characters_tokenizer import characters_tokenizer
+from full_disk import full_after
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from kdlib.language.answers.final_answer import has_format, verify_answer
@@ -397,18 +396,10 @@ def test_likely_mistakes_are_named(tmp_path, monkeypatch, changed, message):
 
 def test_a_full_disk_is_named_with_the_file_and_the_next_call_goes_on(path, monkeypatch):
     """The header and the first batch fit, the second does not."""
-    whole, fsync, calls = collect(), os.fsync, []
-
-    def full(descriptor):
-        calls.append(descriptor)
-        if len(calls) > 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(descriptor)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="cannot write .*traces.jsonl .*the disk is full; make room there"):
-            collect(path)
+    whole = collect()
+    message = "cannot write .*traces.jsonl .*the disk is full; make room there"
+    with full_after(2), pytest.raises(OSError, match=message):
+        collect(path)
     assert len(load_traces(path)) == 4 and path.read_bytes().endswith(b"\n")
     assert collect(path) == whole
 
