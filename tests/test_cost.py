@@ -116,6 +116,14 @@ def test_the_three_latencies_are_ordered_and_positive():
     assert 0 < cost.latency_low <= cost.latency <= cost.latency_high
 
 
+def test_latency_is_the_median_between_the_outer_tenths(monkeypatch):
+    # Of eleven passes, as few as tell a median from a mean, a middle of the range and a neighbour.
+    seconds = [1.0, 9.0, 2.0, 8.0, 4.0, 3.0, 30.0, 5.0, 7.0, 6.0, 90.0]
+    monkeypatch.setattr("kdlib.cost.time_call", lambda *args, **options: seconds)
+    cost = cost_of(mlp([]), repeats=11)
+    assert (cost.latency_low, cost.latency, cost.latency_high) == (2.0, 6.0, 30.0)
+
+
 def test_latency_is_in_seconds_for_one_pass():
     class Sleep(nn.Module):
         def forward(self, x):

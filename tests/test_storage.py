@@ -119,6 +119,14 @@ def test_bytes_reach_the_disk_before_the_name_does(tmp_path, monkeypatch):
     assert calls == ["fsync", "replace"]
 
 
+def test_a_record_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
+    lines = JsonLines(tmp_path / "lines.jsonl")
+    real, reached = os.fsync, []
+    monkeypatch.setattr(os, "fsync", lambda file: (real(file), reached.append(lines.path.read_bytes())))
+    lines.append({"a": 1}, {"b": 2})
+    assert reached == [b'{"a": 1}\n{"b": 2}\n'] == [lines.path.read_bytes()]
+
+
 def test_threads_that_write_one_file_at_once_leave_it_whole(tmp_path):
     path, failures, start = tmp_path / "file", [], threading.Barrier(4)
 

@@ -1,5 +1,8 @@
 import pytest
 from small_models import WORDS, llama, qwen, word_tokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from kdlib.language.models.small import tiny_model
 from kdlib.language.models.vocabulary import (
@@ -15,6 +18,16 @@ def test_tokens_are_counted_up_to_the_highest_id():
     assert check_same_tokens(tokenizer, None) == 60
     tokenizer.add_special_tokens({"additional_special_tokens": ["<late>"]})
     assert check_same_tokens(tokenizer, None) == 61
+
+
+def test_a_hole_among_the_ids_is_counted_too():
+    ids = {word: number for number, word in enumerate(WORDS[:7]) if number != 5}
+    model = Tokenizer(WordLevel(ids, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>")
+    assert len(tokenizer.get_vocab()) == 6
+    assert check_same_tokens(tokenizer, tokenizer) == 7
+    with pytest.raises(ValueError, match="student has 6 logits, but tokenizer has tokens up to id 6"):
+        check_same_tokens(tokenizer, None, student=qwen(vocabulary=6))
 
 
 def test_padding_of_the_vocabulary_may_differ():
