@@ -2,11 +2,12 @@
 
     on NVIDIA GPUs from compute capability 8.0             `kdlib.losses.kernels`
     elsewhere, from four million logits on                 `kdlib.losses.closed_form`, some rows at a time
-    fewer, compiled, or transformed by torch.func          the formula as `kdlib.losses.kd` has it
+    fewer, compiled, of torch.func or forward mode         the formula as `kdlib.losses.kd` has it
 
 The first two are one operator of PyTorch, which `torch.compile` takes as it is. Its forward pass finds the
 gradient too and keeps it in place of the logits; `backward` multiplies it by what arrives there. There is no
-second derivative. KDLIB_KERNELS=0 in the environment keeps all in PyTorch.
+second derivative: create_graph=True is refused, as what autograd would then find is not one. KDLIB_KERNELS=0
+in the environment keeps all in PyTorch.
 """
 
 import os
@@ -15,6 +16,7 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from kdlib.losses import closed_form
 from kdlib.losses.divergences import LossSettings, Reduction, weighted
@@ -24,22 +26,28 @@ _SLICE = 1 << 22  # logits that the closed form works on at once: 16 MB in float
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def kd_terms_and_gradient(student_logits: Tensor, teacher_logits: Tensor | None, *rest):
+def kd_terms_and_gradient(student: Tensor, teacher: Tensor | None, *rest, scale: float | Tensor):
     """`kdlib.losses.closed_form.kd_terms_and_gradient`, by kernels where they run. Overwrites the logits."""
-    if not on_kernels(student_logits, teacher_logits):
-        return closed_form.kd_terms_and_gradient(student_logits, teacher_logits, *rest)
+    if not on_kernels(student, teacher):
+        return closed_form.kd_terms_and_gradient(student, teacher, *rest, scale=scale)
     from kdlib.losses import kernels
 
-    return kernels.kd_terms(student_logits, teacher_logits, *rest, gradient=student_logits), student_logits
+    return kernels.kd_terms(student, teacher, *rest, gradient=student, gradient_scale=scale), student
 
 
 def in_slices(logits: Tensor) -> bool:
-    """Whether the closed form is faster: many logits, and code that is not compiled or of torch.func."""
+    """Whether the closed form is faster: many logits, and code that is not compiled."""
     return (
         logits.numel() >= _LARGE
         and logits.device.type != "meta"
         and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
+    )  # fmt: skip
+
+
+def is_transformed(logits: Tensor) -> bool:
+    """Whether torch.func or forward-mode differentiation looks on, for which there is only the formula."""
+    return not torch.compiler.is_compiling() and (
+        torch._C._functorch.peek_interpreter_stack() is not None or unpack_dual(logits).tangent is not None
     )
 
 
@@ -108,11 +116,22 @@ def kd_loss_with_gradient(
     teacher = None if teacher_logits is None else teacher_logits.detach().reshape(-1, classes)
     labels = None if labels is None else labels.flatten().long()
     temperature, alpha, divergence, beta = settings
+    # float16 has no numbers for a gradient's share of a mean: there backward multiplies by it, in float32.
+    late = reduction == "mean" and student.dtype == torch.float16
     loss, _ = _loss_and_gradient(
         student, teacher, labels, float(temperature), float(alpha), divergence, float(beta), ignore_index,
-        reduction, torch.is_grad_enabled() and student.requires_grad, kernels,
+        "sum" if late else reduction, torch.is_grad_enabled() and student.requires_grad, kernels,
     )  # fmt: skip
+    if late:
+        loss = loss / _counted(student, labels, ignore_index)
     return loss.view(student_logits.shape[:-1]) if reduction == "none" else loss
+
+
+def _counted(logits: Tensor, labels: Tensor | None, ignore_index: int) -> Tensor:
+    """How many rows count, at least 1, in float32 where the logits are: nothing waits for it."""
+    # full, not tensor: nothing is copied to the device.
+    every = torch.full((), len(logits), device=logits.device)
+    return (every if labels is None else (labels != ignore_index).sum()).clamp(min=1).float()
 
 
 @torch.library.custom_op("kdlib::kd_loss_and_gradient", mutates_args=())
@@ -129,21 +148,14 @@ def _loss_and_gradient(
 def _by_kernels(student, teacher, labels, settings, ignore_index, reduction, wanted):
     from kdlib.losses.kernels import kd_terms
 
-    share = None
-    if reduction == "mean":
-        # full, not tensor: nothing is copied to the device, so nothing waits.
-        every = torch.full((), len(student), device=student.device)
-        counted = every if labels is None else (labels != ignore_index).sum()
-        share = 1 / counted.clamp(min=1).float()
+    share = 1 / _counted(student, labels, ignore_index) if reduction == "mean" else 1.0
     gradient = student.new_empty(len(student) if wanted else 0, student.shape[1])
     terms = kd_terms(
         student, teacher, labels, settings, ignore_index=ignore_index,
         gradient=gradient if wanted else None, gradient_scale=share,
     )  # fmt: skip
     loss = weighted(*terms, settings.alpha)
-    if reduction != "none":
-        loss = loss.sum() if share is None else loss.sum() * share
-    return loss, gradient
+    return loss if reduction == "none" else loss.sum() * share, gradient
 
 
 def _in_slices(student, teacher, labels, settings, ignore_index, reduction, wanted):
@@ -155,10 +167,12 @@ def _in_slices(student, teacher, labels, settings, ignore_index, reduction, want
     gradient = student.new_zeros(rows if wanted else 0, classes)
     for some in counted.split(max(1, _SLICE // classes)):
         some_labels = None if labels is None else labels[some]
-        terms, slope = closed_form.kd_terms_and_gradient(student[some], teacher[some], some_labels, settings)
+        terms, slope = closed_form.kd_terms_and_gradient(
+            student[some], teacher[some], some_labels, settings, scale=share
+        )
         loss[some] = weighted(*terms, settings.alpha)
         if wanted:
-            gradient[some] = slope.mul_(share)
+            gradient[some] = slope
     return loss if reduction == "none" else loss.sum() * share, gradient
 
 
@@ -177,16 +191,37 @@ def _remember(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, by, _):
+    refuse_second_derivative()
     (gradient,) = ctx.saved_tensors
-    if by is None:
-        gradient = None
-    elif ctx.kernels:
-        from kdlib.losses.kernels import scale_rows
-
-        scale_rows(gradient, by)
-    elif by.dim() or by.device.type != "cpu" or by != 1:  # on the CPU a look at the usual 1 is free
-        gradient = gradient * (by.unsqueeze(-1) if by.dim() else by).to(gradient.dtype)
-    return gradient, *(None,) * 10
+    found = None if by is None else scaled(gradient, by, gradient.dtype, kernels=ctx.kernels)
+    return found, *(None,) * 10
 
 
 _loss_and_gradient.register_autograd(_backward, setup_context=_remember)
+
+
+def refuse_second_derivative() -> None:
+    """To be called in the backward of a gradient that forward has found, which is a constant to autograd."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "this loss has no second derivative: its gradient was found together with its value. Leave out "
+            "create_graph=True; torch.func.grad and torch.func.hessian of kd_loss and soft_target_loss "
+            "differentiate the formula instead"
+        )
+
+
+def scaled(gradient: Tensor, by: Tensor, dtype: torch.dtype, *, kernels: bool) -> Tensor:
+    """gradient · by, multiplied in the better of their dtypes; by kernels in place, if it is of the dtype.
+
+    A factor of 1, the usual one, costs nothing then, and on a CPU, where a look at it is free.
+    """
+    if gradient.dtype == dtype and kernels:
+        from kdlib.losses.kernels import scale_rows
+
+        scale_rows(gradient, by)
+        return gradient
+    if gradient.dtype == dtype and by.device.type == "cpu" and by.dim() == 0 and by == 1:
+        return gradient
+    # Of as many axes: a number would be rounded to half precision before it multiplies.
+    by = by.reshape(by.shape + (1,) * (gradient.dim() - by.dim()))
+    return torch.mul(gradient, by, out=torch.empty_like(gradient, dtype=dtype))

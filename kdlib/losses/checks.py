@@ -1,7 +1,7 @@
 """What the losses refuse: each `ValueError` names the argument, its value and what was expected."""
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -35,6 +35,11 @@ def check_settings(settings: LossSettings, reduction: str) -> None:
         )
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction must be "mean", "sum" or "none"; got {reduction!r}')
+
+
+def check_ignored(ignore_index: int) -> None:
+    if not isinstance(ignore_index, Integral):
+        raise ValueError(f"ignore_index must be a whole number, the label left out; got {ignore_index}")
 
 
 def check_logits(name: str, logits: Tensor) -> None:
@@ -81,8 +86,13 @@ _looked_at: set[tuple[str, torch.device, int]] = set()
 
 
 def _may_look_at_values(name: str, tensor: Tensor) -> bool:
-    """Whether a check may read values: always on the CPU, once per kind of input elsewhere."""
+    """Whether a check may read values: always on the CPU, once per kind of input elsewhere.
+
+    Not of code that is compiled or of torch.func: a batch of vmap has no one value.
+    """
     if torch.compiler.is_compiling() or tensor.device.type == "meta":
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     key = (name, tensor.device, tensor.shape[-1])
     first = key not in _looked_at

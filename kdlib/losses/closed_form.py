@@ -23,7 +23,7 @@ from kdlib.losses.divergences import RULED_OUT, Divergence, LossSettings
 
 def kd_terms_and_gradient(
     student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor | None,
-    settings: LossSettings, width: int | None = None,
+    settings: LossSettings, width: int | None = None, *, scale: float | Tensor = 1.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Both terms of each row, CE(label, student) and T²·D(teacher, student), and the gradient of its loss.
 
@@ -32,10 +32,12 @@ def kd_terms_and_gradient(
             teacher's are None where alpha is 1.
         labels: (n,) int64 in [0, V); None where alpha is 0.
         width: how many of the first classes the soft term compares; None means V.
+        scale: a number, or a tensor of one, that multiplies the gradient before it is rounded.
 
     Returns:
         (2, n) in float32 or better: hard terms in nats and soft terms in nats times T², not weighted, 0 where
-        a term has no weight; and (n, V) derivatives of α · hard + (1 − α) · soft in the student's dtype.
+        a term has no weight; and (n, V) derivatives of α · hard + (1 − α) · soft, times scale, in the
+        student's dtype.
     """
     temperature, alpha, divergence, beta = settings
     precise = torch.promote_types(student_logits.dtype, torch.float32)
@@ -45,13 +47,14 @@ def kd_terms_and_gradient(
     if alpha > 0:
         log_q = torch.log_softmax(student, dim=-1)
         terms[0] = -log_q.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-        slope = log_q.exp_().mul_(alpha)
-        slope.scatter_add_(-1, labels.unsqueeze(-1), slope.new_full((len(slope), 1), -alpha))
+        slope = log_q.exp_()
+        slope.scatter_add_(-1, labels.unsqueeze(-1), slope.new_full((len(slope), 1), -1.0))
+        slope.mul_(alpha * scale)
     if alpha < 1:
         student, teacher = student[:, :width], teacher_logits.detach()[:, :width].to(precise)
         distances, of_soft = _soft(student, teacher, temperature, divergence, beta)
         terms[1] = temperature**2 * distances
-        of_soft.mul_((1 - alpha) * temperature)
+        of_soft.mul_((1 - alpha) * temperature * scale)
         beyond = student_logits.shape[1] - of_soft.shape[1]
         if slope is not None:
             slope[:, :width] += of_soft
@@ -65,8 +68,8 @@ def _soft(
 ) -> tuple[Tensor, Tensor]:
     """(n,) divergences, and (n, C) their derivatives by the student's logits, times T. Overwrites both."""
     ruled_out = None
-    # Seldom so, and a look at the lowest is cheaper than two masks.
-    if student.numel() and min(student.min(), teacher.min()) <= RULED_OUT:
+    # Seldom so, and on a CPU a look at the lowest is cheaper than two masks; elsewhere it would have to wait.
+    if student.device.type != "cpu" or (student.numel() and min(student.min(), teacher.min()) <= RULED_OUT):
         ruled_out = (student <= RULED_OUT) | (teacher <= RULED_OUT)
     for logits in (student, teacher):
         logits.div_(temperature)

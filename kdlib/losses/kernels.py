@@ -155,6 +155,15 @@ def _loss_and_gradient(
                 tl.store(gradient_row + at, nothing, mask=at < n_cols)
         return
 
+    by = tl.load(gradient_scale_ptr)
+    hard_slope, soft_slope = alpha * by, (1 - alpha) * by
+    chosen = 0.0
+    if HARD:
+        # Before the passes, and the barriers of their joins: the last pass may write over the logits, and a
+        # warp is not waited for in it.
+        valid = (label >= 0) & (label < n_cols)  # NaN rather than a read from somewhere else
+        chosen = tl.load(student_row + label, mask=valid, other=float("nan")).to(tl.float32)
+
     # First pass: offsets and sums, and for the reverse divergence Σ exp(s/T)·(s − t).
     inverse = 1 / temperature
     scale = _LOG2_E * inverse
@@ -173,13 +182,9 @@ def _loss_and_gradient(
             raw_top, raw_sum, keep_1, weights_1 = _step(raw_top, raw_sum, raw, _LOG2_E)
 
     hard_loss, soft_loss = 0.0, 0.0
-    by = tl.load(gradient_scale_ptr)
-    hard_slope, soft_slope = alpha * by, (1 - alpha) * by
     if HARD:
         top, total, share = _join(raw_top, raw_sum)
         raw_log = top + tl.log2(total)
-        valid = (label >= 0) & (label < n_cols)  # NaN rather than a read from somewhere else
-        chosen = tl.load(student_row + label, mask=valid, other=float("nan")).to(tl.float32)
         hard_loss = _LN_2 * raw_log - chosen
     if SOFT:
         top_s, total_s, share = _join(student_top, student_sum)
@@ -265,7 +270,7 @@ MOST_WARPS = 8
 def kd_terms(
     student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor | None, settings: LossSettings,
     width: int | None = None, *,
-    ignore_index: int = -100, gradient: Tensor | None = None, gradient_scale: Tensor | None = None,
+    ignore_index: int = -100, gradient: Tensor | None = None, gradient_scale: float | Tensor = 1.0,
 ) -> Tensor:  # fmt: skip
     """(2, n) float32 hard and soft terms, as of `kdlib.losses.closed_form.kd_terms_and_gradient`.
 
@@ -274,7 +279,7 @@ def kd_terms(
         labels: (n,) int64; loss and gradient of rows of ignore_index are zero, and their logits are not read.
             Labels out of range give a loss of NaN: to look for them would wait for the device.
         gradient: (n, V) of the student's dtype, each row in one piece, to be written; may be student_logits.
-        gradient_scale: float32 tensor of one element, which multiplies the gradient and not the loss:
+        gradient_scale: a number, or a tensor of one, which multiplies the gradient and not the loss:
             1 / tokens for a mean, before the gradient is rounded and without waiting for the count.
     """
     temperature, alpha, divergence, beta = settings
@@ -289,7 +294,9 @@ def kd_terms(
     if labels is None:
         labels, ignore_index = torch.zeros(rows, dtype=torch.int64, device=student.device), -100
     out = student if gradient is None else gradient
-    scale = torch.ones_like(terms[0, :1]) if gradient_scale is None else gradient_scale
+    # full, not tensor: nothing is copied to the device, so nothing waits.
+    scale = gradient_scale
+    scale = scale.float() if isinstance(scale, Tensor) else torch.full_like(terms[0, :1], scale)
     warps = _warps(classes)
     with torch.cuda.device_of(student):
         _loss_and_gradient[(rows,)](
@@ -306,7 +313,8 @@ def kd_terms(
 
 @torch.library.custom_op("kdlib::scale_rows_", mutates_args=("gradient",))
 def scale_rows(gradient: Tensor, factors: Tensor) -> None:
-    """Rows of (n, V), in place, times factors of the same device: (n,), or one for all."""
+    """Rows of (n, V), or one row, in place, times factors of the same device: (n,), or one for all."""
+    gradient = gradient.view(-1, gradient.shape[-1])
     rows, classes = gradient.shape
     warps = _warps(classes)
     if rows == 0:

@@ -394,6 +394,27 @@ def test_torch_func_grad_gives_the_gradient_of_backward(pair):
     torch.testing.assert_close(functional, student.grad)
 
 
+# PyTorch's forward mode compiles some of its formulas with what it calls deprecated itself.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+def test_torch_func_hessian_is_that_of_autograd(pair):
+    student, teacher, labels = (x[:2] for x in pair)
+
+    def loss(z):
+        return kd_loss(z, teacher, labels)
+
+    expected = torch.autograd.functional.hessian(loss, student)
+    assert expected.abs().max() > 0.01
+    torch.testing.assert_close(torch.func.hessian(loss)(student), expected)
+    batched = torch.func.vmap(kd_loss)(*(x.unsqueeze(1) for x in (student, teacher, labels)))
+    torch.testing.assert_close(batched, kd_loss(student, teacher, labels, reduction="none"))
+
+
+@pytest.mark.parametrize("wrong", [None, 1.5])
+def test_an_ignore_index_that_is_no_label_is_refused(pair, wrong):
+    with pytest.raises(ValueError, match=f"ignore_index must be a whole number.*; got {wrong}"):
+        kd_loss(*pair, ignore_index=wrong)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("temperature", [0.1, 4.0, 1e4])
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])

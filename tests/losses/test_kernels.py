@@ -27,9 +27,11 @@ from unittest.mock import MagicMock, patch
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from kdlib.losses.divergences import LossSettings
 from kdlib.losses.kd import kd_loss, soft_target_loss
+from kdlib.losses.top_k import top_k_of
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 DIVERGENCES = ("forward", "reverse", "jsd")
@@ -141,7 +143,7 @@ def step(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def kd_loss_and_gradient(
-    student, teacher, labels, *, temperature, alpha, divergence, beta=0.5, out=None, width=None, scale=None
+    student, teacher, labels, *, temperature, alpha, divergence, beta=0.5, out=None, width=None, scale=1.0
 ):
     """(n,) losses, weighted, and gradients."""
     from kdlib.losses.kernels import kd_terms
@@ -163,7 +165,7 @@ def check_case(case: Case, device: str, seed: int) -> None:
     here = laid_out(student.to(device), case.layout)
     there = laid_out(teacher.to(device), case.layout)
     before = [here.clone(), there.clone()]
-    scale = None if case.scaled is None else torch.tensor([case.scaled], device=device)
+    scale = 1.0 if case.scaled is None else torch.tensor([case.scaled], device=device)
     out = here if case.in_place else torch.full_like(student, math.nan, device=device)
     found_loss, found = kd_loss_and_gradient(
         here, there if case.alpha < 1 else None, None if labels is None else labels.to(device),
@@ -408,6 +410,59 @@ def check_linear_kd_loss_chooses_them(device: str) -> None:
         assert (leaf.grad.double() - right.grad).abs().max() <= 2**-6 * right.grad.abs().max()
 
 
+def check_linear_kd_loss_where_nothing_counts(device: str) -> None:
+    from kdlib.losses.linear import linear_kd_loss
+
+    leaves = [torch.ones(shape, device=device, requires_grad=True) for shape in ((3, 8), (20, 8), (20,))]
+    hidden, weight = torch.ones(3, 8, device=device), torch.ones(20, 8, device=device)
+    labels = torch.full((3,), IGNORED, device=device)
+    with chosen(device):
+        loss = linear_kd_loss(*leaves[:2], hidden, weight, labels, student_bias=leaves[2])
+        loss.backward()
+    assert loss == 0
+    assert all(leaf.grad.eq(0).all() for leaf in leaves)
+
+
+def check_labels_that_nothing_has_looked_at(device: str) -> None:
+    """Every label counts, and one is none of the classes: the same of all that computes the loss."""
+    from kdlib.losses.linear import linear_kd_loss
+
+    random = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(3, 8, generator=random), torch.randn(20, 8, generator=random)
+    hidden, weight = hidden.to(device), weight.to(device)
+    top = top_k_of(hidden @ weight.T, 5)
+    for wrong, teacher, computed in itertools.product(
+        (IGNORED, 20), ((hidden, weight), (top, None)), (partial(chosen, device), in_torch)
+    ):
+        labels = torch.tensor([3, wrong, 5], device=device)
+        with computed(), patch("kdlib.losses.checks._may_look_at_values", lambda *_: False):
+            terms = linear_kd_loss(hidden, weight, *teacher, labels, ignore_index=None, return_terms=True)
+        assert all(term.isnan() for term in terms)
+
+
+def check_linear_kd_loss_heeds_what_arrives(device: str) -> None:
+    """Also in half precision, also in one chunk, of which the gradient is as good as there already."""
+    from kdlib.losses.linear import linear_kd_loss
+
+    random = torch.Generator().manual_seed(0)
+    hidden, weight, other, last = (
+        torch.randn(shape, generator=random) for shape in ((6, 8), (20, 8), (6, 8), (20, 8))
+    )
+    for dtype, chunk, computed in itertools.product(
+        (torch.bfloat16, torch.float16), (None, 4), (partial(chosen, device), in_torch)
+    ):
+        found = []
+        for factor in (1.0, 0.25):
+            leaves = [x.to(device, dtype).requires_grad_() for x in (hidden, weight)]
+            rest = [x.to(device, dtype) for x in (other, last)]
+            with computed():
+                (linear_kd_loss(*leaves, *rest, None, chunk_tokens=chunk) * factor).backward()
+            found.append([leaf.grad for leaf in leaves])
+        for whole, quarter in zip(*found, strict=True):
+            assert whole.dtype == dtype
+            torch.testing.assert_close(quarter, 0.25 * whole, rtol=0, atol=1e-6)
+
+
 def check_a_gpu_that_does_not_run_them(device: str) -> None:
     from kdlib.losses import backend, kernels
 
@@ -483,6 +538,52 @@ def check_mean_over_many_rows(device: str) -> None:
     logits = torch.zeros(257, 2, dtype=torch.bfloat16, device=device)
     with patch("kdlib.losses.kernels.kd_terms", return_value=torch.ones(2, 257, device=device)):
         torch.testing.assert_close(fused_kd_loss(logits, logits, None).item(), 1.0)
+
+
+def check_float16_rounds_before_no_share_of_a_mean(device: str) -> None:
+    """What 1/n would make too small for float16, a scaler's 65,536 makes large again."""
+    random = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(2, 32, 40, generator=random)
+    student, teacher = logits.to(device, torch.float16)
+    exact = student.double().requires_grad_()
+    in_pytorch(kd_loss, exact, teacher.double(), None, temperature=1.0).backward()
+    z = student.clone().requires_grad_()
+    (fused_kd_loss(z, teacher, None, temperature=1.0) * 65_536).backward()
+    expected = exact.grad * 65_536
+    # A step of the largest, and half of float16's smallest number in a gradient that 1/n has not met.
+    allowed = 2**-9 * expected.abs() + 2**-24 * 65_536 / 32
+    assert ((z.grad.double() - expected).abs() <= allowed).all()
+
+
+def check_no_second_derivative(device: str) -> None:
+    """It would lack the curvature of the loss itself, without a word where another term has one."""
+    student, teacher, labels = small(device)
+    z = student.requires_grad_()
+    for loss in (lambda: fused_kd_loss(z, teacher, labels), lambda: fused_kd_loss(z, teacher, labels) ** 2):
+        with pytest.raises(RuntimeError, match="no second derivative: .* create_graph"):
+            torch.autograd.grad(loss() + z.square().sum(), z, create_graph=True)
+
+
+def check_derivatives_that_take_the_formula(device: str) -> None:
+    student, teacher, labels = small(device)
+    direction = torch.randn(student.shape, generator=torch.Generator().manual_seed(1)).to(device)
+
+    def loss(z):
+        return kd_loss(z, teacher, labels, alpha=0.3)
+
+    def forward_mode():
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(loss(forward_ad.make_dual(student, direction))).tangent
+
+    # PyTorch's forward mode compiles some of its formulas with what it calls deprecated itself.
+    warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
+    for call in (
+        lambda: torch.func.grad(loss)(student), forward_mode,
+        lambda: torch.func.jvp(loss, (student,), (direction,))[1],
+        lambda: torch.func.vmap(kd_loss)(student, teacher, labels),
+        lambda: torch.func.jvp(torch.func.grad(loss), (student,), (direction,))[1],
+    ):  # fmt: skip
+        torch.testing.assert_close(in_kernels(call), in_pytorch(call))
 
 
 def check_second_backward(device: str) -> None:
@@ -603,6 +704,7 @@ BUILDS = {
     "reverse and hard, H200": (1, True, True, 2, 90),
     "jsd and hard, H200": (2, True, True, 2, 90),
     "hard only, A100, float32": (0, False, True, 4, 80),
+    "hard only, H200": (0, False, True, 2, 90),
     "jsd, B200": (2, True, False, 2, 100),
 }
 
@@ -683,6 +785,9 @@ def test_compiles_for_a_gpu(name, built):
     assert re.search(r"st\.global\.v4\.b32", ptx)
     assert ".local" not in ptx
     assert "fma.rn.f32" in ptx
+    # Between the last barrier and what is stored over the logits, a lane reads no class but its own.
+    before = ptx[: ptx.rindex("st.global.v4")]
+    assert {*re.findall(r"ld\.global\S*", before[before.rindex("bar.sync") :])} == {"ld.global.v4.b32"}
     # At most one software logarithm for each log-sum-exp and δ; those of each class are lg2.approx.
     assert ("lg2.approx" in ptx) == ("jsd" in name)
 

@@ -85,6 +85,58 @@ def test_gradcheck():
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("chunk_tokens", [4, None])
+def test_half_precision_heeds_what_arrives_and_the_scale(dtype, chunk_tokens):
+    found = {}
+    for scale, factor in ((1.0, 1.0), (1.0, 0.25), (0.25, 1.0), (torch.tensor(0.25), 1.0)):
+        student, teacher, labels = example(dtype=dtype, bias=True)
+        loss = fused(student, teacher, labels, chunk_tokens=chunk_tokens, scale=scale) * factor
+        found[scale, factor] = [loss.detach(), *gradients(loss, student)]
+    whole, *quarters = found.values()
+    for quarter in quarters:
+        for one, other in zip(quarter, whole, strict=True):
+            torch.testing.assert_close(one, 0.25 * other, rtol=1e-6, atol=1e-6)
+
+
+def test_terms_are_scaled_too():
+    student, teacher, labels = example()
+    whole = fused(student, teacher, labels, return_terms=True)
+    thrice = fused(student, teacher, labels, return_terms=True, scale=3)
+    for one, other in zip(thrice, whole, strict=True):
+        torch.testing.assert_close(one, 3 * other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_single_chunk_writes_the_gradient_of_the_weight_as_it_is_to_be(dtype):
+    """Nothing of its size is made in backward, where what arrives is 1."""
+    student, teacher, labels = example((16,), 16_384, 32, dtype=dtype)
+    loss = fused(student, teacher, labels, chunk_tokens=16)
+    assert peak_memory(loss.backward) < 0.1 * student[1].nbytes
+    assert student[1].grad.dtype == dtype
+
+
+def test_no_second_derivative():
+    student, teacher, labels = example()
+    loss = fused(student, teacher, labels) + student[0].square().sum()
+    with pytest.raises(RuntimeError, match="no second derivative: .* create_graph"):
+        torch.autograd.grad(loss, student[0], create_graph=True)
+
+
+@pytest.mark.parametrize("wrong", [-100, 23])
+def test_every_label_counts_and_one_is_none_of_the_classes(wrong, monkeypatch):
+    student, teacher, labels = example(ignored=0.0)
+    labels[1, 2] = wrong
+    with pytest.raises(ValueError, match=f"labels holds {wrong}; expected 0 to 22"):
+        fused(student, teacher, labels, ignore_index=None)
+    # As on an accelerator, where only the first call looks.
+    monkeypatch.setattr("kdlib.losses.checks._may_look_at_values", lambda *_: False)
+    top = top_k_of(F.linear(*teacher), 5, 4.0)
+    for known in (teacher[:2], (top, None)):
+        terms = linear_kd_loss(*student[:2], *known, labels, ignore_index=None, return_terms=True)
+        assert all(term.isnan() for term in terms)
+
+
 def test_only_the_gradients_that_are_wanted():
     student, teacher, labels = example()
     student[1].requires_grad_(False)
