@@ -49,6 +49,8 @@ WAYS = {
     }),
 }  # fmt: skip
 STEPS, SAVED = 6, 3  # two steps are an epoch
+# Not clipped, so that the gradient keeps its length.
+BF16 = {"precision": "bf16", "fused": True, "alpha": 0.3, "steps": 2, "max_grad_norm": 1e9}
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -70,7 +72,8 @@ def shard_on_cpus() -> None:
 
 def train(folder: Path, name: str, **changed) -> None:
     """Sixteen examples a step, thirty-two in all; the learning rate is high enough to tell runs apart."""
-    student, teacher, gradients = llama().double(), qwen(1).double(), []
+    dtype = torch.float32 if "precision" in changed else torch.float64
+    student, teacher, gradients = llama().to(dtype), qwen(1).to(dtype), []
 
     def note(optimizer, *_):
         # In the model's order: an optimizer whose sharded state was loaded has another.
@@ -123,6 +126,8 @@ def work(folder: Path, name: str) -> None:
     if name in ("one", "fsdp"):
         train(folder, f"{name}_top", top_k=5, alpha=0.0, steps=2)
     train(folder, f"{name}_fused", fused=True, alpha=0.3, divergence="jsd", steps=2)
+    if name in ("one", "fsdp"):
+        train(folder, f"{name}_bf16", **BF16)
     if name == "fsdp":
         train(folder, "fsdp_on_policy", on_policy=True, max_new_tokens=7, steps=2)
 

@@ -110,7 +110,7 @@ class DistillationTrainer(Trainer, TrainerCallback):
         self.add_callback(self)
         group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.order = EpochOrder([*map(len, examples)], args.seed, group if group_by_length else None)
-        # Of the steps whose figures are still on the device: the sums of the terms so far, and the tokens.
+        # Of the steps whose figures are still on the device: the terms so far, and the tokens.
         self._unread: list[list[Tensor | float]] = []
 
     def _get_train_sampler(self, train_dataset=None) -> EpochOrder:
@@ -132,7 +132,8 @@ class DistillationTrainer(Trainer, TrainerCallback):
                 self._completed(examples, number) if writes else self._collate(examples)
                 for number, examples in enumerate(batches)
             ]
-        items = torch.tensor(sum(len(batch["targets"]) for batch in batches), device=device)
+        # full, not tensor: nothing is copied to the device, so nothing waits.
+        items = torch.full((), sum(len(batch["targets"]) for batch in batches), device=device)
         if self.args.world_size > 1:
             items = self.accelerator.reduce(items, "sum")
         self._unread.append([0.0, items])
@@ -176,16 +177,24 @@ class DistillationTrainer(Trainer, TrainerCallback):
         if self._teacher is not None:
             with self.accelerator.autocast():
                 teacher = self._teacher(inputs)
+        # Sharing processes take the mean of their gradients, where the sum is meant.
+        share = self.args.world_size / num_items_in_batch.clamp(min=1)
         if self._fused:
-            terms = at_output_layer(
-                model, inputs, lambda *student: self._terms_from_hidden(*student, teacher, targets)
-            )
+            # What leaves the forward FSDP2 may round to half precision, and the slope that comes back: so the
+            # loss leaves as it is to be, with a slope of 1, and its figures are noted inside.
+            loss = at_output_layer(
+                model, inputs,
+                lambda *student: self._noted(self._terms_from_hidden(*student, teacher, targets, share)),
+            )  # fmt: skip
         else:
             terms = self._terms(predictions(model, inputs), teacher, targets)
-        self._unread[-1][0] += torch.stack([term.detach() for term in terms[: len(self._names)]])
-        # Sharing processes take the mean of their gradients, where the sum is meant.
-        loss = terms.loss * self.args.world_size / num_items_in_batch.clamp(min=1)
+            loss = self._noted(LossTerms(*(term * share for term in terms)))
         return (loss, None) if return_outputs else loss
+
+    def _noted(self, terms: LossTerms) -> Tensor:
+        """The loss, once the figures of a micro-batch are added to those of its step."""
+        self._unread[-1][0] += torch.stack([term.detach() for term in terms[: len(self._names)]])
+        return terms.loss
 
     def _terms(self, logits: Tensor, teacher: Tensor | TopK | None, targets: Tensor) -> LossTerms:
         """Sums over the n targets, from the (n, V) logits that predict them."""
@@ -204,15 +213,15 @@ class DistillationTrainer(Trainer, TrainerCallback):
 
     def _terms_from_hidden(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, teacher: HiddenStates | TopK | None,
-        targets: Tensor,
+        targets: Tensor, share: Tensor,
     ) -> LossTerms:  # fmt: skip
-        """The same, from the (n, H) hidden states of which the student's output layer makes logits."""
+        """The same times `share`, from the (n, H) hidden states of which the output layer makes logits."""
         if not isinstance(teacher, HiddenStates):
             teacher = HiddenStates(teacher, None, None)
         return linear_kd_loss(
             hidden, weight, teacher.hidden, teacher.weight, targets, **self._settings._asdict(),
             ignore_index=None, student_bias=bias, teacher_bias=teacher.bias, classes=self._width,
-            reduction="sum", return_terms=True,
+            reduction="sum", scale=share, return_terms=True,
         )  # fmt: skip
 
     def on_train_begin(self, args, state, control, **_) -> None:
@@ -247,15 +256,14 @@ class DistillationTrainer(Trainer, TrainerCallback):
         Raises:
             FloatingPointError: a loss was not finite.
         """
-        # In float64 from here on: float32 does not hold every number of tokens.
-        sums = torch.stack([sums for sums, _ in self._unread]).to(torch.float64)
+        means = torch.stack([terms for terms, _ in self._unread]).to(torch.float64)
         items = torch.stack([items for _, items in self._unread])
         if self.args.world_size > 1:
-            sums = self.accelerator.reduce(sums, "sum")
+            means = self.accelerator.reduce(means, "mean")
         first = self.state.global_step - len(self._unread) + 1
         self._unread.clear()
-        for step, (values, tokens) in enumerate(zip(sums.tolist(), items.tolist(), strict=True), first):
-            terms = {n: value / max(tokens, 1) for n, value in zip(self._names, values, strict=True)}
+        for step, (values, tokens) in enumerate(zip(means.tolist(), items.tolist(), strict=True), first):
+            terms = dict(zip(self._names, values, strict=True))
             if not math.isfinite(terms["loss"]):
                 raise FloatingPointError(
                     f"the loss of step {step} is {terms['loss']}; try a smaller lr (now "

@@ -84,6 +84,17 @@ def test_the_loss_inside_of_the_forward_that_processes_share(folder, name):
         assert facts["split"] == [True, False]  # the teacher's output layer, and once it is gathered
 
 
+def test_in_bfloat16_the_loss_and_the_length_of_its_gradient_are_those_of_one_process(folder):
+    (found, facts), (expected, reference) = (
+        load_tensors(folder / f"{name}_bf16.safetensors") for name in ("fsdp", "one")
+    )
+    assert facts["sharded"] == [True, True]
+    for term in ("loss", "hard", "soft"):  # of the first step: then the weights are rounded apart
+        assert facts["history"][term][0] == pytest.approx(reference["history"][term][0], rel=1e-4)
+    ours, theirs = found["gradient/00"].double(), expected["gradient/00"].double()
+    assert (ours @ theirs / theirs.square().sum()).item() == pytest.approx(1, abs=3e-4)
+
+
 def test_a_sharded_student_writes_and_learns_from_it(folder):
     _, facts = load_tensors(folder / "fsdp_on_policy.safetensors")
     tokens = facts["history"]["tokens"]

@@ -5,6 +5,8 @@ from copy import deepcopy
 import pytest
 import torch
 from small_models import SHAPE, llama, pairs, qwen, word_tokenizer
+from torch import Tensor
+from torch.utils._pytree import tree_map
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -102,6 +104,27 @@ def test_training_is_the_same(way, family):
         torch.testing.assert_close(found[name], weight, atol=1e-10, rtol=0)
 
 
+def test_what_leaves_the_forward_in_half_precision_rounds_nothing():
+    """FSDP2 casts it, and with it the slope that comes back."""
+
+    def cast(module, inputs, output):
+        output.logits = tree_map(Tensor.bfloat16, output.logits)
+        return output
+
+    runs = []
+    for hooks in ([], [cast]):
+        student = qwen()
+        for hook in hooks:
+            student.register_forward_hook(hook)
+        history = distill_language_model(
+            student, word_tokenizer(), pairs(24), teacher=llama(1), alpha=0.3, fused=True, **SETTINGS
+        )
+        runs.append((history, student.state_dict()))
+    (usual, weights), (rounded, found) = runs
+    assert (rounded.loss, rounded.hard, rounded.soft) == (usual.loss, usual.hard, usual.soft)
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())
+
+
 def test_from_a_cache(tmp_path):
     tokenizer, data = word_tokenizer(), pairs(24)
     stored = cache_teacher_tokens(qwen(1), tokenizer, data, tmp_path, top_k=5)
@@ -127,7 +150,7 @@ def test_the_student_writes_with_an_opened_forward():
 
 
 def test_logits_are_never_all_there(monkeypatch):
-    """The output layers give terms of the loss, and hidden states; the loss makes logits, a few at a time."""
+    """The output layers give the loss, and hidden states; the loss makes logits, a few at a time."""
     student, teacher, given, called = qwen(), qwen(1), [], []
     for model in (student, teacher):
         model.lm_head.register_forward_hook(lambda module, inputs, output: given.append(output))
@@ -140,9 +163,9 @@ def test_logits_are_never_all_there(monkeypatch):
     monkeypatch.setattr(trainer, "linear_kd_loss", noted)
     distill_language_model(student, word_tokenizer(), pairs(24), teacher=teacher, fused=True, **SETTINGS)
     assert len(called) == 6 and len(given) == 12
-    for hidden, terms in zip(given[::2], given[1::2], strict=True):
+    for hidden, loss in zip(given[::2], given[1::2], strict=True):
         assert hidden.shape[1] == 32 and not hidden.requires_grad
-        assert terms._fields == ("loss", "hard", "soft") and all(term.dim() == 0 for term in terms)
+        assert loss.dim() == 0 and loss.requires_grad
     assert all("forward" not in vars(model.lm_head) for model in (student, teacher))
 
 
