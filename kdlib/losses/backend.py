@@ -193,7 +193,8 @@ def _remember(ctx, inputs, output) -> None:
 def _backward(ctx, by, _):
     refuse_second_derivative()
     (gradient,) = ctx.saved_tensors
-    found = None if by is None else scaled(gradient, by, gradient.dtype, kernels=ctx.kernels)
+    kernels, ctx.kernels = ctx.kernels, False  # what has been handed out once is not written again
+    found = None if by is None else scaled(gradient, by, gradient.dtype, kernels=kernels, in_place=kernels)
     return found, *(None,) * 10
 
 
@@ -210,18 +211,20 @@ def refuse_second_derivative() -> None:
         )
 
 
-def scaled(gradient: Tensor, by: Tensor, dtype: torch.dtype, *, kernels: bool) -> Tensor:
-    """gradient · by, multiplied in the better of their dtypes; by kernels in place, if it is of the dtype.
+def scaled(gradient: Tensor, by: Tensor, dtype: torch.dtype, *, kernels: bool, in_place: bool) -> Tensor:
+    """gradient · by, multiplied in the better of their dtypes; `in_place` if it is of `dtype` already.
 
-    A factor of 1, the usual one, costs nothing then, and on a CPU, where a look at it is free.
+    Then a factor of 1, the usual one, costs nothing with kernels and on a CPU, where a look at it is free.
     """
-    if gradient.dtype == dtype and kernels:
+    same = gradient.dtype == dtype
+    if same and in_place and kernels:
         from kdlib.losses.kernels import scale_rows
 
         scale_rows(gradient, by)
         return gradient
-    if gradient.dtype == dtype and by.device.type == "cpu" and by.dim() == 0 and by == 1:
+    if same and by.device.type == "cpu" and by.dim() == 0 and by == 1:
         return gradient
     # Of as many axes: a number would be rounded to half precision before it multiplies.
     by = by.reshape(by.shape + (1,) * (gradient.dim() - by.dim()))
-    return torch.mul(gradient, by, out=torch.empty_like(gradient, dtype=dtype))
+    out = gradient if same and in_place else torch.empty_like(gradient, dtype=dtype)
+    return torch.mul(gradient, by, out=out)

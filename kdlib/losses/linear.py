@@ -4,6 +4,7 @@ A language model's last layer turns n hidden states h of width H into n · V log
 vocabulary of 151,936 and 8,192 tokens these are 5 GB in float32, and the loss holds a dozen tensors of that
 size. But the loss is a sum over tokens, and with G, the derivative of a token's loss by its logits,
 
+    ∂L/∂h = G·W        (n, H), each token's own
     ∂L/∂W = Gᵀ·h       (V, H), a sum over tokens, kept in float32
 
 so a few tokens at a time are enough: make their logits and G, add to both gradients, forget them. What is
@@ -58,11 +59,10 @@ def linear_kd_loss(
     """`kd_loss` of the logits `student_hidden @ student_weight.T`, which are made a chunk at a time.
 
     Loss and gradients are computed together, in the forward pass; there is no second derivative, and
-    create_graph=True is a `RuntimeError`. With kernels backward scales in place, so that a second one through
-    the same loss (retain_graph=True) is refused, unless what arrives there is 1. Under autocast the products
-    are in its dtype; the loss is in float32 or better, as is the sum of the weight's gradient over chunks.
-    With FSDP2 or DDP call it inside the wrapped module's forward, where the weight is whole. `torch.compile`
-    leaves it as it is.
+    create_graph=True is a `RuntimeError`; so is a second backward through the same loss (retain_graph=True)
+    if the first had to scale, which it does in place. Under autocast the products are in its dtype; the loss
+    is in float32 or better, as is the sum of the weight's gradient over chunks. With FSDP2 or DDP call it
+    inside the wrapped module's forward, where the weight is whole. `torch.compile` leaves it as it is.
 
     Args:
         student_hidden: (..., H), what the output layer is given.
@@ -206,6 +206,7 @@ class _Linear(torch.autograd.Function):
                     of_bias.copy_(total) if first else of_bias.add_(total)
                 del slope
         ctx.save_for_backward(of_hidden, of_weight, of_bias)
+        ctx.fresh = True
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
         # Three tensors, also where one is equal to another: the loss alone has a gradient.
         loss, hard, soft = (x * scale for x in (weighted(hard, soft, alpha), hard, soft))
@@ -216,10 +217,12 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, slope, *_):
         backend.refuse_second_derivative()
         by = slope * ctx.late
+        in_place, ctx.fresh = ctx.fresh, False  # what has been handed out once is not written again
         gradients = [
-            None if found is None else backend.scaled(found, by, dtype, kernels=backend.on_kernels(found))
+            None if found is None
+            else backend.scaled(found, by, dtype, kernels=backend.on_kernels(found), in_place=in_place)
             for found, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
+        ]  # fmt: skip
         return *gradients, *[None] * 6
 
 

@@ -116,6 +116,17 @@ def test_a_single_chunk_writes_the_gradient_of_the_weight_as_it_is_to_be(dtype):
     assert student[1].grad.dtype == dtype
 
 
+def test_a_second_backward_is_the_same_or_refused():
+    student, teacher, labels = example()
+    loss = fused(student, teacher, labels)
+    first, again = (torch.autograd.grad(loss * by, student[0], retain_graph=True)[0] for by in (1, 0.5))
+    torch.testing.assert_close(again, 0.5 * first)  # and what was handed out is not written any more
+    loss = fused(student, teacher, labels)
+    (loss * 0.5).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_no_second_derivative():
     student, teacher, labels = example()
     loss = fused(student, teacher, labels) + student[0].square().sum()

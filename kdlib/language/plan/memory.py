@@ -159,7 +159,8 @@ def _gradients(w: Workload, shards: int) -> _ByMoment:
         at_end = whole + 4 * student.head * (student.tied + accumulates)
     to_come = student.layer_parameters + student.root_parameters - (0 if spread else student.head)
     at_first = max(earlier, whole - 4 * to_come / shards) + (waiting if spread or accumulates else 0)
-    at_loss, at_output = earlier + 4 * student.head, earlier + (4 + item) * student.head
+    # That of the output layer is summed in float32, and copied where it is to be of another precision.
+    at_loss, at_output = earlier + 4 * student.head, earlier + (4 + item * spread) * student.head
     return at_loss, at_output, earlier + waiting + of_layer, at_first + of_layer, at_end, earlier
 
 
