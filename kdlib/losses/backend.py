@@ -109,7 +109,7 @@ def kd_loss_with_gradient(
     """`kdlib.losses.kd.plain_kd_loss`: arguments, result and gradient are the same.
 
     With kernels `backward` scales the gradient in place, and autograd refuses a second one through the same
-    loss (retain_graph=True), unless what arrives there is 1.
+    loss (retain_graph=True).
     """
     classes = student_logits.shape[-1]
     student = student_logits.reshape(-1, classes)
@@ -193,9 +193,9 @@ def _remember(ctx, inputs, output) -> None:
 def _backward(ctx, by, _):
     refuse_second_derivative()
     (gradient,) = ctx.saved_tensors
-    kernels, ctx.kernels = ctx.kernels, False  # what has been handed out once is not written again
-    found = None if by is None else scaled(gradient, by, gradient.dtype, kernels=kernels, in_place=kernels)
-    return found, *(None,) * 10
+    if by is not None:
+        gradient = scaled(gradient, by, gradient.dtype, kernels=ctx.kernels, in_place=ctx.kernels)
+    return None if by is None else gradient, *(None,) * 10
 
 
 _loss_and_gradient.register_autograd(_backward, setup_context=_remember)

@@ -60,9 +60,10 @@ def linear_kd_loss(
 
     Loss and gradients are computed together, in the forward pass; there is no second derivative, and
     create_graph=True is a `RuntimeError`; so is a second backward through the same loss (retain_graph=True)
-    if the first had to scale, which it does in place. Under autocast the products are in its dtype; the loss
-    is in float32 or better, as is the sum of the weight's gradient over chunks. With FSDP2 or DDP call it
-    inside the wrapped module's forward, where the weight is whole. `torch.compile` leaves it as it is.
+    if the first scaled in place, as with kernels, and elsewhere unless what arrives is 1. Under autocast the
+    products are in its dtype; the loss is in float32 or better, as is the sum of the weight's gradient over
+    chunks. With FSDP2 or DDP call it inside the wrapped module's forward, where the weight is whole.
+    `torch.compile` leaves it as it is.
 
     Args:
         student_hidden: (..., H), what the output layer is given.
