@@ -178,7 +178,7 @@ class DistillationTrainer(Trainer, TrainerCallback):
             with self.accelerator.autocast():
                 teacher = self._teacher(inputs)
         # Sharing processes take the mean of their gradients, where the sum is meant.
-        share = self.args.world_size / num_items_in_batch.clamp(min=1)
+        share = self.args.world_size / num_items_in_batch.clamp(min=1).double()
         if self._fused:
             # What leaves the forward FSDP2 may round to half precision, and the slope that comes back: so the
             # loss leaves as it is to be, with a slope of 1, and its figures are noted inside.
@@ -188,7 +188,7 @@ class DistillationTrainer(Trainer, TrainerCallback):
             )  # fmt: skip
         else:
             terms = self._terms(predictions(model, inputs), teacher, targets)
-            loss = self._noted(LossTerms(*(term * share for term in terms)))
+            loss = self._noted(LossTerms(*(term * share.to(term.dtype) for term in terms)))
         return (loss, None) if return_outputs else loss
 
     def _noted(self, terms: LossTerms) -> Tensor:
