@@ -66,6 +66,8 @@ def shard_on_cpus() -> None:
         if fsdp_plugin is not None:
             state.fsdp_plugin, state.distributed_type = fsdp_plugin, DistributedType.FSDP
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            if state._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(state._mixed_precision)
 
     AcceleratorState.__init__ = initialised
 

@@ -89,10 +89,12 @@ def test_in_bfloat16_the_loss_and_the_length_of_its_gradient_are_those_of_one_pr
         load_tensors(folder / f"{name}_bf16.safetensors") for name in ("fsdp", "one")
     )
     assert facts["sharded"] == [True, True]
-    for term in ("loss", "hard", "soft"):  # of the first step: then the weights are rounded apart
-        assert facts["history"][term][0] == pytest.approx(reference["history"][term][0], rel=1e-4)
+    for term in ("loss", "hard"):
+        assert facts["history"][term] == pytest.approx(reference["history"][term], rel=1e-4)
+    # All of FSDP2's arithmetic is in bfloat16, autocast's is not: a soft term of 0.013 tells.
+    assert facts["history"]["soft"] == pytest.approx(reference["history"]["soft"], rel=1e-3)
     ours, theirs = found["gradient/00"].double(), expected["gradient/00"].double()
-    assert (ours @ theirs / theirs.square().sum()).item() == pytest.approx(1, abs=3e-4)
+    assert (ours @ theirs / theirs.square().sum()).item() == pytest.approx(1, abs=6e-4)
 
 
 def test_a_sharded_student_writes_and_learns_from_it(folder):
