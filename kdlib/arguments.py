@@ -4,6 +4,7 @@ import math
 from numbers import Integral, Real
 
 import psutil  # accelerate brings it
+import torch
 from torch import Tensor
 
 
@@ -47,6 +48,15 @@ def check_number(name: str, value: object, *, above: float = -math.inf, least: f
     if not is_number(value) or not math.isfinite(value) or value <= above or value < least:
         bounds = {f" above {above:g}": above, f", at least {least:g}": least}
         refuse(name, value, "a finite number" + "".join(text for text, b in bounds.items() if b > -math.inf))
+
+
+def check_class_indices(name: str, labels: Tensor) -> None:
+    """Class indices (N): their shape and dtype, no look at the values."""
+    if labels.dim() != 1:
+        hint = "; one-hot labels become indices by labels.argmax(-1)" if labels.dim() == 2 else ""
+        refuse(name, labels, f"shape (N), one class index for each image{hint}")
+    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+        refuse(name, labels, "class indices, whole numbers: labels.long() if they are")
 
 
 def check_room(name: str, value: object, size: int) -> None:

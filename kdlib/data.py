@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
-from kdlib.arguments import check_whole, refuse, shortened
+from kdlib.arguments import check_class_indices, check_whole, refuse, shortened
 from kdlib.extras import require
 from kdlib.runtime import substream
 from kdlib.storage import fingerprint
@@ -68,7 +68,7 @@ class Examples:
                 refuse(column.name, value, f"a tensor, as torch.as_tensor({column.name})")
         if not self.images.is_floating_point() and self.images.dtype != torch.uint8:
             refuse("images", self.images, "float32 in [0, 1], or uint8 in 0 … 255")
-        _check_labels("labels", self.labels)
+        check_class_indices("labels", self.labels)
         if not len(self.images) == len(self.labels) == len(self.index):
             sizes = f"{len(self.images)} images, {len(self.labels)} labels and {len(self.index)} indices"
             raise ValueError(f"expected one label and one index for each image; got {sizes}")
@@ -116,15 +116,6 @@ class Splits:
         counts = {"left out": len(self.skipped), "other files passed over": self.passed_over}
         others = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         return f"{text} ({others})" if others else text
-
-
-def _check_labels(name: str, labels: Tensor) -> None:
-    """Class indices (N): their dtype and shape, no look at the values."""
-    if labels.dim() != 1:
-        hint = "; one-hot labels become indices by labels.argmax(-1)" if labels.dim() == 2 else ""
-        refuse(name, labels, f"shape (N), one class index for each image{hint}")
-    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
-        refuse(name, labels, "class indices, whole numbers: labels.long() if they are")
 
 
 class LoaderData:
@@ -179,7 +170,7 @@ class LoaderData:
                     f"data is a DataLoader that yields {type(found).__name__}; expected batches (images, "
                     f"labels), two tensors"
                 )
-            _check_labels("the second part of data's batches", found[1])
+            check_class_indices("the second part of data's batches", found[1])
             images, labels = (part.to(self._device, non_blocking=True) for part in found)
             yield Batch(as_float(images), labels, None)
 

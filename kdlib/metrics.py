@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdlib.arguments import check_number, check_whole, refuse
+from kdlib.arguments import check_class_indices, check_number, check_whole, refuse
 from kdlib.extras import require
 from kdlib.losses.kd import soft_target_loss, soften
 
@@ -146,8 +146,7 @@ def _check(logits: Tensor, labels: Tensor) -> None:
         shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
         hint = "; one-hot labels become indices by labels.argmax(-1)" if labels.shape == logits.shape else ""
         raise ValueError(f"expected logits (N, C) and labels (N), N > 0; got {shapes}{hint}")
-    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
-        refuse("labels", labels, "class indices, whole numbers: labels.long() if they are")
+    check_class_indices("labels", labels)
     outside = (labels < 0) | (labels >= logits.shape[-1])
     if outside.any():
         row = outside.nonzero()[0].item()

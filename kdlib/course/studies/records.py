@@ -4,12 +4,12 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from kdlib.metrics import Scores, compare, gap_closed, holm
+from kdlib.places import DATA
 from kdlib.storage import JsonLines
 
 
@@ -98,7 +98,7 @@ def unpack_bits(digits: str, count: int) -> Tensor:
 
 def load_results(name: str) -> dict:
     """A committed results file, such as "reasoning.json", from `data/results`."""
-    path = Path(__file__).parents[3] / "data" / "results" / name
+    path = DATA / "results" / name
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}: clone the course's repository, which holds it")
     return json.loads(path.read_text(encoding="utf-8"))

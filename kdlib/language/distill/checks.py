@@ -1,11 +1,10 @@
 """What `distill_language_model` refuses before it begins, of options that it would leave unused too."""
 
-import math
 from numbers import Real
 
 from transformers import PreTrainedModel
 
-from kdlib.arguments import check_whole, is_number
+from kdlib.arguments import check_counts, check_number, check_whole, is_number, refuse
 from kdlib.cache.tokens import CachedTokens
 from kdlib.language.distill.fsdp import is_sharded
 from kdlib.language.models.vocabulary import check_model
@@ -14,11 +13,9 @@ from kdlib.language.models.vocabulary import check_model
 def check_length(steps: int | None, epochs: float | None, **counts: int | None) -> None:
     if (steps is None) == (epochs is None):
         raise ValueError(f"steps is {steps} and epochs is {epochs}; expected one of the two")
-    for name, value in {"steps": steps, **counts}.items():
-        if value is not None and not (isinstance(value, int) and value is not True and value > 0):
-            raise ValueError(f"{name}={value!r}; expected a positive whole number")
-    if epochs is not None and not _is_positive(epochs):
-        raise ValueError(f"epochs={epochs!r}; expected a positive number")
+    check_counts(steps=steps, **counts)
+    if epochs is not None:
+        check_number("epochs", epochs, above=0)
 
 
 def check_numbers(
@@ -33,14 +30,10 @@ def check_numbers(
         raise ValueError(f"seed={seed}; expected 0 to 2**32 - 1, which numpy's generator takes")
     for name, value in {"lr": lr, "sampling_temperature": sampling_temperature}.items():
         unused = name == "sampling_temperature" and value == 0 and not on_policy
-        if not (_is_positive(value) or unused):
-            raise ValueError(f"{name}={value!r}; expected a positive finite number")
-    if not _is_positive(beta) or beta >= 1:
-        raise ValueError(f"beta={beta!r}; expected a number strictly between 0 and 1")
-
-
-def _is_positive(value: object) -> bool:
-    return is_number(value) and 0 < value < math.inf
+        if not unused:
+            check_number(name, value, above=0)
+    if not is_number(beta) or not 0 < beta < 1:
+        refuse("beta", beta, "a number strictly between 0 and 1")
 
 
 def check_switches(**switches: object) -> None:

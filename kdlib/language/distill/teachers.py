@@ -16,7 +16,7 @@ from kdlib.language.distill.batches import TokenExample, collate, dated, forward
 from kdlib.language.distill.fsdp import gather_output_layer
 from kdlib.language.distill.output_layer import at_output_layer
 from kdlib.language.models.positions import check_positions
-from kdlib.language.models.vocabulary import check_model, check_same_tokens
+from kdlib.language.models.vocabulary import check_same_tokens
 from kdlib.language.traces.file import Trace
 from kdlib.losses.checks import check_temperature
 from kdlib.losses.top_k import TopK, top_k_of
@@ -98,7 +98,6 @@ def cache_teacher_tokens(
         ValueError: bad arguments; vocabularies that differ; a text longer than the teacher's positions; a
             folder with another cache or other files; logits that are not finite.
     """
-    check_model("teacher", teacher)
     check_counts(batch_tokens=batch_tokens)
     width = check_same_tokens(tokenizer, teacher_tokenizer, teacher=teacher)
     if not isinstance(top_k, int) or not 1 <= top_k <= width:

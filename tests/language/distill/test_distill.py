@@ -177,5 +177,5 @@ def test_what_was_stored_is_refused_for_other_texts_and_temperatures(tmp_path):
         distill_language_model(qwen(), tokenizer, data, on_policy=True, **settings)
     with pytest.raises(ValueError, match="top_k=3 needs a model as teacher, to choose among its"):
         distill_language_model(qwen(), tokenizer, data, top_k=3, steps=1, lr=1e-3)
-    with pytest.raises(ValueError, match="top_k=0; expected a positive whole number"):
+    with pytest.raises(ValueError, match="top_k is 0; expected a whole number, at least 1"):
         distill_language_model(qwen(), tokenizer, data, teacher=llama(), top_k=0, steps=1, lr=1e-3)
