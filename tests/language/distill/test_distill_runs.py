@@ -208,7 +208,7 @@ def test_refusals():
         ({"steps": 1, "on_policy": 1.5, "teacher": teacher}, "on_policy=1.5; expected False, True or"),
         ({"steps": 1, "on_policy": True, "teacher": teacher, "alpha": 0.5}, "0.5; expected 0 on-policy"),
         ({"steps": 1, "on_policy": True, "teacher": teacher, "max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"steps": 1, "on_policy": True, "teacher": teacher, "sampling_temperature": 0.0}, "temperature is 0.0"),
+        ({"steps": 1, "on_policy": True, "teacher": teacher, "sampling_temperature": 0.0}, "ature is 0.0"),
         ({"steps": 1, "learning_rate": 1.0, "output": "x"}, "arguments holds learning_rate, output;"),
         ({"steps": 1, "teacher": llama(1, 50)}, "teacher has 50 logits"),
         ({"steps": 1, "teacher": teacher, "teacher_tokenizer": word_tokenizer(WORDS[:-1])}, "no token 59"),
