@@ -1,6 +1,10 @@
-"""The course as a reader meets it: a real JupyterLab in a real browser, moved with the keyboard."""
+"""The course as a reader meets it: a real JupyterLab in a real browser, moved with the keyboard.
 
-import math
+Each notebook, of both languages, is run up to its first exercise on a small budget. Every slider on the way
+is moved, and the exercise is solved.
+"""
+
+import json
 import os
 import re
 import secrets
@@ -11,93 +15,77 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+from chromium import CSS, errors, needs_browser, started, wait
+from nbformat import NotebookNode
+from selenium.webdriver.support.select import Select
+from small_recipe import small, tags
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="the package selenium is not installed")
 pytest.importorskip("jupyterlab", reason="the package jupyterlab is not installed")
 
-CSS, RIGHT, CONTROL = "css selector", "\ue014", "\ue009"  # as the WebDriver standard names them
-
 ROOT = Path(__file__).resolve().parents[2]
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
+COURSE = ROOT / "notebooks"
+NAMES = [path.relative_to(COURSE).as_posix() for path in sorted(COURSE.glob("**/[0-9]*_*.ipynb"))
+         if path.parent.name != "solutions"]  # fmt: skip
+# As the WebDriver standard names them.
+RIGHT, LEFT, CONTROL, ENTER = "\ue014\ue012\ue009\ue007"
+PICTURES = ROOT / "build" / "browser"
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(BROWSER is None, reason="no browser: neither chromium nor google-chrome is here"),
-    pytest.mark.skipif(DRIVER is None, reason="chromedriver is not here"),
-]
-
-NOTEBOOK = "02_temperature.ipynb"
-OTHERWISE = (
-    "import torch\nfrom kdlib.course import widgets",
-    "widgets.temperature_explorer(torch.tensor([4.0, 2.0, 0.0]), ['8', '3', '5'])",
-)
+pytestmark = needs_browser
 
 
-def wait(what: str, condition: Callable[[], object], seconds: float = 30) -> object:
-    """The first true value of the condition; fails with the name of what was awaited."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.2)
-    pytest.fail(f"waited {seconds:.0f} s in vain for {what}")
+def to_first_exercise(path: Path) -> NotebookNode:
+    """The notebook up to the check of its first exercise, without outputs that could pass for a result."""
+    notebook = small(path)
+    (end,) = (number for number, cell in enumerate(notebook.cells) if "check-1" in tags(cell))
+    notebook.cells = notebook.cells[: end + 1]
+    for cell in code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
+    return notebook
 
 
-@pytest.fixture
-def folder(tmp_path) -> Iterator[Path]:
-    """A copy of the notebooks, removed afterwards.
-
-    The notebook under test loses its outputs, so that nothing stored can pass for a result, and the
-    cells after its last explorer: that they run is tested elsewhere, and takes its time.
-    """
-    copy = tmp_path / "notebooks"
-    shutil.copytree(ROOT / "notebooks", copy) if (ROOT / "notebooks").is_dir() else copy.mkdir()
-    if (copy / NOTEBOOK).exists():
-        notebook = nbformat.read(copy / NOTEBOOK, as_version=4)
-        explorers = [k for k, c in enumerate(notebook.cells) if "widget" in c.metadata.get("tags", [])]
-        notebook.cells = notebook.cells[: explorers[-1] + 1]
-        for cell in code_cells(notebook):
-            cell.outputs, cell.execution_count = [], None
-    else:
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in OTHERWISE])
-    nbformat.write(notebook, copy / NOTEBOOK)
-    yield copy
-    shutil.rmtree(tmp_path, ignore_errors=True)
-
-
-def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-@pytest.fixture
-def address(folder) -> Iterator[str]:
-    """The address of the notebook in a JupyterLab of its own, with nobody's settings."""
+def solution(path: Path) -> str:
+    """The worked solution of a notebook's first exercise."""
+    solved = nbformat.read(path.parent / "solutions" / path.name, as_version=4)
+    (cell,) = (cell for cell in solved.cells if "solution-1" in tags(cell))
+    return cell.source
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Iterator[tuple[Path, str, str]]:
+    """A copy of the notebooks, the address of a JupyterLab with nobody's settings, and its token."""
+    home = tmp_path_factory.mktemp("lab")
+    folder = shutil.copytree(COURSE, home / "notebooks")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     token = secrets.token_hex(16)
-    home = folder.parent
     places = {
         "HOME": home, "JUPYTER_CONFIG_DIR": home / "config", "JUPYTER_DATA_DIR": home / "data",
         "JUPYTER_RUNTIME_DIR": home / "runtime", "IPYTHONDIR": home / "ipython",
     }
-    no_questions = home / "config/lab/user-settings/@jupyterlab/apputils-extension"
-    no_questions.mkdir(parents=True)
-    (no_questions / "notification.jupyterlab-settings").write_text(
-        '{"fetchNews": "false", "checkForUpdates": false}'
-    )
+    settings = {
+        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},  # no questions
+        "notebook-extension/tracker": {"windowingMode": "none"},  # the page holds every cell
+    }
+    for name, values in settings.items():
+        path = home / f"config/lab/user-settings/@jupyterlab/{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(values))
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
         "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}",
         "--allow-root",
     ]
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with (home / "server.log").open("w+") as log:
         server = subprocess.Popen(
             command, cwd=folder, env={**os.environ, **{name: str(place) for name, place in places.items()}},
@@ -109,13 +97,13 @@ def address(folder) -> Iterator[str]:
                 if server.poll() is not None:
                     pytest.fail(f"JupyterLab ended: {(home / 'server.log').read_text()[-2000:]}")
                 try:
-                    with direct.open(f"http://127.0.0.1:{port}/api?token={token}", timeout=2):
+                    with DIRECT.open(f"http://127.0.0.1:{port}/api?token={token}", timeout=2):
                         return True
                 except OSError:
                     return False
 
             wait("JupyterLab to answer", answers, 40)
-            yield f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK}?token={token}"
+            yield folder, f"http://127.0.0.1:{port}/lab/tree", token
         finally:
             server.send_signal(signal.SIGTERM)  # ends the kernels, too
             try:
@@ -125,79 +113,116 @@ def address(folder) -> Iterator[str]:
                 server.wait(5)
 
 
-@pytest.fixture
-def browser(tmp_path) -> Iterator["webdriver.Chrome"]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in (
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--disable-dev-shm-usage", "--no-proxy-server", "--window-size=1280,1400",
-        f"--user-data-dir={tmp_path / 'browser'}",
-    ):
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options, webdriver.ChromeService(executable_path=DRIVER))
-    try:
-        driver.set_script_timeout(10)
-        driver.set_page_load_timeout(40)
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator:
+    with started(tmp_path_factory.mktemp("browser")) as driver:
         yield driver
+
+
+class Page:
+    """A notebook in JupyterLab, run up to the check of its first exercise."""
+
+    def __init__(self, browser, path: Path, address: str, seconds: float) -> None:
+        self.browser = browser
+        notebook = to_first_exercise(path)
+        nbformat.write(notebook, path)
+        browser.get(address)
+        status = "#jp-main-statusbar"
+        wait("an idle kernel", lambda: any("| Idle" in bar.text for bar in self.all_of(status)), 90)
+        (menu,) = [label for label in self.all_of(".lm-MenuBar-itemLabel") if label.text == "Run"]
+        menu.click()
+        wait("the menu", lambda: self.all_of('.lm-Menu-item[data-command="runmenu:run-all"]'))[0].click()
+        self.total = len(code_cells(notebook))
+        wait(f"{self.total} cells to run", lambda: self.ran()[-1:] == [self.total], seconds)
+
+    def all_of(self, selector: str) -> list:
+        return self.browser.find_elements(CSS, selector)
+
+    def ran(self) -> list[int]:
+        """The numbers before the code cells that have run and are not folded."""
+        prompts = "return [...document.querySelectorAll('.jp-InputPrompt')].map(each => each.textContent)"
+        found = (re.search(r"\d+", text) for text in self.browser.execute_script(prompts))
+        return [int(number[0]) for number in found if number]
+
+    def picture(self, control) -> str:
+        """What the picture of a control's explorer shows: empty until it is there."""
+        find = "return arguments[0].closest('.widget-vbox')?.querySelector('.widget-html img')?.src ?? ''"
+        return self.browser.execute_script(find, control)
+
+    def replace(self, cell: int, source: str) -> None:
+        """Paste over what stands in a code cell, counted from the end, and run it."""
+        editor = self.all_of(".jp-CodeCell .cm-content")[-cell]
+        self.browser.execute_script("arguments[0].scrollIntoView()", editor)
+        editor.click()
+        editor.send_keys(CONTROL, "a")
+        self.browser.execute_script(
+            "const data = new DataTransfer(); data.setData('text/plain', arguments[1]);"
+            "arguments[0].dispatchEvent(new ClipboardEvent('paste', {clipboardData: data, bubbles: true}))",
+            editor, source,
+        )  # fmt: skip
+        editor.send_keys(CONTROL, ENTER)
+
+    def last_output(self) -> str:
+        return self.all_of(".jp-CodeCell")[-1].find_element(CSS, ".jp-OutputArea").text
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, id=name.removesuffix(".ipynb")) for name in NAMES])
+def test_a_reader_runs_the_notebook_moves_its_sliders_and_solves_an_exercise(name, lab, browser):
+    folder, address, token = lab
+    solved = solution(folder / name)
+    page = Page(browser, folder / name, f"{address}/{name}?token={token}&reset", seconds=240)
+    try:
+        for slider in page.all_of(".noUi-handle"):
+            before = wait("the explorer's picture", lambda slider=slider: page.picture(slider))
+            slider.send_keys(RIGHT)
+            if (after := changed(page, slider, before)) == before:  # it stands at its end, perhaps
+                slider.send_keys(LEFT)
+                after = changed(page, slider, before)
+            assert after != before, f"the picture does not follow {slider.get_attribute('outerHTML')}"
+        for choice in map(Select, page.all_of(".widget-dropdown select")):
+            before = wait("the explorer's picture", lambda choice=choice: page.picture(choice._el))
+            other = next(option for option in choice.options if not option.is_selected())
+            choice.select_by_visible_text(other.text)
+            assert changed(page, choice._el, before) != before, f"the picture does not follow {other.text}"
+        shown = browser.execute_script(
+            "const room = document.querySelector('.jp-Notebook').getBoundingClientRect();"
+            "return [...document.querySelectorAll('.jp-Notebook img')]"
+            ".map(picture => picture.getBoundingClientRect())"
+            ".filter(edges => edges.width < 100 || edges.right > room.right + 1).length"
+        )
+        assert not shown, "pictures that are tiny or cut off"
+        text = browser.execute_script("return document.querySelector('.jp-Notebook').textContent")
+        assert "Traceback" not in text
+        assert "Error displaying widget" not in text
+        assert not page.all_of('[data-mime-type="application/vnd.jupyter.error"]')
+        assert not page.all_of('[data-mime-type="application/vnd.jupyter.stderr"]'), "no warnings"
+
+        assert "not yet" in page.last_output()
+        page.replace(2, solved)
+        wait("the exercise to run", lambda: page.ran()[-2] > page.total)
+        page.replace(1, to_first_exercise(folder / name).cells[-1].source)
+        wait("the check to say correct", lambda: "correct." in page.last_output())
+        assert not errors(browser)
     finally:
-        driver.quit()
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        browser.save_screenshot(str(PICTURES / f"{name.replace('/', '_').removesuffix('.ipynb')}.png"))
+        close(address, token)
 
 
-def test_a_reader_runs_the_notebook_and_moves_a_slider_with_the_keyboard(folder, address, browser):
-    def all_of(selector: str) -> list:
-        return browser.find_elements(CSS, selector)
+def changed(page: Page, control, before: str, seconds: float = 3) -> str:
+    """The picture once it is another, or what it still is after some seconds."""
+    end = time.monotonic() + seconds
+    while (now := page.picture(control)) == before and time.monotonic() < end:
+        time.sleep(0.1)
+    return now
 
-    def edges(selector: str) -> dict[str, float]:
-        find = "return document.querySelector(arguments[0]).getBoundingClientRect().toJSON()"
-        return browser.execute_script(find, selector)
 
-    def prompts() -> list[str]:
-        """The numbers before the code cells that have run."""
-        find = "return [...document.querySelectorAll('.jp-InputPrompt')].map(p => p.textContent)"
-        return [text for text in browser.execute_script(find) if re.search(r"\d", text)]
-
-    def alt() -> str:
-        """The alt text of the first explorer's picture; empty until it is there."""
-        return browser.execute_script("return document.querySelector('.widget-html img')?.alt ?? ''")
-
-    total = len(code_cells(nbformat.read(folder / NOTEBOOK, as_version=4)))
-    browser.get(address)
-    wait("an idle kernel", lambda: any("| Idle" in bar.text for bar in all_of("#jp-main-statusbar")), 90)
-    (menu,) = [label for label in all_of(".lm-MenuBar-itemLabel") if label.text == "Run"]
-    menu.click()
-    wait("the menu", lambda: all_of('.lm-Menu-item[data-command="runmenu:run-all"]'))[0].click()
-
-    wait(f"{total} cells to run", lambda: len(prompts()) == total, 150)
-    wait("the explorer", alt)
-    before = alt()
-    assert before.startswith("T = 4: entropy ")
-
-    slider = all_of(".noUi-handle")[0]
-    assert slider.get_attribute("role") == "slider"
-    slider.send_keys(RIGHT)
-    wait("the picture to follow the slider", lambda: alt() != before)
-    assert alt().startswith(f"T = {2**2.25:.3g}: entropy ")
-    assert math.isclose(float(all_of(".widget-readout")[0].text), 2**2.25, abs_tol=0.01)
-    shown, room = edges(".widget-html img"), edges(".jp-Notebook")
-    assert shown["width"] > 400
-    assert shown["right"] <= room["right"] + 1, "the picture is not cut off"
-
-    text = browser.find_element(CSS, ".jp-Notebook").text
-    assert "Traceback" not in text
-    assert "Error displaying widget" not in text
-    assert not all_of('[data-mime-type="application/vnd.jupyter.error"]')
-    assert not all_of('[data-mime-type="application/vnd.jupyter.stderr"]'), "no warnings"
-
-    # What the reader keeps: the notebook, saved.
-    browser.find_element(CSS, "body").send_keys(CONTROL, "s")
-
-    def saved() -> list[nbformat.NotebookNode] | None:
-        cells = code_cells(nbformat.read(folder / NOTEBOOK, as_version=4))
-        return cells if all(cell.execution_count for cell in cells) else None
-
-    outputs = [output for cell in wait("the notebook to be saved", saved) for output in cell.outputs]
-    assert outputs
-    assert not [output for output in outputs if output.output_type == "error"]
-    assert not [output for output in outputs if output.get("name") == "stderr"]
+def close(address: str, token: str) -> None:
+    """End all kernels."""
+    sessions = address.replace("/lab/tree", "/api/sessions")
+    headers = {"Authorization": f"token {token}"}
+    with DIRECT.open(urllib.request.Request(sessions, headers=headers)) as reply:
+        found = json.load(reply)
+    for session in found:
+        url = f"{sessions}/{session['id']}"
+        DIRECT.open(urllib.request.Request(url, headers=headers, method="DELETE")).close()

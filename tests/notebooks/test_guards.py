@@ -153,6 +153,7 @@ TREE_FAULTS = [
     ("exercises", SOLUTION, '"solution-2"', '"result:x"', SOLUTION + ": ", "solution-2, found 0"),
     ("exercises", SOLUTION, '"check-3"', '"result:x"', SOLUTION + ": ", "check-3, found 0"),
     ("exercises", SOLUTION, '"solution-3"', '"solution-4"', SOLUTION + ", cell 7 (", "to solve"),
+    ("exercises", SOLUTION, "answer_1 = 1", "answer_1 = one", SOLUTION + ", cell 3 (", "knows no one"),
     ("links", SOLUTION, "#Exercises", "#exercises", SOLUTION + ", cell 1 (", "perhaps #Exercises"),
 ]  # fmt: skip
 

@@ -12,6 +12,7 @@ import nbformat
 import numpy as np
 import pytest
 from PIL import Image
+from small_recipe import small, tags
 
 from kdlib.course.build.execute import execute
 from kdlib.course.build.sources import notebook_fingerprint
@@ -25,21 +26,6 @@ HEAVY = [
     path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
     if "small_recipe" in json.loads(path.read_text(encoding="utf-8"))["metadata"].get("kdlib", {})
 ]  # fmt: skip
-
-
-def tags(cell):
-    return cell.metadata.get("tags", [])
-
-
-def small(path):
-    """The notebook with its small recipe put behind the parameters, without claims and what is run alone."""
-    notebook = nbformat.read(path, as_version=4)
-    recipe = notebook.metadata["kdlib"]["small_recipe"]
-    (place,) = (number for number, cell in enumerate(notebook.cells) if "parameters" in tags(cell))
-    source = "\n".join(f"{name} = {value!r}" for name, value in recipe.items())
-    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(source))
-    notebook.cells = [cell for cell in notebook.cells if not {"claim", "take-with-you"} & {*tags(cell)}]
-    return notebook
 
 
 FETCH = {"smollm2": fetch_smollm2}  # by the name in `kdlib.download`

@@ -1,6 +1,7 @@
 """Exercises: a stub, a hint, a check that says "not yet", and a solution that satisfies it."""
 
 import ast
+import builtins
 import re
 
 from . import prose
@@ -107,7 +108,31 @@ def _solution(page: Page, solution: Page, k: int) -> list[str]:
             complaints.append(
                 solution.complain(answer, f"expected check-{k} as the next code cell")
             )
+        if unknown := _unknown(page, tree(solution.cells[answer])):
+            expected = f"expected a solution to paste into the notebook, which knows no {', '.join(unknown)}"
+            complaints.append(solution.complain(answer, expected))
     return complaints + _says(solution, check, wanted="correct", never="not yet")
+
+
+def _unknown(page: Page, solution: ast.Module) -> list[str]:
+    """Names that a solution uses and neither it nor any other cell of the notebook has given."""
+    cells = (tree(cell) for _, cell in page.code() if "take-with-you" not in tags(cell))
+    given = set(dir(builtins)).union(*map(_given, [solution, *cells]))
+    return sorted({node.id for node in ast.walk(solution) if isinstance(node, ast.Name)} - given)
+
+
+def _given(module: ast.Module) -> set[str]:
+    found = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.alias):
+            found.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.arg):
+            found.add(node.arg)
+    return found
 
 
 def _check_cell(page: Page, index: int, k: int) -> list[str]:
