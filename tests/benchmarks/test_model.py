@@ -1,0 +1,174 @@
+"""The calculated figures: closed forms, limits, and what PyTorch counts."""
+
+from dataclasses import replace
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks import model
+from benchmarks.contenders import contenders
+from benchmarks.model import GPUS, Step, seconds
+from benchmarks.problems import Setting, Sizes, make_problem
+from benchmarks.race import Rates
+from kdlib.cost import peak_memory
+from kdlib.losses.linear import linear_kd_loss
+
+CPU = torch.device("cpu")
+ISSUE = Sizes(8192, 151_936, 1536, 3584, torch.bfloat16)
+H100, H200 = GPUS
+COUNTED = {"special": 4.0, "half_rate": 18.0, "full_rate": 21.0, "memory": 1.0, "other": 7.0}
+
+
+@pytest.fixture(autouse=True)
+def known_counts(monkeypatch):
+    """51 instructions a class, whatever is committed."""
+    monkeypatch.setattr(model, "counts", lambda setting, shape="151,936": COUNTED)
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes that operators read and write, each tensor once; views move nothing, and an expanded tensor is no
+    larger than what it was made of."""
+
+    VIEWS = {"t", "detach", "expand", "view", "_unsafe_view", "unsqueeze", "mm"}
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes, self.bytes = classes, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.overloadpacket.__name__ not in self.VIEWS:
+            for tensor in tree_leaves((args, kwargs, result)):
+                if isinstance(tensor, torch.Tensor) and tensor.dim() and tensor.shape[-1] == self.classes:
+                    own = [n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
+                    self.bytes += torch.Size(own).numel() * tensor.element_size() if len(own) == 2 else 0
+        return result
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+@pytest.mark.parametrize("kind", ["linear", "logits"])
+def test_traffic_of_eager_is_what_pytorch_counts(divergence, kind):
+    sizes, setting = Sizes(8, 96, 5, 7, torch.bfloat16), Setting(divergence)
+    eager, problem = contenders(kind)[0], make_problem(kind, sizes, CPU)
+    with Traffic(96) as counter:
+        eager.run(eager.make(setting, CPU), problem)
+    assert counter.bytes == model.EAGER_BYTES[divergence] * 8 * 96
+
+
+def test_memory_of_eager_is_what_the_allocator_counts():
+    """32.4 GB at the sizes of the benchmark."""
+    eager, sizes = contenders("linear")[0], Sizes(64, 4096, 8, 12, torch.bfloat16)
+    loss, problem = eager.make(Setting(), CPU), make_problem("linear", sizes, CPU)
+    counted = peak_memory(lambda: eager.run(loss, problem), CPU)
+    assert counted == pytest.approx(model.eager_extra_bytes(sizes), rel=1e-3)
+    assert model.eager_extra_bytes(ISSUE) == pytest.approx(32.4e9, rel=2e-3)
+
+
+@pytest.mark.parametrize("tokens", [40, 300, 5 * 128])
+def test_memory_of_ours_is_what_is_counted(tokens):
+    """The real loss, with what stands for kernels writing over the logits; one chunk, and several."""
+    sizes = Sizes(tokens, 2048, 96, 160, torch.float32)
+    problem = make_problem("linear", sizes, CPU)
+
+    def written_over(student, teacher, labels, settings, width, *, gradient, gradient_scale):
+        return torch.zeros(2, len(student))
+
+    def run():
+        loss = linear_kd_loss(*problem.inputs, *problem.teacher, problem.labels, alpha=0.0)
+        return torch.autograd.grad(loss, problem.inputs)
+
+    with (
+        patch("kdlib.losses.backend.on_kernels", lambda *logits: True),
+        patch("kdlib.losses.kernels.kd_terms", written_over),
+        patch("kdlib.losses.kernels.scale_rows", lambda gradient, by: None),
+        patch("kdlib.losses.linear._KERNEL_CHUNK_BYTES", 128 * 2 * 2048 * 4),  # 128 tokens
+    ):
+        counted = peak_memory(run, CPU, scratch=False)
+        assert len(model._chunks(sizes)) == {40: 1, 300: 3, 640: 5}[tokens]
+        assert counted == pytest.approx(model.extra_bytes(sizes), rel=0.01)
+
+
+def test_memory_of_the_benchmark():
+    """A chunk of 1,664 tokens in two logits a class, ∂L/∂W in float32, and little else: below 2.2 GB."""
+    assert model._chunks(ISSUE) == [1664] * 4 + [1536]
+    logits, weight = 2 * 2 * 1664 * 151_936, 4 * 151_936 * 1536
+    assert logits + weight < model.extra_bytes(ISSUE) < logits + weight + 0.15e9 < 2.2e9
+    assert model.extra_bytes(ISSUE) < model.eager_extra_bytes(ISSUE) / 14
+    # But a peer that sums ∂L/∂W in bfloat16 holds less than half of what ours is in float32.
+    assert model.liger_jsd_extra_bytes(ISSUE) < 0.6 * model.extra_bytes(ISSUE)
+
+
+def test_steps_follow_on_each_other_and_overlap_within():
+    rates = Rates(100.0, 10.0)
+    steps = [Step("a", 200.0, 1.0, 0.5), Step("b", 1.0, 30.0), Step("c", issue=4.0)]
+    assert seconds(steps, rates) == 2 + 3 + 4
+    assert seconds([], rates) == 0
+
+
+def test_issue_slots_by_hand():
+    """51 instructions of 1.24 · 10⁹ classes at 132 · 128 · 1.98 · 10⁹ a second: 1.9 ms."""
+    classes = 8192 * 151_936
+    found = model.bounds(H200, classes, COUNTED, 10)
+    assert found["issue"] == pytest.approx(51 * classes / 3.345e13, rel=1e-3)
+    assert found["special"] == pytest.approx(4 * classes / (132 * 16 * 1.98e9))
+    assert found["half_rate"] == pytest.approx(18 * classes / (132 * 64 * 1.98e9))
+    assert found["memory"] == pytest.approx(10 * classes / 4.8e12)
+    assert model.bounds(H100, classes, COUNTED, 10)["issue"] == found["issue"]
+    # 67 TFLOP/s in float32, as the data sheets have it.
+    assert 2 * 132 * 128 * H100.clock == pytest.approx(67e12, rel=2e-3)
+    assert H200.rates.matrix == pytest.approx(784e12, rel=0.01)
+    assert H200.rates.copy == pytest.approx(4.3e12, rel=0.01)
+
+
+@pytest.mark.parametrize("counted", [1.0, 0.25])
+def test_operations_are_those_that_the_loss_needs(counted):
+    sizes, setting = replace(ISSUE, counted=counted), Setting()
+    for steps in (model.linear_steps(sizes, setting, H200), model.liger_kl_steps(ISSUE),
+                  model.eager_steps(ISSUE, setting, linear=True)):  # fmt: skip
+        wanted = ISSUE if steps[0].name != "rows that count, gathered" else sizes
+        assert sum(step.operations for step in steps) == wanted.operations(setting)
+
+
+def test_traffic_of_the_weight_s_gradient():
+    """Bytes an entry: 4 of the first chunk, 8 of each other, 6 as it is rounded; 2 where there is one chunk."""
+    v, h = ISSUE.vocabulary, ISSUE.student_hidden
+
+    def of_weight(tokens):
+        steps = model.linear_steps(replace(ISSUE, tokens=tokens), Setting(), H200)
+        products = sum(step.bytes for step in steps if step.name == "∂L/∂W") - 2 * tokens * (v + h)
+        return (products + steps[-1].bytes - 6 * tokens * h) / (v * h)
+
+    assert of_weight(256) == 2
+    assert of_weight(8192) == 4 + 4 * 8 + 6
+
+
+def test_limits():
+    setting = Setting()
+    floor = ISSUE.operations(setting) / 1e12
+    # Memory without end: the floor of the products alone. Products for nothing: the bytes alone.
+    nothing_issued = replace(H200, clock=1e30)
+    steps = model.linear_steps(ISSUE, setting, nothing_issued)
+    assert seconds(steps, Rates(1e12, 1e30)) == pytest.approx(floor)
+    steps = model.given_steps(ISSUE, setting, nothing_issued)
+    assert seconds(steps, Rates(1e12, 1e9)) == pytest.approx(ISSUE.traffic(setting) / 1e9)
+    # A clock that stands still is what takes the time.
+    slow = replace(H200, clock=1e6)
+    assert seconds(model.given_steps(ISSUE, setting, slow), H200.rates) == pytest.approx(
+        51 * 8192 * 151_936 / (132 * 128 * 1e6)
+    )
+    # A quarter of the tokens: a quarter of all that does not depend on the weights alone.
+    quarter = seconds(model.linear_steps(replace(ISSUE, counted=0.25), setting, H200), H200.rates)
+    assert 0.25 < quarter / seconds(model.linear_steps(ISSUE, setting, H200), H200.rates) < 0.3
+
+
+def test_fewer_tokens_are_never_slower_than_eager():
+    tokens = 256
+    while tokens <= 8192:
+        sizes = replace(ISSUE, tokens=tokens)
+        ours = seconds(model.linear_steps(sizes, Setting(), H200), H200.rates)
+        eager = seconds(model.eager_steps(sizes, Setting(), linear=True), H200.rates)
+        assert ours < eager, tokens
+        tokens *= 2
