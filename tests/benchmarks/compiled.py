@@ -100,7 +100,7 @@ class Counted:
         warps: of a program; registers of a thread; local: bytes of local memory of a thread.
         spills: instructions that read or write local memory.
         passes: loops that read the logits.
-        shuffles: between lanes, within these loops.
+        exchanges: shuffles between lanes and barriers, within these loops.
         widths: bytes of the global reads in a usual turn, without repetition.
         strays: bytes that a lane reads between the last barrier and the loop that writes a row, beyond blocks
             of its own classes.
@@ -113,7 +113,7 @@ class Counted:
     local: int
     spills: int
     passes: int
-    shuffles: int
+    exchanges: int
     widths: tuple[int, ...]
     strays: int
     instructions: dict[str, float]
@@ -205,9 +205,8 @@ def count(setting: str, shape: Shape, capability: int, cache: Path) -> Counted:
             gradient=gradient, gradient_scale=torch.ones(()),
         )  # fmt: skip
     (launch,) = launches
-    soft = teacher.element_size() if alpha < 1 else 0
-    each = 16 // max(tensor.element_size() for tensor in (student, teacher))
-    return counted(launch, student.element_size() + soft, each)
+    sizes = [tensor.element_size() for tensor in ((student, teacher) if alpha < 1 else (student,))]
+    return counted(launch, sum(sizes), 16 // max(sizes))
 
 
 def count_scaling(classes: int, dtype: torch.dtype, capability: int, cache: Path) -> Counted:
@@ -231,7 +230,7 @@ def counted(launch: Launch, size: int, each: int) -> Counted:
         launch.warps, usage["REG"], usage["LOCAL"] + usage["STACK"],
         spills=len(named(kernel.instructions, "LDL", "STL")),
         passes=len(turns),
-        shuffles=sum(len(named(loop.body, "SHFL")) for loop in kernel.loops),
+        exchanges=sum(len(named(loop.body, "SHFL", "BAR")) for loop in kernel.loops),
         widths=tuple(sorted({each.bytes for loop, _ in turns for each in named(loop.turn, "LDG")})),
         strays=sum(each.bytes for each in kernel.reads_before_stores()) % (each * size),
         instructions=dict(instructions),

@@ -26,7 +26,7 @@ lets PyTorch count them), Liger-Kernel 0.8.5 from its source (`fused_linear_kl_d
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -36,8 +36,9 @@ from kdlib.language.plan.hardware import HARDWARE, Hardware
 from kdlib.losses.linear import chunk_tokens
 
 __all__ = [
-    "EAGER_BYTES", "GPUS", "Gpu", "Step", "bounds", "counts", "eager_extra_bytes", "eager_steps",
-    "extra_bytes", "given_steps", "liger_jsd_extra_bytes", "liger_kl_steps", "linear_steps", "seconds",
+    "EAGER_BYTES", "GPUS", "Gpu", "Step", "bounds", "calculated_figures", "counts", "eager_extra_bytes",
+    "eager_steps", "extra_bytes", "given_steps", "known_gpu", "liger_jsd_extra_bytes", "liger_kl_steps",
+    "linear_steps", "seconds",
 ]  # fmt: skip
 
 COMMITTED = Path(__file__).resolve().parents[2] / "data" / "results" / "kernels_compiled.json"
@@ -84,6 +85,11 @@ class Gpu:
 # float32 units and four schedulers each, and runs at 1,980 MHz where no matrix unit works. That gives the
 # 67 TFLOP/s in float32 of the data sheets of H100 SXM and H200 SXM, which have the same processor.
 GPUS = tuple(Gpu(HARDWARE[name], 132, 1.98e9) for name in ("H100-80GB", "H200-141GB"))
+
+
+def known_gpu(name: str) -> Gpu | None:
+    """The one that CUDA calls so, as "NVIDIA H200"; None of others."""
+    return next((gpu for gpu in GPUS if gpu.name.partition("-")[0] in name), None)
 
 
 def bounds(
@@ -182,9 +188,9 @@ def extra_bytes(sizes: Sizes) -> int:
 
 # --- peers ----------------------------------------------------------------------------------------
 
-# Bytes of a class that the operators of eager PyTorch read and write between logits of half precision and
-# their gradient, each tensor once an operator. And those held at the fullest moment of the forward divergence:
-# student and teacher as they are (2 + 2), in float32 over T, as log-probabilities; the terms and their factors.
+# Bytes of a class that the operators of eager PyTorch read and write between logits in half precision and
+# their gradient, each tensor once an operator. And those held at the fullest moment, forward divergence:
+# both logits (2 + 2), two tensors in float32 of each side, and the terms of the sum with their factors.
 EAGER_BYTES = {"forward": 122, "reverse": 146, "jsd": 298}
 _EAGER_HELD = 26
 
@@ -246,6 +252,57 @@ def liger_jsd_extra_bytes(sizes: Sizes) -> int:
     v, h, b, n = sizes.vocabulary, sizes.student_hidden, sizes.dtype.itemsize, sizes.tokens
     size = min(n, _power_of_two(-(-n // -(-v // h))))
     return b * (v * h + n * h) + 8 * 4 * size * v
+
+
+# --- the figures ----------------------------------------------------------------------------------
+
+# Shapes of kernels_compiled.json with odd rows, or a view of wider ones; and their classes.
+UNALIGNED = {"50,257": 50_257, "logits[:, :151665], gradient apart": 151_665}
+SMALLEST = 256  # tokens
+
+
+def calculated_figures(sizes: Sizes, gpu: Gpu, rates: Rates | None = None) -> dict[str, float]:
+    """What `benchmarks.targets` judges, calculated, under the keys that it has for it; no errors among them.
+
+    Args:
+        rates: what products and copies reach, measured; else what they should (`Gpu.rates`).
+    """
+    rates = rates or gpu.rates
+
+    def ours(sizes: Sizes, divergence: str = "forward") -> float:
+        return seconds(linear_steps(sizes, Setting(divergence), gpu), rates)
+
+    def given(sizes: Sizes, divergence: str, shape: str = "151,936") -> float:
+        return seconds(given_steps(sizes, Setting(divergence), gpu, shape), rates)
+
+    def eager(sizes: Sizes, divergence: str, *, linear: bool) -> float:
+        return seconds(eager_steps(sizes, Setting(divergence), linear=linear), rates)
+
+    extra = extra_bytes(sizes)
+    figures = {
+        "floor": ours(sizes) / (sizes.operations(Setting()) / rates.matrix),
+        "liger": seconds(liger_kl_steps(sizes), rates) / ours(sizes),
+        "memory": extra / 1e9,
+        "memory against eager": extra / eager_extra_bytes(sizes),
+        "memory against the leanest": extra / liger_jsd_extra_bytes(sizes),
+        "quarter": ours(replace(sizes, counted=0.25)) / ours(sizes),
+    }
+    for divergence in ("forward", "reverse", "jsd"):
+        figures[divergence] = given(sizes, divergence) / (sizes.traffic(Setting(divergence)) / rates.copy)
+        others = {shape: replace(sizes, vocabulary=classes) for shape, classes in UNALIGNED.items()}
+        figures[f"{divergence} unaligned"] = max(
+            given(odd, divergence, shape) / (odd.traffic(Setting(divergence)) / rates.copy)
+            for shape, odd in others.items()
+        )
+        figures[f"{divergence} eager"] = eager(sizes, divergence, linear=False) / given(sizes, divergence)
+    few = [SMALLEST << k for k in range((sizes.tokens // SMALLEST).bit_length())]
+    figures["small"] = max(
+        ratio for tokens in few for part in [replace(sizes, tokens=tokens)] for ratio in (
+            ours(part) / eager(part, "forward", linear=True),
+            given(part, "forward") / eager(part, "forward", linear=False),
+        )
+    )  # fmt: skip
+    return figures
 
 
 def _power_of_two(number: int) -> int:

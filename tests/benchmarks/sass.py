@@ -158,8 +158,9 @@ class Kernel:
     def passes(self) -> list[Loop]:
         """One loop for each pass over a row. Barriers part them; of several loops between two barriers, the
         turns of an unrolled one and those that are left, it is the one that reads the most in a turn."""
+        within = {number for loop in self.loops for number in loop.blocks}
         free = self.graph.subgraph(
-            number for number, block in enumerate(self.blocks) if not named(block, "BAR")
+            number for number, block in enumerate(self.blocks) if number in within or not named(block, "BAR")
         )
         groups: list[list[Loop]] = []
         for loop in self.loops:

@@ -138,6 +138,14 @@ def test_of_an_unrolled_pass_the_turns_that_are_left_do_not_count():
     assert [loop.read() for loop in kernel.passes] == [32, 32]
 
 
+def test_a_barrier_within_a_loop_parts_nothing():
+    """As where a block is written in another order than it was read."""
+    exchanged = ROW.replace("FFMA R2, R2, R3, R4", "BAR.SYNC.DEFER_BLOCKING 0x0")
+    first, second = Kernel(exchanged).passes
+    assert [len(named(loop.body, "BAR")) for loop in (first, second)] == [0, 1]
+    assert not Kernel(exchanged).reads_before_stores()
+
+
 def test_what_is_no_simple_loop_is_refused():
     within = ROW.replace("        /*0080*/", ".L_x_6:\n        /*0080*/")
     nested = within.replace("R33, R34 ;", "R33, R34 ;\n /*00a4*/ @P2 BRA `(.L_x_6) ;")
