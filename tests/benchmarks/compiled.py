@@ -172,8 +172,8 @@ def stand_in(capability: int, cache: Path) -> Iterator[list[Launch]]:
 
 
 @functools.cache
-def disassembled(binary: bytes) -> tuple[Kernel, dict[str, int]]:
-    """The code, and what a thread uses: {"REG": 40, "LOCAL": 0, …}."""
+def disassembled(binary: bytes, block: int) -> tuple[Kernel, dict[str, int]]:
+    """The code, in which a block is so many bytes of a lane, and {"REG": 40, "LOCAL": 0, …} of a thread."""
     from triton import knobs
 
     with TemporaryDirectory() as folder:
@@ -182,7 +182,7 @@ def disassembled(binary: bytes) -> tuple[Kernel, dict[str, int]]:
         # Without its analysis of data flow it takes half the time, and the labels are there all the same.
         code = _said_by(knobs.nvidia.nvdisasm.path, "-ndf", "-c", path)
         usage = _said_by(knobs.nvidia.cuobjdump.path, "-res-usage", path)
-    return Kernel(code), {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", usage)}
+    return Kernel(code, block), {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", usage)}
 
 
 def _said_by(*command: str | Path) -> str:
@@ -216,12 +216,13 @@ def count_scaling(classes: int, dtype: torch.dtype, capability: int, cache: Path
     with stand_in(capability, cache) as launches:
         scale_rows(torch.zeros(2, classes, dtype=dtype), torch.ones(()))
     (launch,) = launches
-    return counted(launch, dtype.itemsize, 1)
+    return counted(launch, dtype.itemsize, 8)
 
 
 def counted(launch: Launch, size: int, each: int) -> Counted:
     """A launch, in whose loops a lane reads a class in `size` bytes, and `each` classes in a block."""
-    kernel, usage = disassembled(launch.binary)
+    block = each * size
+    kernel, usage = disassembled(launch.binary, block)
     instructions: Counter[str] = Counter()
     for loop in kernel.passes:
         instructions.update(loop.per_class(size))
@@ -232,7 +233,7 @@ def counted(launch: Launch, size: int, each: int) -> Counted:
         passes=len(turns),
         exchanges=sum(len(named(loop.body, "SHFL", "BAR")) for loop in kernel.loops),
         widths=tuple(sorted({each.bytes for loop, _ in turns for each in named(loop.turn, "LDG")})),
-        strays=sum(each.bytes for each in kernel.reads_before_stores()) % (each * size),
+        strays=sum(each.bytes for each in kernel.reads_before_stores()) % block,
         instructions=dict(instructions),
         traffic=sum(each.bytes / n for loop, n in turns for each in named(loop.turn, "LDG", "STG")),
     )  # fmt: skip

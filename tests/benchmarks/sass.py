@@ -1,9 +1,9 @@
 """What a compiled kernel tells a GPU to do: its machine code (SASS), read, and the work of one class counted.
 
 A pass over a row is a loop that reads global memory. Its body may branch, for blocks at the end of a row; the
-usual turn is the shortest way round among those that read the most. What a class takes is the instructions of
-that turn, those that a predicate switches off included, over the classes that a lane handles in it: the bytes
-that it reads over the bytes of a class. What stands outside of the loops is done once a row.
+usual turn is the shortest way round that reads a whole block. What a class takes is the instructions of that
+turn, those that a predicate switches off included, over the classes that a lane handles in it: the bytes that
+it reads over the bytes of a class. What stands outside of the loops is done once a row.
 """
 
 import re
@@ -86,12 +86,12 @@ class Loop:
     """A loop over global memory.
 
     Attributes:
-        entry: the block that it is entered by; blocks: all of it.
+        entry: the piece of code that it is entered by; pieces: all of it.
         body: all its instructions; turn: those of the usual turn.
     """
 
     entry: int
-    blocks: frozenset[int]
+    pieces: frozenset[int]
     body: tuple[Instruction, ...]
     turn: tuple[Instruction, ...]
 
@@ -116,33 +116,39 @@ class Loop:
 
 
 class Kernel:
-    """The code of one kernel, as blocks that are run from their begin to their end."""
+    """The code of one kernel, as pieces that are run from their begin to their end.
 
-    def __init__(self, text: str) -> None:
-        self.blocks: list[list[Instruction]] = []
+    Args:
+        text: as nvdisasm writes it.
+        block: bytes that a lane reads of one block of classes.
+    """
+
+    def __init__(self, text: str, block: int) -> None:
+        self.block = block
+        self.pieces: list[list[Instruction]] = []
         self.graph = networkx.DiGraph()
         labels: dict[str, int] = {}
         fresh = True
         for item in parse(text):
             if fresh or isinstance(item, str):
-                self.blocks.append([])
-                self.graph.add_node(len(self.blocks) - 1)
+                self.pieces.append([])
+                self.graph.add_node(len(self.pieces) - 1)
             if isinstance(item, str):
-                labels[item] = len(self.blocks) - 1
+                labels[item] = len(self.pieces) - 1
                 fresh = False
             else:
-                self.blocks[-1].append(item)
+                self.pieces[-1].append(item)
                 fresh = item.operation in ("BRA", "EXIT")
-        for number, block in enumerate(self.blocks):
-            last = block[-1] if block else None
+        for number, piece in enumerate(self.pieces):
+            last = piece[-1] if piece else None
             if last is not None and last.target in labels:
                 self.graph.add_edge(number, labels[last.target])
-            if (last is None or not last.ends) and number + 1 < len(self.blocks):
+            if (last is None or not last.ends) and number + 1 < len(self.pieces):
                 self.graph.add_edge(number, number + 1)
 
     @property
     def instructions(self) -> Iterator[Instruction]:
-        return self._code(range(len(self.blocks)))
+        return self._code(range(len(self.pieces)))
 
     @cached_property
     def loops(self) -> list[Loop]:
@@ -158,9 +164,9 @@ class Kernel:
     def passes(self) -> list[Loop]:
         """One loop for each pass over a row. Barriers part them; of several loops between two barriers, the
         turns of an unrolled one and those that are left, it is the one that reads the most in a turn."""
-        within = {number for loop in self.loops for number in loop.blocks}
+        within = {number for loop in self.loops for number in loop.pieces}
         free = self.graph.subgraph(
-            number for number, block in enumerate(self.blocks) if number in within or not named(block, "BAR")
+            number for number, piece in enumerate(self.pieces) if number in within or not named(piece, "BAR")
         )
         groups: list[list[Loop]] = []
         for loop in self.loops:
@@ -171,7 +177,7 @@ class Kernel:
         return [max(group, key=Loop.read) for group in groups]
 
     def _code(self, numbers: Iterable[int]) -> Iterator[Instruction]:
-        return (each for number in numbers for each in self.blocks[number])
+        return (each for number in numbers for each in self.pieces[number])
 
     def _loop(self, part: set[int]) -> Loop:
         inside = self.graph.subgraph(part)
@@ -182,15 +188,21 @@ class Kernel:
         ends = list(inside.predecessors(entry))
         way = networkx.DiGraph(edge for edge in inside.edges if edge[1] != entry)
         way.add_node(entry)
-        best: dict[int, tuple[tuple[int, int], list[int]]] = {}
+        # For each piece, from bytes read to the shortest way that reads so many, (instructions, pieces).
+        ways: dict[int, dict[int, tuple[int, list[int]]]] = {}
         for number in networkx.topological_sort(way):  # raises where a loop has another within it
-            block = self.blocks[number]
-            size = (-sum(each.bytes for each in named(block, "LDG")), len(block))
-            before = [best[other] for other in way.predecessors(number) if other in best]
-            if before or number == entry:
-                (read, count), path = min(before, default=((0, 0), []))
-                best[number] = (read + size[0], count + size[1]), [*path, number]
-        _, path = min(best[number] for number in ends)
+            before = [ways[other] for other in way.predecessors(number)] or [{0: (0, [])}]
+            piece, found = self.pieces[number], ways.setdefault(number, {})
+            here = sum(each.bytes for each in named(piece, "LDG"))
+            for read, (count, path) in (way for some in before for way in some.items()):
+                longer = (count + len(piece), [*path, number])
+                found[read + here] = min(longer, found.get(read + here, longer))
+        round_it = [
+            shortest for number in ends for read, shortest in ways[number].items() if read >= self.block
+        ]
+        if not round_it:
+            raise ValueError(f"no turn of a loop reads a block of {self.block} bytes")
+        _, path = min(round_it)
         return Loop(entry, frozenset(part), tuple(self._code(sorted(part))), tuple(self._code(path)))
 
     def reads_before_stores(self) -> list[Instruction]:
@@ -203,14 +215,14 @@ class Kernel:
         if not writes:
             raise ValueError("no loop both reads and writes global memory")
         found: list[Instruction] = []
-        seen = {number for loop in writes for number in loop.blocks}
+        seen = {number for loop in writes for number in loop.pieces}
         ahead = [number for loop in writes for number in self.graph.predecessors(loop.entry)]
         while ahead:
             number = ahead.pop()
             if number in seen:
                 continue
             seen.add(number)
-            for each in reversed(self.blocks[number]):
+            for each in reversed(self.pieces[number]):
                 if each.operation == "BAR":
                     break
                 if each.operation == "LDG":
