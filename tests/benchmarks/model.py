@@ -246,12 +246,12 @@ def liger_jsd_extra_bytes(sizes: Sizes) -> int:
     """Liger's fused linear JSD, on compute capability 9.0, at its fullest moment: the leanest of the peers.
 
     Both gradients in half precision, and of a chunk, whose logits are about as many as the hidden states
-    (rounded up to a power of two), eight float32 tensors: logits and log-probabilities of both, the student's
-    probabilities, the loss of each class, and two for the gradient by the logits.
+    (rounded up to a power of two), nine float32 tensors: logits and log-probabilities of both, the student's
+    probabilities, the loss of each class, and three on the way to the gradient by the logits.
     """
     v, h, b, n = sizes.vocabulary, sizes.student_hidden, sizes.dtype.itemsize, sizes.tokens
     size = min(n, _power_of_two(-(-n // -(-v // h))))
-    return b * (v * h + n * h) + 8 * 4 * size * v
+    return b * (v * h + n * h) + 9 * 4 * size * v
 
 
 # --- the figures ----------------------------------------------------------------------------------

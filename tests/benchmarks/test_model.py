@@ -1,5 +1,6 @@
 """The calculated figures: closed forms, limits, and what PyTorch counts."""
 
+import warnings
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks import model
 from benchmarks.contenders import contenders
 from benchmarks.model import GPUS, Step, seconds
-from benchmarks.problems import Setting, Sizes, make_problem
+from benchmarks.problems import IGNORED, Setting, Sizes, make_problem
 from benchmarks.race import Rates
 from kdlib.cost import peak_memory
 from kdlib.losses.linear import linear_kd_loss
@@ -97,8 +98,28 @@ def test_memory_of_the_benchmark():
     logits, weight = 2 * 2 * 1664 * 151_936, 4 * 151_936 * 1536
     assert logits + weight < model.extra_bytes(ISSUE) < logits + weight + 0.15e9 < 2.2e9
     assert model.extra_bytes(ISSUE) < model.eager_extra_bytes(ISSUE) / 14
-    # But a peer that sums ∂L/∂W in bfloat16 holds less than half of what ours is in float32.
+    # But a peer that sums ∂L/∂W in bfloat16, and makes 64 chunks, holds less.
     assert model.liger_jsd_extra_bytes(ISSUE) < 0.6 * model.extra_bytes(ISSUE)
+
+
+def test_memory_of_the_leanest_peer_is_what_is_counted():
+    """Liger's function as it is, but for its kernel."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        liger = pytest.importorskip("liger_kernel.ops.fused_linear_jsd", exc_type=ImportError)
+    sizes = Sizes(512, 8192, 64, 96, torch.bfloat16)
+    problem = make_problem("linear", sizes, CPU)
+    gradients = tuple(x.detach().requires_grad_() for x in problem.inputs)
+
+    @torch.no_grad()  # as within a function's forward
+    def run():
+        return liger.fused_linear_jsd_forward(
+            *gradients, *problem.teacher, problem.labels, 0.0, IGNORED, True, 1.0
+        )
+
+    with patch.object(liger, "dispatch", lambda name, logits, *rest, **options: (0 * logits, logits)):
+        counted = peak_memory(run, CPU, scratch=False)
+    assert counted == pytest.approx(model.liger_jsd_extra_bytes(sizes), rel=0.01)
 
 
 def test_steps_follow_on_each_other_and_overlap_within():
