@@ -11,6 +11,7 @@ a class, and for H100 and H200 the least time that these imply for 8,192 rows, c
 
 import argparse
 import functools
+import json
 import re
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from torch import Tensor
 from benchmarks.model import GPUS, bounds
 from benchmarks.sass import Kernel, named
 from kdlib.losses.divergences import Divergence, LossSettings
-from kdlib.storage import write_json
+from kdlib.storage import replaced
 
 __all__ = ["CAPABILITIES", "SETTINGS", "SHAPES", "Counted", "Shape", "count", "count_scaling", "stand_in"]
 
@@ -279,11 +280,15 @@ def main(arguments: list[str] | None = None) -> int:
                         f"{found.per_class:>6.1f} instructions {found.traffic:>5.1f} bytes a class"
                     )
     if given.out is not None:
-        write_json(given.out / "kernels_compiled.json", {
+        head = {
             "calculated": "compiled and counted, not run: no time in this file was measured",
             "triton": triton.__version__, "torch": torch.__version__, "rows_of_bounds": ROWS,
-            "gpus": [gpu.as_json() for gpu in GPUS], "kernels": rows,
-        })  # fmt: skip
+            "gpus": [gpu.as_json() for gpu in GPUS],
+        }  # fmt: skip
+        # A line for each kernel, so that what has changed is seen.
+        lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        with replaced(given.out / "kernels_compiled.json") as file:
+            file.write(f"{json.dumps(head, indent=1)[:-2]},\n \"kernels\": [\n  {lines}\n ]\n}}\n".encode())
     return 0
 
 

@@ -85,7 +85,7 @@ def complaints_about(found: Counted, setting: str, shape: str) -> list[str]:
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_scaling_in_place_reads_and_writes_vectors(capability, tmp_path):
     found = count_scaling(151_936, torch.bfloat16, capability, tmp_path)
-    assert (found.spills, found.local, found.exchanges, found.passes, found.strays) == (0, 0, 0, 1, 0)
+    assert (found.spills, found.local, found.exchanges, found.passes) == (0, 0, 0, 1)
     assert found.widths == (16,) and found.traffic == 4 and found.registers <= REGISTERS
 
 
