@@ -721,7 +721,7 @@ def build(divergence: int, soft: bool, hard: bool, size: int, capability: int) -
     function = kernels._loss_and_gradient
     constants = {
         "DIVERGENCE": divergence, "SOFT": soft, "HARD": hard, "GRADIENT": True,
-        "LANES": 256, "EACH": 16 // size,
+        "LANES": 256, "EACH": 16 // size, "VECTOR": 16 // size,
     }  # fmt: skip
     logits = "*bf16" if size == 2 else "*fp32"
     kinds = dict.fromkeys(("student_ptr", "teacher_ptr", "gradient_ptr"), logits)
@@ -729,11 +729,11 @@ def build(divergence: int, soft: bool, hard: bool, size: int, capability: int) -
     kinds |= dict.fromkeys(("temperature", "floor", "alpha", "beta"), "fp32")
     kinds |= dict.fromkeys(constants, "constexpr")
     names = function.arg_names
-    even = [name for name in names if kinds.get(name, "i32")[0] == "*" or name.endswith("stride")]
+    pointers = [name for name in names if name.endswith("_ptr")]
     source = ASTSource(
         function, {name: kinds.get(name, "i32") for name in names},
         constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in [*even, "n_cols", "n_compared"]},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in pointers},
     )  # fmt: skip
     target = GPUTarget("cuda", capability, 32)
     return triton.compile(source, target=target, options={"num_warps": 8, **kernels.OPTIONS}).asm["ptx"]
