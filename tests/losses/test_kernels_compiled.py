@@ -23,13 +23,11 @@ pytestmark = [
 ]
 COMMITTED = Path(__file__).resolve().parents[2] / "data" / "results" / "kernels_compiled.json"
 REGISTERS = 80  # of a thread: at 256 threads three programs share a multiprocessor's 65,536
-# Instructions of a class, 10 % above what was counted when they were written last.
-CEILINGS = {
-    "forward, α 0": 56, "reverse, α 0": 60, "jsd, α 0": 106, "forward, α 0.5": 69, "reverse, α 0.5": 72,
-    "jsd, α 0.5": 121, "hard term alone": 21,
+# Instructions of a class as counted; they may become 10 % more. In float32, half as many classes to a block.
+USUAL = {
+    "forward, α 0": 51, "reverse, α 0": 54, "jsd, α 0": 96, "forward, α 0.5": 63, "reverse, α 0.5": 66,
+    "jsd, α 0.5": 106, "hard term alone": 22.5,
 }  # fmt: skip
-# Where rows are odd a lane reads one number at a time, in coalesced lines: instructions more, each pass.
-READ_ONE_BY_ONE = 9
 CASES = [
     (setting, shape, CAPABILITIES[(row + column) % 3])
     for row, shape in enumerate(SHAPES) for column, setting in enumerate(SETTINGS)
@@ -65,17 +63,16 @@ def complaints_about(found: Counted, setting: str, shape: str) -> list[str]:
     kind = SHAPES[shape]
     soft = SETTINGS[setting][1] < 1
     sides = [dtype.itemsize for dtype in (kind.sides if soft else kind.sides[:1])]
-    # 16 bytes of the wider side, and as many numbers of the other.
+    # 16 bytes of the wider side, and as many numbers of the other; of odd rows one number after the other.
     widths = {16 // max(sides) * side if kind.aligned else side for side in sides}
-    passes = 3 if "jsd" in setting else 2
-    ceiling = CEILINGS[setting] + (0 if kind.aligned else READ_ONE_BY_ONE * passes)
+    passes, ceiling = 3 if "jsd" in setting else 2, 1.1 * USUAL[setting]
     wrong = {
         f"{found.spills} spills, {found.local} bytes of local memory": found.spills or found.local,
         f"{found.registers} registers, more than {REGISTERS}": found.registers > REGISTERS,
         f"{found.exchanges} exchanges between lanes in each block": found.exchanges,
         f"reads of {found.widths} bytes, expected {sorted(widths)}": set(found.widths) != widths,
         f"{found.strays} bytes read between the last barrier and the writes": found.strays,
-        f"{found.per_class:.1f} instructions a class, more than {ceiling}": found.per_class > ceiling,
+        f"{found.per_class:.1f} instructions a class, more than {ceiling:.1f}": found.per_class > ceiling,
         f"{found.passes} passes, expected {passes}": found.passes != passes,
         f"{found.traffic} bytes a class": found.traffic != passes * sum(sides) + kind.dtype.itemsize,
     }
@@ -114,7 +111,7 @@ def test_all_that_is_committed_is_without_fault():
 
 
 def test_bounds_follow_from_the_counts():
-    """Memory, or issue slots: of the three, the JSD of an H200 alone has as much to issue as to move."""
+    """On an H100 the memory; on an H200 the JSD has as much to issue as to move, with a hard term more."""
     for setting in SETTINGS:
         row = stored(setting, "151,936", 90)
         classes = committed()["rows_of_bounds"] * 151_936
@@ -124,8 +121,11 @@ def test_bounds_follow_from_the_counts():
             1e3 * classes * row["per_class"] / (132 * 128 * 1.98e9), rel=0.01
         )
         assert max(h100, key=h100.get) == "memory"
-    jsd = stored("jsd, α 0", "151,936", 90)["bounds_ms"]["H200-141GB"]
-    assert jsd["issue"] == pytest.approx(jsd["memory"], rel=0.15)
+    jsd, with_labels = (
+        stored(f"jsd, α {alpha}", "151,936", 90)["bounds_ms"]["H200-141GB"] for alpha in ("0", "0.5")
+    )
+    assert jsd["issue"] == pytest.approx(jsd["memory"], rel=0.1)
+    assert max(with_labels, key=with_labels.get) == "issue"
 
 
 def test_a_driver_that_stands_in_is_gone_afterwards(tmp_path):
