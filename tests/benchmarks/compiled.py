@@ -85,8 +85,8 @@ SHAPES: Mapping[str, Shape] = {
     "50,257": Shape(50_257),
     "151,928": Shape(151_928),
     "1,000": Shape(1000),
-    "logits[:, :151665]": Shape(151_665, row=151_936),
     "logits[:, :151665], gradient apart": Shape(151_665, row=151_936, apart=True),
+    "logits[:, :151665]": Shape(151_665, row=151_936),
     "151,936 in float32": Shape(151_936, dtype=torch.float32),
     "151,936 in float16": Shape(151_936, dtype=torch.float16),
     "151,936 in bfloat16, teacher in float32": Shape(151_936, teacher_dtype=torch.float32),
@@ -102,7 +102,7 @@ class Counted:
         spills: instructions that read or write local memory.
         passes: loops that read the logits.
         exchanges: shuffles between lanes and barriers, within these loops.
-        widths: bytes of the global reads in a usual turn, without repetition.
+        reads, writes: bytes of each global read and write in usual turns, without repetition.
         strays: bytes that a lane reads between the last barrier and the loop that writes a row, beyond blocks
             of its own classes.
         instructions: of a class, by kind (`benchmarks.sass.KINDS`), summed over the passes.
@@ -115,7 +115,8 @@ class Counted:
     spills: int
     passes: int
     exchanges: int
-    widths: tuple[int, ...]
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
     strays: int
     instructions: dict[str, float]
     traffic: float
@@ -228,12 +229,16 @@ def counted(launch: Launch, size: int, each: int) -> Counted:
     for loop in kernel.passes:
         instructions.update(loop.per_class(size))
     turns = [(loop, loop.classes(size)) for loop in kernel.passes]
+
+    def widths(operation: str) -> tuple[int, ...]:
+        return tuple(sorted({each.bytes for loop, _ in turns for each in named(loop.turn, operation)}))
+
     return Counted(
         launch.warps, usage["REG"], usage["LOCAL"] + usage["STACK"],
         spills=len(named(kernel.instructions, "LDL", "STL")),
         passes=len(turns),
         exchanges=sum(len(named(loop.body, "SHFL", "BAR")) for loop in kernel.loops),
-        widths=tuple(sorted({each.bytes for loop, _ in turns for each in named(loop.turn, "LDG")})),
+        reads=widths("LDG"), writes=widths("STG"),
         strays=sum(each.bytes for each in kernel.reads_before_stores()) % block,
         instructions=dict(instructions),
         traffic=sum(each.bytes / n for loop, n in turns for each in named(loop.turn, "LDG", "STG")),

@@ -64,13 +64,15 @@ def complaints_about(found: Counted, setting: str, shape: str) -> list[str]:
     soft = SETTINGS[setting][1] < 1
     sides = [dtype.itemsize for dtype in (kind.sides if soft else kind.sides[:1])]
     # 16 bytes of the wider side, and as many numbers of the other; of odd rows one number after the other.
-    widths = {16 // max(sides) * side if kind.aligned else side for side in sides}
+    at_once = 16 // max(sides) if kind.aligned else 1
+    reads, writes = {at_once * side for side in sides}, {at_once * kind.dtype.itemsize}
     passes, ceiling = 3 if "jsd" in setting else 2, 1.1 * USUAL[setting]
     wrong = {
         f"{found.spills} spills, {found.local} bytes of local memory": found.spills or found.local,
         f"{found.registers} registers, more than {REGISTERS}": found.registers > REGISTERS,
         f"{found.exchanges} exchanges between lanes in each block": found.exchanges,
-        f"reads of {found.widths} bytes, expected {sorted(widths)}": set(found.widths) != widths,
+        f"reads of {found.reads} bytes, expected {sorted(reads)}": set(found.reads) != reads,
+        f"writes of {found.writes} bytes, expected {sorted(writes)}": set(found.writes) != writes,
         f"{found.strays} bytes read between the last barrier and the writes": found.strays,
         f"{found.per_class:.1f} instructions a class, more than {ceiling:.1f}": found.per_class > ceiling,
         f"{found.passes} passes, expected {passes}": found.passes != passes,
@@ -79,11 +81,12 @@ def complaints_about(found: Counted, setting: str, shape: str) -> list[str]:
     return [text for text, is_wrong in wrong.items() if is_wrong]
 
 
+@pytest.mark.xfail(raises=UserWarning, reason="its launch leaves it to Triton 3.9 whether a·b + c is fused")
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_scaling_in_place_reads_and_writes_vectors(capability, tmp_path):
     found = count_scaling(151_936, torch.bfloat16, capability, tmp_path)
     assert (found.spills, found.local, found.exchanges, found.passes) == (0, 0, 0, 1)
-    assert found.widths == (16,) and found.traffic == 4 and found.registers <= REGISTERS
+    assert found.reads == found.writes == (16,) and found.traffic == 4 and found.registers <= REGISTERS
 
 
 def test_what_is_committed_is_what_is_compiled(counted):
