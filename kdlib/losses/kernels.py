@@ -342,7 +342,7 @@ def kd_terms(
     scale = scale.float() if isinstance(scale, Tensor) else torch.full_like(terms[0, :1], scale)
     warps = _warps(classes)
     each = 16 // max(student.element_size(), teacher.element_size())
-    # Strides of 151,936 or 1,000 classes are; those of 50,257 are not.
+    # Rows of 151,936, 151,928 or 1,000 numbers are, rows of 50,257 are not.
     aligned = all((x.data_ptr() | x.stride(0) * x.element_size()) % 16 == 0 for x in (student, teacher, out))
     with torch.cuda.device_of(student):
         _loss_and_gradient[(rows,)](
