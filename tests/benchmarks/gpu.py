@@ -20,6 +20,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -77,7 +78,7 @@ def measured_on(device: str, small: bool) -> dict[str, object]:
             "device": properties.name, "memory": properties.total_memory, "driver": driver(),
             "compute_capability": f"{properties.major}.{properties.minor}", "cuda": torch.version.cuda,
         }  # fmt: skip
-    found |= {name: version_of(name) for name in PACKAGES}
+    found |= {name: version_of(name) for name in PACKAGES} | {"torch": torch.__version__}
     found |= {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
     return found | {"kernels": os.environ.get("KDLIB_KERNELS", "1"), "cpu_count": os.cpu_count()}
 
@@ -157,10 +158,11 @@ def run(job: Mapping, places: Sequence[str]) -> str:
             process.kill()
             process.wait()
         log.seek(0)
-        last = log.read().decode(errors="replace").splitlines()[-40:]
+        last = log.read().decode(errors="replace").splitlines()[-80:]
     if not error:
         return ""
-    error = ": ".join([error, *[line for line in last if line.strip()][-1:]])
+    raised = [line for line in last if re.match(r"[\w.]+(?:Error|Exception|Interrupt)\b", line)]
+    error = ": ".join([error, *(raised or [line for line in last if line.strip()])[-1:]])
     before = stored(path, job["header"]["environment"])
     if before is None or "error" in before:  # what an earlier run had no time to end is better than nothing
         failure = {"seconds": time.monotonic() - begun, "error": error, "output": last}
@@ -182,10 +184,10 @@ def environment_of(device: str, places: Sequence[str]) -> dict[str, str]:
 
 def work(job: Mapping) -> None:
     """What a part's process does. It ends with the process that started it."""
-    begun, parent = time.monotonic(), os.getppid()
+    begun = time.monotonic()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == job["parent"]:
             time.sleep(0.5)
         os._exit(1)
 
@@ -267,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                       "date": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
             seconds = min(PARTS[name].seconds * given.minutes / 8, left)
             job = {"part": name, "seconds": seconds, "path": str(paths[name].resolve()), "header": header,
-                   "device": given.device}  # fmt: skip
+                   "device": given.device, "parent": os.getpid()}  # fmt: skip
             error = run(job, [*PLACES, folder])
             results[name] = stored(paths[name], environment)
             print(f"{name}: {error or 'done'}, {time.monotonic() - begun:.0f} s since the start", flush=True)
