@@ -59,11 +59,11 @@ class Part(NamedTuple):
 
 # The most valuable first. Together they may take longer than eight minutes; most end sooner.
 PARTS: Mapping[str, Part] = {
-    "tests": Part(130),
-    "loss": Part(110),
-    "step_qwen": Part(80, "benchmarks.gpu_steps"),
+    "tests": Part(110),
+    "loss": Part(150),
+    "step_qwen": Part(70, "benchmarks.gpu_steps"),
     "logits": Part(80),
-    "cat_or_dog": Part(75),
+    "cat_or_dog": Part(60),
     "widths": Part(60),
     "step_smollm2": Part(50, "benchmarks.gpu_steps"),
     "loss_others": Part(90),
@@ -164,10 +164,11 @@ def run(job: Mapping, places: Sequence[str]) -> str:
         return ""
     raised = [line for line in last if re.match(r"[\w.]+(?:Error|Exception|Interrupt)\b", line)]
     error = ": ".join([error, *(raised or [line for line in last if line.strip()])[-1:]])
-    before = stored(path, job["header"]["environment"])
-    if before is None or "error" in before:  # what an earlier run had no time to end is better than nothing
-        failure = {"seconds": time.monotonic() - begun, "error": error, "output": last}
-        write_json(path, {**job["header"], "part": job["part"], **failure})
+    # Beside what was measured before it went wrong, or in an earlier run.
+    before = stored(path, job["header"]["environment"]) or {
+        **job["header"], "part": job["part"], "seconds": time.monotonic() - begun
+    }  # fmt: skip
+    write_json(path, before | {"error": error, "output": last})
     return error
 
 
@@ -196,11 +197,14 @@ def work(job: Mapping) -> None:
     from benchmarks.gpu_parts import Where
 
     part, header = job["part"], job["header"]
-    where = Where(torch.device(job["device"]), header["environment"]["small"], begun + job["seconds"])
+
+    def keep(found: Mapping[str, object]) -> None:
+        write_json(job["path"], {**header, "part": part, "seconds": time.monotonic() - begun, **found})
+
+    small, until = header["environment"]["small"], begun + job["seconds"]
     measure = getattr(importlib.import_module(PARTS[part].module), part)
     gc.freeze()  # what was imported is no garbage: a search of all of it would take a third of a second
-    found = measure(where)
-    write_json(job["path"], {**header, "part": part, "seconds": time.monotonic() - begun, **found})
+    keep(measure(Where(torch.device(job["device"]), small, until, keep)))
 
 
 def complete(found: Mapping | None) -> bool:
@@ -215,7 +219,8 @@ def report(results: Mapping[str, Mapping | None], environment: Mapping[str, obje
             lines.append(f"\n{name}: no time was left; start again to go on")
             continue
         lines.append(f"\n{name}: {found['seconds']:.0f} s, {found['date']}")
-        lines += [f"    FAILED: {found['error']}"] if "error" in found else found["summary"]
+        lines += found.get("summary", [])
+        lines += [f"    FAILED: {found['error']}"] if "error" in found else []
         lines += [f"    no time was left for {', '.join(found['left_out'])}"] if found.get("left_out") else []
     rows = [row for found in results.values() if found for row in found.get("rows", ())]
     if rows and not environment["small"]:

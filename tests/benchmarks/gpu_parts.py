@@ -7,7 +7,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,11 +28,14 @@ TOKENS = 151_665  # of the Qwen vocabularies of R1-Distill; their other logits b
 
 @dataclass(frozen=True)
 class Where:
-    """The device; whether at sizes that take seconds on a CPU; and when to have ended (time.monotonic())."""
+    """The device; whether at sizes that take seconds on a CPU; when to have ended (time.monotonic()); and
+    what keeps a result that is not all, for the case that the rest never ends.
+    """
 
     device: torch.device
     small: bool
     until: float
+    keep: Callable[[dict[str, object]], None] = lambda found: None
 
     @property
     def precision(self) -> str:
@@ -52,30 +55,46 @@ class Where:
 class Outcomes:
     """A plugin of pytest: how each test ended. It stops when the time is over."""
 
-    def __init__(self, until: float) -> None:
-        self._until = until
-        self.collected, self.found, self.said = 0, {}, {}
+    def __init__(self, where: Where) -> None:
+        self._where = where
+        self._collected, self._last, self._found, self._said = 0, "", {}, {}
 
     def pytest_collection_finish(self, session: "pytest.Session") -> None:
-        self.collected = len(session.items)
+        self._collected = len(session.items)
 
     def pytest_collectreport(self, report: "pytest.CollectReport") -> None:
         if report.failed:
             self._note(report, "broken")
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._last = nodeid
+        self._where.keep(self.result())
 
     def pytest_runtest_logreport(self, report: "pytest.TestReport") -> None:
         if report.when == "call" or not report.passed:
             self._note(report, "broken" if report.failed and report.when != "call" else report.outcome)
 
     def pytest_runtest_teardown(self, item: "pytest.Item") -> None:
-        if time.monotonic() > self._until:
+        if time.monotonic() > self._where.until:
             item.session.shouldstop = "the time is over"
 
+    def result(self) -> dict[str, object]:
+        """So far."""
+        ended = [*self._found.values()]
+        counts = {name: ended.count(name) for name in ("passed", "failed", "broken", "skipped")}
+        missing = self._collected - sum("::" in node for node in self._found)  # else it is of a file
+        shown = ", ".join(f"{count} {name}" for name, count in counts.items())
+        return {
+            **counts, "failures": dict(self._said),
+            "left_out": [f"{missing} tests, at {self._last}"] if missing else [],
+            "summary": [shown, *(f"{name}: {said}" for name, said in self._said.items())],
+        }  # fmt: skip
+
     def _note(self, report: "pytest.CollectReport | pytest.TestReport", outcome: str) -> None:
-        self.found[report.nodeid] = outcome
+        self._found[report.nodeid] = outcome
         if report.failed:
             last = [line for line in report.longreprtext.splitlines() if line.startswith("E ")] or [""]
-            self.said[report.nodeid] = last[0].removeprefix("E").strip()[:300]
+            self._said[report.nodeid] = last[0].removeprefix("E").strip()[:300]
 
 
 def files_of_gpu_tests(root: Path = ROOT / "tests") -> list[Path]:
@@ -91,21 +110,14 @@ def tests(where: Where) -> dict[str, object]:
     """The tests that need a GPU, in this process. Warnings do not fail them: versions are not the pinned."""
     import pytest
 
-    outcomes = Outcomes(where.until)
+    outcomes = Outcomes(where)
     files = files_of_gpu_tests()
     pytest.main(
         ["-m", "gpu", "-q", "-W", "default", "-p", "no:cacheprovider", "--noconftest", "--rootdir", str(ROOT),
          "--continue-on-collection-errors", *map(str, files[:1] if where.small else files)],
         plugins=[outcomes],
     )  # fmt: skip
-    ended = [*outcomes.found.values()]
-    counts = {name: ended.count(name) for name in ("passed", "failed", "broken", "skipped")}
-    missing = outcomes.collected - len(outcomes.found)
-    shown = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return {
-        **counts, "failures": outcomes.said, "left_out": [f"{missing} tests"] if missing > 0 else [],
-        "summary": [shown, *(f"{name}: {said}" for name, said in outcomes.said.items())],
-    }  # fmt: skip
+    return outcomes.result()
 
 
 # --- the loss beside its peers ----------------------------------------------------------------------
@@ -141,11 +153,18 @@ def raced(where: Where, races: Sequence[Race]) -> dict[str, object]:
     with memory_let_go(device):
         rates = Rates(matrix_rate(device, where.sizes.dtype), copy_rate(device))
     rows: list[Row] = []
-    left_out, longest = [], 0.0
+    left_out, longest = [f"{one.task}: {one.case}" for one in races], 0.0
+
+    def found() -> dict[str, object]:
+        sizes = asdict(where.sizes) | {"dtype": str(where.sizes.dtype).removeprefix("torch.")}
+        return {
+            "sizes": sizes, "rates": asdict(rates), "rows": [asdict(row) for row in rows],
+            "left_out": list(left_out), "summary": [_line(row) for row in rows],
+        }  # fmt: skip
+
     for one in races:
         start = time.monotonic()
         if start + longest > where.until:
-            left_out.append(f"{one.task}: {one.case}")
             continue
         entrants = contenders(one.kind)
         if where.small or not one.peers:
@@ -160,12 +179,10 @@ def raced(where: Where, races: Sequence[Race]) -> dict[str, object]:
                 rounds=2 if where.small else 10, checked=16 if where.small else 256,
             )  # fmt: skip
             del problem
+        left_out.remove(f"{one.task}: {one.case}")
         longest = max(longest, time.monotonic() - start)
-    sizes = asdict(where.sizes) | {"dtype": str(where.sizes.dtype).removeprefix("torch.")}
-    return {
-        "sizes": sizes, "rates": asdict(rates), "rows": [asdict(row) for row in rows], "left_out": left_out,
-        "summary": [_line(row) for row in rows],
-    }  # fmt: skip
+        where.keep(found())
+    return found()
 
 
 def _line(row: Row) -> str:
@@ -180,12 +197,12 @@ def _line(row: Row) -> str:
 
 
 def loss(where: Where) -> dict[str, object]:
-    """From hidden states, forward KL, beside all peers; and from 256 tokens, where eager is fast."""
+    """From hidden states, forward KL, beside all peers; and before, as it is quick, from 256 tokens."""
     few = replace(where.sizes, tokens=min(256, where.sizes.tokens))
     return raced(where, [
-        Race("linear", "forward", "linear", where.sizes, peers=True),
         Race("sizes", f"linear, forward, {few.tokens} tokens", "linear", few),
         Race("sizes", f"logits, forward, {few.tokens} tokens", "logits", few),
+        Race("linear", "forward", "linear", where.sizes, peers=True),
     ])  # fmt: skip
 
 

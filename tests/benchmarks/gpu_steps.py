@@ -48,12 +48,13 @@ class Marks:
 
 def measured_steps(
     where: Where, student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *,
-    context: int, batch_size: int,
+    weights: str, context: int, batch_size: int,
 ) -> dict[str, object]:
-    """Steps of `distill_language_model` without a teacher and with one that runs at every step.
+    """Steps of `distill_language_model` with a teacher that runs at every step, and without one.
 
     Args:
         student, teacher: language models; the teacher's weights are in the precision of the arithmetic.
+        weights: what they are, in words.
 
     Returns:
         For each arm seconds of a step, the median of those after a warm-up, tokens a second, and the peak of
@@ -62,10 +63,14 @@ def measured_steps(
     on_cuda, warm_up, steps = where.device.type == "cuda", 1 if where.small else 4, 4 if where.small else 15
     hardware = machine(where.device)
     texts = random_texts(steps * batch_size, context, len(tokenizer), PROMPT)
-    arms, left_out, summary = {}, [], []
+    found = {
+        "weights": weights, "context": context, "batch_size": batch_size,
+        "precision": where.precision, "hardware": asdict(hardware),
+        "parameters": {"student": student.num_parameters(), "teacher": teacher.num_parameters()},
+        "steps": {}, "left_out": ["no teacher"], "summary": [f"weights: {weights}"],
+    }  # fmt: skip
     for name, source in (("logits", teacher), ("texts", None)):
-        if time.monotonic() > where.until:
-            left_out.append(f"method {name}")
+        if found["steps"] and time.monotonic() > where.until:
             continue
 
         def trained(steps: int, source=source):
@@ -83,27 +88,27 @@ def measured_steps(
             marks = Marks(student, where.device)
             history = trained(steps)  # it sets the peak of memory back before its first step
             taken = marks.seconds()[warm_up:]
-        peak = history.peak_memory
-        if not on_cuda:  # that of the process says nothing of tensors
-            held = {p for model in (student, source) if model is not None for p in model.parameters()}
-            peak = sum(p.nbytes for p in held) + peak_memory(lambda: trained(2), where.device)  # noqa: B023
+        size = {model: sum(p.nbytes for p in model.parameters()) for model in (student, teacher)}
+        if on_cuda:  # the teacher is there, too, when it has nothing to do
+            peak = history.peak_memory - (0 if source else size[teacher])
+        else:  # that of the process says nothing of tensors
+            peak = size[student] + (size[teacher] if source else 0)
+            peak += peak_memory(lambda: trained(2), where.device)  # noqa: B023
         seconds, expected = statistics.median(taken), planned.seconds / planned.steps
-        arms[name] = {
+        found["steps"][name] = {
             "seconds": seconds, "fastest": min(taken), "slowest": max(taken), "timed_steps": len(taken),
             "tokens_per_second": batch_size * context / seconds, "peak_bytes": peak,
             "planned_seconds": expected, "planned_bytes": planned.phases[-1].total, "loss": history.loss,
             "planned_memory": dict(planned.memory), "assumptions": planned.assumptions,
         }  # fmt: skip
-        summary.append(
+        found["summary"].append(
             f"{'with a teacher' if source else 'no teacher'}: {1e3 * seconds:.3g} ms a step (plan "
             f"{1e3 * expected:.3g}), {batch_size * context / seconds:,.0f} tokens/s, {peak / 1e9:.3g} GB "
             f"(plan {planned.phases[-1].total / 1e9:.3g})"
         )
-    return {
-        "context": context, "batch_size": batch_size, "precision": where.precision,
-        "parameters": {"student": student.num_parameters(), "teacher": teacher.num_parameters()},
-        "hardware": asdict(hardware), "steps": arms, "left_out": left_out, "summary": summary,
-    }  # fmt: skip
+        found["left_out"] = [] if source is None else found["left_out"]
+        where.keep(found)
+    return found
 
 
 def step_qwen(where: Where) -> dict[str, object]:
@@ -120,10 +125,10 @@ def step_qwen(where: Where) -> dict[str, object]:
         for config, kind in zip(configs, (torch.float32, dtype), strict=True)
     )
     tokenizer = word_level_tokenizer(tokens)
-    found = measured_steps(
-        where, student, teacher, tokenizer, context=64 if where.small else 2048, batch_size=1
-    )
-    return {"weights": "random"} | found
+    return measured_steps(
+        where, student, teacher, tokenizer, weights="random", context=64 if where.small else 2048,
+        batch_size=1,
+    )  # fmt: skip
 
 
 def smollm2_config() -> LlamaConfig:
@@ -153,10 +158,9 @@ def step_smollm2(where: Where) -> dict[str, object]:
     else:
         weights, student = "random", random_model(smollm2_config(), torch.float32, where.device)
     teacher = copy.deepcopy(student).to(torch.bfloat16 if where.device.type == "cuda" else torch.float32)
-    found = measured_steps(
-        where, student, teacher, word_level_tokenizer(student.config.vocab_size),
+    return measured_steps(
+        where, student, teacher, word_level_tokenizer(student.config.vocab_size), weights=weights,
         context=64 if where.small else 1024, batch_size=2 if where.small else 8,
     )  # fmt: skip
-    return {"weights": weights} | found | {"summary": [f"weights: {weights}", *found["summary"]]}
 
 

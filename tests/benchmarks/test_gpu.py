@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -83,10 +84,10 @@ def test_a_part_that_fails_or_is_slow_takes_no_other_with_it_and_is_tried_again(
     assert begun == ["loss", "logits"] and status == 1
     assert "tests: is there" in said and "FAILED" not in said and "no time was left for the rest" in said
     # What was measured in part is kept where a later try fails.
-    assert started(logits="failing")[2] == ["logits"]
-    assert json.loads((tmp_path / "gpu_logits.json").read_text())["left_out"] == ["the rest"]
+    status, said, begun = started(logits="failing")
+    assert begun == ["logits"] and "logits was measured" in said and "FAILED: ended with 1" in said
     status, said, begun = started()
-    assert status == 0 and begun == ["logits"]
+    assert status == 0 and begun == ["logits"] and "FAILED" not in said
     assert started()[::2] == (0, [])
 
 
@@ -196,13 +197,21 @@ def test_outcomes_of_tests_are_counted(tmp_path):
         def test_not_here(): pass
         def test_broken(nothing): pass
     """))
-    on_time, late = gpu_parts.Outcomes(time.monotonic() + 60), gpu_parts.Outcomes(0.0)
+    kept = []
+    on_time, late = (
+        gpu_parts.Outcomes(replace(here(seconds), keep=kept.append)) for seconds in (60, -1)
+    )
     for outcomes in (on_time, late):
         pytest.main(["-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(file)], plugins=[outcomes])
-    assert [*on_time.found.values()] == ["passed", "failed", "skipped", "broken"]
-    assert {name.partition("::")[2] for name in on_time.said} == {"test_wrong", "test_broken"}
-    assert "assert 1 == 2" in " ".join(on_time.said.values())
-    assert late.collected == 4 and len(late.found) == 1
+    found, rest = on_time.result(), late.result()
+    assert {name: found[name] for name in ("passed", "failed", "broken", "skipped", "left_out")} == {
+        "passed": 1, "failed": 1, "broken": 1, "skipped": 1, "left_out": []
+    }  # fmt: skip
+    assert {name.partition("::")[2] for name in found["failures"]} == {"test_wrong", "test_broken"}
+    assert "assert 1 == 2" in found["summary"][1]
+    assert rest["passed"] == 1 and rest["left_out"] == ["3 tests, at test_some.py::test_right"]
+    # If the second had never ended:
+    assert kept[1]["passed"] == 1 and kept[1]["left_out"] == ["3 tests, at test_some.py::test_wrong"]
 
 
 def test_files_with_gpu_tests_are_found():
@@ -212,7 +221,9 @@ def test_files_with_gpu_tests_are_found():
 
 
 def test_the_loss_is_right_at_every_width_and_from_few_tokens(quick):
-    tables = [part(here()) for part in (gpu_parts.widths, gpu_parts.loss)]
+    kept = []
+    where = replace(here(), keep=kept.append)
+    tables = [part(where) for part in (gpu_parts.widths, gpu_parts.loss)]
     rows = [Row(**row) for table in tables for row in table["rows"]]
     assert {row.contender for row in rows} == {"eager PyTorch", "kdlib"}
     assert all(row.loss_error < 1e-5 and row.gradient_error < 1e-5 and row.seconds > 0 for row in rows)
@@ -222,12 +233,14 @@ def test_the_loss_is_right_at_every_width_and_from_few_tokens(quick):
         ("linear", "forward"),
         *(("sizes", f"{kind}, forward, 32 tokens") for kind in ("linear", "logits")),
     }  # fmt: skip
-    assert len(tables[0]["summary"]) == 12
+    assert len(tables[0]["summary"]) == 12 and not tables[0]["left_out"]
+    assert [len(found["rows"]) for found in kept] == [2, 4, 6, 8, 10, 12, 2, 4, 6]
+    assert [len(found["left_out"]) for found in kept] == [5, 4, 3, 2, 1, 0, 2, 1, 0]
     json.dumps(tables)
 
 
 def test_sliced_logits_lie_as_far_apart_as_the_whole_ones():
-    whole, some = here().sizes, gpu_parts.replace(here().sizes, vocabulary=300)
+    whole, some = here().sizes, replace(here().sizes, vocabulary=300)
     problem = gpu_parts.sliced(some, 304, torch.device("cpu"))
     assert problem.inputs[0].shape == (32, 300) and problem.inputs[0].stride() == (304, 1)
     expected = gpu_parts.make_problem("logits", whole, "cpu")
