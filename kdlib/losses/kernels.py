@@ -32,6 +32,11 @@ the next term is below 1e-4 of the first at |r| = 1/4:
 h is the cumulant generating function of a coin that shows heads with probability β, and κₙ are its cumulants:
 β, v = β(1 − β), v(1 − 2β), v(1 − 6v), v(1 − 2β)(1 − 12v).
 
+**What it costs**, counted in what Triton makes for compute capability 9.0, and not measured: 50 instructions
+a class for the forward KL, 53 for the reverse, 94 for JSD; with the hard term 62, 65 and 106. The bytes of
+8,192 rows of 151,936 bfloat16 logits take an H200 2.6 ms (JSD 3.6), the instructions 1.9, 2.0 and 3.5 ms: JSD
+waits for the one as much as for the other. `data/results/kernels_compiled.json` has every setting and width.
+
 With TRITON_INTERPRET=1 all this runs in Triton's interpreter, which is how it is tested without a GPU.
 """
 
@@ -368,7 +373,7 @@ def scale_rows(gradient: Tensor, factors: Tensor) -> None:
     with torch.cuda.device_of(gradient):
         _scale_rows[(rows,)](
             gradient, gradient.stride(0), factors, factors.stride(0) if factors.dim() else 0, classes,
-            BLOCK=256 * warps, num_warps=warps,
+            BLOCK=256 * warps, num_warps=warps, **OPTIONS,
         )  # fmt: skip
 
 

@@ -82,7 +82,6 @@ def complaints_about(found: Counted, setting: str, shape: str) -> list[str]:
     return [text for text, is_wrong in wrong.items() if is_wrong]
 
 
-@pytest.mark.xfail(raises=UserWarning, reason="its launch leaves it to Triton 3.9 whether a·b + c is fused")
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_scaling_in_place_reads_and_writes_vectors(capability, tmp_path):
     found = count_scaling(151_936, torch.bfloat16, capability, tmp_path)
