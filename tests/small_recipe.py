@@ -3,7 +3,14 @@
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbformat import NotebookNode
+
+from kdlib.language.models.smollm2 import fetch_smollm2
+from kdlib.wheels import NotFetched
+
+DOWNLOADS = Path(__file__).resolve().parents[1] / "data" / "downloads"
+FETCH = {"smollm2": fetch_smollm2}  # by the name in `kdlib.download`
 
 
 def tags(cell: NotebookNode) -> list[str]:
@@ -25,3 +32,21 @@ def small(path: Path) -> NotebookNode:
         left_out.add("claim")
     notebook.cells = [cell for cell in notebook.cells if not left_out & {*tags(cell)}]
     return notebook
+
+
+def _download(path: Path) -> str | None:
+    return nbformat.read(path, as_version=4).metadata.get("kdlib", {}).get("download")
+
+
+def fetches(path: Path) -> list:
+    """The mark of a test that runs a notebook, if it needs a real model."""
+    return [pytest.mark.index] if _download(path) else []
+
+
+def fetch(path: Path) -> None:
+    """What the notebook needs is there afterwards; else the test that runs it is skipped."""
+    if name := _download(path):
+        try:
+            FETCH[name](DOWNLOADS, progress=False)
+        except NotFetched as error:
+            pytest.skip(str(error))

@@ -18,6 +18,7 @@ row; the extra "bench" brings them: `pip install -e ".[bench]"` in the course's 
 SUMMARIES = {
     "linear": "From hidden states to loss and gradients.",
     "logits": "From given logits to loss and gradient.",
+    "shapes": "Ours on given logits with an odd number of classes, and on a view of wider ones.",
     "masked": "Ours with a quarter of the tokens counting, against all of them.",
     "sizes": "Ours and eager PyTorch from 256 tokens up to what is asked, doubling.",
     "training": "A step of training with a cached and with a live teacher, against one without; pictures "

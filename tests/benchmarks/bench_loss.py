@@ -1,11 +1,12 @@
 """Are the figures that the loss is to reach reached on this machine?
 
-    python tests/benchmarks/bench_loss.py --out data/results
+    PYTHONPATH=tests python -m benchmarks.bench_loss --out data/results
 
-One run takes all of them: on a GPU in under eight minutes (bfloat16, 8,192 tokens, 151,936 logits), on a CPU
-at a small size. It prints what `python -m kdlib bench` prints, then "figure to reach / measured / reached",
-and stores both as loss_cuda.json (.csv, .png) or loss_cpu.json. Parts for which the time does not suffice are
-left out, the most important come first; their figures are "not measured".
+One run takes all of them: on a GPU in under eight minutes (bfloat16, 8,192 tokens, 151,936 logits), on a
+CPU at a small size. It prints what `python -m kdlib bench` prints, then "figure to reach / calculated /
+measured / reached", and stores both as loss_cuda.json (.csv, .png) or loss_cpu.json. Calculated are those
+of an H100 and an H200, by `benchmarks.model` from the rates that were measured in this run. Parts for which
+the time does not suffice are left out, the most important come first; their figures are "not measured".
 """
 
 import argparse
@@ -21,6 +22,7 @@ import torch
 from benchmarks.__main__ import default_sizes, describe_run, title_of, write_all
 from benchmarks.contenders import contenders
 from benchmarks.measuring import memory_let_go
+from benchmarks.model import calculated_figures, known_gpu
 from benchmarks.problems import make_problem
 from benchmarks.race import Row, arms_in_turn
 from benchmarks.report import text_table
@@ -32,8 +34,8 @@ from kdlib.runtime import best_device
 PARTS = {
     "cpu": ("linear forward", "training", "logits forward"),
     "cuda": (
-        "linear forward", "logits forward", "logits jsd", "logits reverse", "masked forward", "sizes forward",
-        "warps", "linear jsd", "linear reverse", "training",
+        "linear forward", "logits forward", "logits jsd", "logits reverse", "shapes", "masked forward",
+        "sizes forward", "warps", "linear jsd", "linear reverse", "training",
     ),
 }  # fmt: skip
 
@@ -93,6 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
     every = ("forward", "reverse", "jsd")
     asked = Request(device, sizes, measure_rates(device, sizes.dtype), every, rounds=rounds,
                     checked=64 if kind == "cpu" else 512)  # fmt: skip
+    gpu = known_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    calculated = None if gpu is None else calculated_figures(sizes, gpu, asked.rates)
     rows: list[Row] = []
     left_out: list[str] = []
     written: list[Path] = []
@@ -109,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
         longest = max(longest, time.monotonic() - start)
         print(f"{part}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
         results = describe_run(asked) | {"left_out": left_out, "seconds": time.monotonic() - begun}
-        targets = [] if smaller else judged_targets(rows, device.type)
+        targets = [] if smaller else judged_targets(rows, device.type, calculated)
         results["figures_to_reach"] = [target.as_json() for target in targets]
         if given.out:  # after each part: what was measured is not lost with the next
             written = write_all(given.out / f"loss_{device.type}", results, rows, title_of(asked))

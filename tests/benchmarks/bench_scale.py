@@ -1,12 +1,12 @@
 """Full-size distillation steps on a GPU: tokens a second, peak memory, share of the peak, against `plan`.
 
-    python tests/benchmarks/bench_scale.py --out data/results/gpu_scale.json
+    PYTHONPATH=tests python -m benchmarks.bench_scale --out data/results/gpu_scale.json
 
 Student and teacher have the shape of R1-Distill-Qwen-1.5B and -7B and random weights, made on the device:
 what a step costs does not depend on what the weights say. Texts are random words that fill the context, which
 is the longest power of two that `plan` says will fit. Each setting is run twice, the second time counts.
 
-    python tests/benchmarks/bench_scale.py --tiny
+    PYTHONPATH=tests python -m benchmarks.bench_scale --tiny
 
 runs the same with models of a few thousand parameters, wherever it is; on a CPU the peak is the allocator's.
 """

@@ -1,6 +1,6 @@
 """Training on a GPU against training on the CPU: images a second, seconds an epoch, agreement of the loss.
 
-    python tests/benchmarks/bench_training.py --out data/results/gpu_training.json
+    PYTHONPATH=tests python -m benchmarks.bench_training --out data/results/gpu_training.json
 
 One run on a machine with an accelerator gives everything; without one it says so and stops. Times are of
 `fit` itself, its crops, optimizer and bookkeeping included. The loss of the first steps is compared between

@@ -72,6 +72,33 @@ def logits(asked: Request) -> list[Row]:
     return _races("logits", asked)
 
 
+def shapes(asked: Request) -> list[Row]:
+    """Ours on given logits with an odd number of classes, and on a view of wider ones."""
+    rows = []
+    ours = contenders("logits")[-1]
+    whole = asked.sizes.vocabulary
+    # At 151,936 logits the classes of GPT-2, and those of R1-Distill that belong to a token.
+    odd, part = 50_257 * whole // 151_936 | 1, 151_665 * whole // 151_936
+    cases = {f"{odd:,} classes": (odd, odd), f"logits[:, :{part}]": (whole, part)}
+    for setting in asked.settings():
+        for name, (row, classes) in cases.items():
+            with memory_let_go(asked.device):
+                problem = make_problem("logits", replace(asked.sizes, vocabulary=row), asked.device)
+                problem = replace(
+                    problem, sizes=replace(asked.sizes, vocabulary=classes),
+                    inputs=tuple(x.detach()[:, :classes].requires_grad_() for x in problem.inputs),
+                    teacher=tuple(x[:, :classes] for x in problem.teacher),
+                    labels=problem.labels.where(problem.labels < classes, 0),
+                )  # fmt: skip
+                rows += race(
+                    "shapes", f"{setting.divergence}, {name}", [ours], problem, setting, asked.rates,
+                    rounds=asked.rounds, checked=min(asked.checked, 64),
+                )  # fmt: skip
+                del problem
+            asked.on_done()
+    return rows
+
+
 def masked(asked: Request) -> list[Row]:
     """Ours with a quarter of the tokens counting, against all of them."""
     rows = []
@@ -142,6 +169,6 @@ def notebooks(asked: Request) -> list[Row]:
 TASKS: Mapping[str, Callable[[Request], list[Row]]] = MappingProxyType(
     {
         task.__name__: task
-        for task in (linear, logits, masked, sizes, training, loader, notebooks)
+        for task in (linear, logits, shapes, masked, sizes, training, loader, notebooks)
     }
 )

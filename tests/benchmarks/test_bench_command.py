@@ -74,6 +74,30 @@ def test_from_end_to_end(quick, monkeypatch, tmp_path, capsys):
     assert max(map(len, shown.split("linear: jsd")[1].splitlines()[:9])) <= 100
 
 
+def test_shapes_are_odd_and_cut_out_of_wider_rows(quick, monkeypatch):
+    seen = []
+
+    def race(task, case, entrants, problem, *rest, **options):
+        seen.append((problem.inputs[0].stride(), problem.teacher[0].shape, problem.labels.max().item()))
+        return whole(task, case, entrants, problem, *rest, **options)
+
+    whole = tasks.race
+    monkeypatch.setattr(tasks, "race", race)
+    asked = tasks.Request(
+        torch.device("cpu"), Sizes(64, 512, 16, 32, torch.float32), Rates(1e12, 1e10), rounds=1, checked=8
+    )
+    rows = tasks.shapes(asked)
+    assert [row.case for row in rows] == ["forward, 169 classes", "forward, logits[:, :511]"]
+    assert [row.contender for row in rows] == ["kdlib", "kdlib"]
+    assert [(stride, tuple(shape)) for stride, shape, _ in seen] == [
+        ((169, 1), (64, 169)), ((512, 1), (64, 511))
+    ]  # fmt: skip
+    assert seen[0][2] < 169 and seen[1][2] < 511
+    for row, classes in zip(rows, (169, 511), strict=True):
+        assert row.note == "" and row.loss_error < 1e-6 and row.gradient_error < 1e-5
+        assert row.copy_share == pytest.approx(5 * 64 * classes * 4 / 1e10 / row.seconds)
+
+
 def test_what_help_says_is_what_the_tasks_do():
     """The parser is read before the tasks are imported."""
     done = {name: " ".join(task.__doc__.split()) for name, task in tasks.TASKS.items()}

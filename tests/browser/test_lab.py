@@ -1,7 +1,7 @@
 """The course as a reader meets it: a real JupyterLab in a real browser, moved with the keyboard.
 
-Each notebook, of both languages, is run up to its first exercise on a small budget. Every slider on the way
-is moved, and the exercise is solved.
+Each notebook, of both languages, is run on a small budget, at least up to its first exercise. Every slider on
+the way is moved, and the exercise is solved.
 """
 
 import json
@@ -23,7 +23,7 @@ import pytest
 from chromium import CSS, errors, needs_browser, started, wait
 from nbformat import NotebookNode
 from selenium.webdriver.support.select import Select
-from small_recipe import small, tags
+from small_recipe import fetch, fetches, small, tags
 
 pytest.importorskip("jupyterlab", reason="the package jupyterlab is not installed")
 
@@ -39,14 +39,22 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 pytestmark = needs_browser
 
 
-def to_first_exercise(path: Path) -> NotebookNode:
-    """The notebook up to the check of its first exercise, without outputs that could pass for a result."""
+def to_run(path: Path) -> NotebookNode:
+    """The notebook without outputs that could pass for a result, on its small recipe.
+
+    A notebook that has none ends with the check of its first exercise: tests with nbval run the rest.
+    """
     notebook = small(path)
-    (end,) = (number for number, cell in enumerate(notebook.cells) if "check-1" in tags(cell))
-    notebook.cells = notebook.cells[: end + 1]
+    if "small_recipe" not in notebook.metadata.get("kdlib", {}):
+        del notebook.cells[place(notebook.cells, "check-1") + 1 :]
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
     return notebook
+
+
+def place(cells: list[NotebookNode], tag: str) -> int:
+    (found,) = (number for number, cell in enumerate(cells) if tag in tags(cell))
+    return found
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
@@ -120,19 +128,22 @@ def browser(tmp_path_factory) -> Iterator:
 
 
 class Page:
-    """A notebook in JupyterLab, run up to the check of its first exercise."""
+    """A notebook in JupyterLab, as far as it is to run."""
 
     def __init__(self, browser, path: Path, address: str, seconds: float) -> None:
         self.browser = browser
-        notebook = to_first_exercise(path)
+        notebook = to_run(path)
         nbformat.write(notebook, path)
+        cells = code_cells(notebook)
+        self.exercise, self.check = place(cells, "exercise-1"), place(cells, "check-1")
+        self.question = cells[self.check].source
         browser.get(address)
         status = "#jp-main-statusbar"
         wait("an idle kernel", lambda: any("| Idle" in bar.text for bar in self.all_of(status)), 90)
         (menu,) = [label for label in self.all_of(".lm-MenuBar-itemLabel") if label.text == "Run"]
         menu.click()
         wait("the menu", lambda: self.all_of('.lm-Menu-item[data-command="runmenu:run-all"]'))[0].click()
-        self.total = len(code_cells(notebook))
+        self.total = len(cells)
         wait(f"{self.total} cells to run", lambda: self.ran()[-1:] == [self.total], seconds)
 
     def all_of(self, selector: str) -> list:
@@ -150,8 +161,8 @@ class Page:
         return self.browser.execute_script(find, control)
 
     def replace(self, cell: int, source: str) -> None:
-        """Paste over what stands in a code cell, counted from the end, and run it."""
-        editor = self.all_of(".jp-CodeCell .cm-content")[-cell]
+        """Paste over what stands in a code cell, and run it."""
+        editor = self.all_of(".jp-CodeCell")[cell].find_element(CSS, ".cm-content")
         self.browser.execute_script("arguments[0].scrollIntoView()", editor)
         editor.click()
         editor.send_keys(CONTROL, "a")
@@ -162,13 +173,17 @@ class Page:
         )  # fmt: skip
         editor.send_keys(CONTROL, ENTER)
 
-    def last_output(self) -> str:
-        return self.all_of(".jp-CodeCell")[-1].find_element(CSS, ".jp-OutputArea").text
+    def answer(self) -> str:
+        """What the check of the exercise prints."""
+        return self.all_of(".jp-CodeCell")[self.check].find_element(CSS, ".jp-OutputArea").text
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, id=name.removesuffix(".ipynb")) for name in NAMES])
+@pytest.mark.parametrize("name", [
+    pytest.param(name, id=name.removesuffix(".ipynb"), marks=fetches(COURSE / name)) for name in NAMES
+])
 def test_a_reader_runs_the_notebook_moves_its_sliders_and_solves_an_exercise(name, lab, browser):
     folder, address, token = lab
+    fetch(folder / name)
     solved = solution(folder / name)
     page = Page(browser, folder / name, f"{address}/{name}?token={token}&reset", seconds=240)
     try:
@@ -197,11 +212,10 @@ def test_a_reader_runs_the_notebook_moves_its_sliders_and_solves_an_exercise(nam
         assert not page.all_of('[data-mime-type="application/vnd.jupyter.error"]')
         assert not page.all_of('[data-mime-type="application/vnd.jupyter.stderr"]'), "no warnings"
 
-        assert "not yet" in page.last_output()
-        page.replace(2, solved)
-        wait("the exercise to run", lambda: page.ran()[-2] > page.total)
-        page.replace(1, to_first_exercise(folder / name).cells[-1].source)
-        wait("the check to say correct", lambda: "correct." in page.last_output())
+        assert "not yet" in page.answer()
+        page.replace(page.exercise, solved)
+        page.replace(page.check, page.question)
+        wait("the check to say correct", lambda: "correct." in page.answer())
         assert not errors(browser)
     finally:
         PICTURES.mkdir(parents=True, exist_ok=True)

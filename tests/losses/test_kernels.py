@@ -91,6 +91,8 @@ def draw(case: Case, seed: int):
         student[0, half] = -math.inf
         teacher[0, ~half] = -math.inf
         labels[0] = 1
+    if case.width:
+        teacher[:, case.width :] = math.nan  # not to be looked at
     for row in case.ignored:
         labels[row] = IGNORED
         student[row], teacher[row] = math.nan, math.inf
@@ -126,7 +128,11 @@ def exact(case: Case, student, teacher, labels):
 
 
 def laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
-    """The same values, in another place of memory."""
+    """The same values, in another place of memory; what stands around them there is NaN."""
+    if layout == "sliced":  # all rows begin at multiples of 16 bytes
+        wide = torch.full((tensor.shape[0], tensor.shape[1] // 16 * 16 + 32), math.nan).to(tensor)
+        wide[:, : tensor.shape[1]] = tensor
+        return wide[:, : tensor.shape[1]]
     if layout == "strided rows":
         wide = torch.full((2 * tensor.shape[0], tensor.shape[1] + 5), math.nan).to(tensor)
         wide[::2, 3:-2] = tensor
@@ -166,7 +172,8 @@ def check_case(case: Case, device: str, seed: int) -> None:
     there = laid_out(teacher.to(device), case.layout)
     before = [here.clone(), there.clone()]
     scale = 1.0 if case.scaled is None else torch.tensor([case.scaled], device=device)
-    out = here if case.in_place else torch.full_like(student, math.nan, device=device)
+    place = "contiguous" if case.layout == "transposed" else case.layout
+    out = here if case.in_place else laid_out(torch.full_like(student, math.nan, device=device), place)
     found_loss, found = kd_loss_and_gradient(
         here, there if case.alpha < 1 else None, None if labels is None else labels.to(device),
         temperature=case.temperature, alpha=case.alpha, divergence=case.divergence, beta=case.beta,
@@ -178,9 +185,11 @@ def check_case(case: Case, device: str, seed: int) -> None:
     assert torch.equal(there.nan_to_num(), before[1].nan_to_num())
     if not case.in_place:
         assert torch.equal(here.nan_to_num(), before[0].nan_to_num())
-    found_loss, found = found_loss.double().cpu(), found.double().cpu()
     assert found_loss.isfinite().all()
     assert found.isfinite().all()
+    if found._base is not None:
+        assert found._base.isnan().sum() == found._base.numel() - found.numel(), "written around the rows"
+    found_loss, found = found_loss.double().cpu(), found.double().cpu()
     assert found_loss[~counted].eq(0).all()
     assert found[~counted].eq(0).all()
     by = case.scaled or 1.0
@@ -213,8 +222,8 @@ SETTINGS = {
         (torch.bfloat16, torch.float32), (torch.float32, torch.float16),
     ),
     # classes of the student and of the teacher, and how many are compared
-    "sizes": ((300, None, None), (32, None, None), (2049, None, None), (2300, 2090, 2049), (290, 333, 257)),
-    "layout": ("contiguous", "strided rows", "transposed"),
+    "sizes": ((300, None, None), (32, None, None), (2049, None, None), (2300, 2090, 2045), (290, 333, 257)),
+    "layout": ("contiguous", "strided rows", "transposed", "sliced"),
     "in_place": (False, True),
     "ignored": ((), (1,), (0, 1, 2)),
     "labelled": (True, False),
@@ -287,6 +296,14 @@ for each in DIVERGENCES:
             ),
             "an offset between the models": Case(divergence=each, offset=100.0, loss_tolerance=1e-4),
             "classes ruled out, T 50": Case(divergence=each, ruled_out=-1e30, temperature=50.0),
+            "odd widths, aligned rows": Case(
+                divergence=each, alpha=0.3, classes=2349, teacher_classes=2362, width=2345, layout="sliced",
+                in_place=True, rows=1,
+            ),
+            "odd widths, no row aligned": Case(
+                divergence=each, alpha=0.3, classes=2349, teacher_classes=2362, width=2345, in_place=True,
+                rows=1, layout="strided rows",
+            ),
             "a row with nothing left": Case(
                 divergence=each, nothing_left=True, alpha=0.3, classes=301, temperature=0.7
             ),
@@ -644,6 +661,32 @@ def check_rows_far_apart(device: str) -> None:
     assert torch.equal(kd_loss_and_gradient(near, far, None, **options)[1], expected[1])
 
 
+def check_what_is_read_in_vectors(device: str) -> None:
+    """Rows that begin at multiples of 16 bytes, whatever their width. Only a GPU would see a mistake."""
+    from kdlib.losses import kernels
+
+    def empty(stride, dtype=torch.bfloat16, start=0, classes=None):
+        return torch.empty(2, stride, dtype=dtype, device=device)[:, start:][:, :classes]
+
+    padded, odd, shifted = empty(160, classes=101), empty(101), empty(160, start=1, classes=101)
+    for student, teacher, gradient, expected in (
+        (padded, padded, padded, 8), (empty(1000), empty(1000), empty(1000), 8),
+        (padded, empty(168, classes=111), None, 8), (padded, odd, None, 1), (odd, padded, None, 1),
+        (padded, padded, odd, 1), (padded, padded, shifted, 1), (padded, shifted, padded, 1),
+        (odd, odd, odd, 1), (padded, empty(104, torch.float32), padded, 4),
+        (padded, empty(101, torch.float32), padded, 1),
+    ):  # fmt: skip
+        for alpha in (0.0, 1.0):
+            with patch.object(kernels, "_loss_and_gradient") as kernel:
+                settings = LossSettings(2.0, alpha, "forward", 0.5)
+                kernels.kd_terms(student, teacher, None, settings, 101, gradient=gradient)
+            launch = kernel.__getitem__.return_value.call_args
+            if alpha == 0:
+                assert launch.kwargs["VECTOR"] == expected
+            else:  # blocks beyond n_compared are masked, and without a teacher none needs to be
+                assert launch.args[10:12] == (student.shape[1], student.shape[1])
+
+
 def check_compiled(device: str) -> None:
     """One graph, the same result, and what PyTorch asks of an operator."""
     from kdlib.losses.backend import kd_loss_with_gradient
@@ -721,7 +764,7 @@ def build(divergence: int, soft: bool, hard: bool, size: int, capability: int) -
     function = kernels._loss_and_gradient
     constants = {
         "DIVERGENCE": divergence, "SOFT": soft, "HARD": hard, "GRADIENT": True,
-        "LANES": 256, "EACH": 16 // size,
+        "LANES": 256, "EACH": 16 // size, "VECTOR": 16 // size,
     }  # fmt: skip
     logits = "*bf16" if size == 2 else "*fp32"
     kinds = dict.fromkeys(("student_ptr", "teacher_ptr", "gradient_ptr"), logits)
@@ -729,11 +772,11 @@ def build(divergence: int, soft: bool, hard: bool, size: int, capability: int) -
     kinds |= dict.fromkeys(("temperature", "floor", "alpha", "beta"), "fp32")
     kinds |= dict.fromkeys(constants, "constexpr")
     names = function.arg_names
-    even = [name for name in names if kinds.get(name, "i32")[0] == "*" or name.endswith("stride")]
+    pointers = [name for name in names if name.endswith("_ptr")]
     source = ASTSource(
         function, {name: kinds.get(name, "i32") for name in names},
         constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in [*even, "n_cols", "n_compared"]},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in pointers},
     )  # fmt: skip
     target = GPUTarget("cuda", capability, 32)
     return triton.compile(source, target=target, options={"num_warps": 8, **kernels.OPTIONS}).asm["ptx"]

@@ -8,15 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chromium
 import nbformat
 import numpy as np
 import pytest
 from PIL import Image
-from small_recipe import small, tags
+from small_recipe import fetch, fetches, small, tags
 
 from kdlib.course.build.execute import execute
 from kdlib.course.build.sources import notebook_fingerprint
-from kdlib.language.models.smollm2 import fetch_smollm2
 from kdlib.vision.photos import load_photos
 from kdlib.vision.pretrained import load_pretrained
 from kdlib.wheels import NotFetched
@@ -28,24 +28,14 @@ HEAVY = [
 ]  # fmt: skip
 
 
-FETCH = {"smollm2": fetch_smollm2}  # by the name in `kdlib.download`
-
-
-def needed(path):
-    return json.loads(path.read_text(encoding="utf-8"))["metadata"]["kdlib"].get("download")
-
-
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, id=path.stem, marks=[pytest.mark.index] * bool(needed(path))) for path in HEAVY],
+    [pytest.param(path, id=path.stem, marks=fetches(path)) for path in HEAVY],
 )
+@pytest.mark.skipif(chromium.IS_HERE, reason="tests/browser/test_lab.py does it in a browser")
 def test_every_cell_runs_on_the_small_recipe(path, monkeypatch):
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
-    if needed(path):
-        try:
-            FETCH[needed(path)](ROOT / "data" / "downloads", progress=False)
-        except NotFetched as error:
-            pytest.skip(str(error))
+    fetch(path)
     execute(small(path), path.parent, path.stem)
 
 
