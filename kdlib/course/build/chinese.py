@@ -6,8 +6,8 @@ line above each translated cell names the cell and the English text that it was 
     <!-- cell 443f1a63 of 1a2b3c4d5e6f -->
 
 by the first digits of its SHA-256. Whatever is no Markdown cell is that of the English notebook. Link
-targets are written as in English. JupyterLab finds no heading by an anchor that is not ASCII, so each heading
-keeps the anchor of the English one, as an `<a id>` above it; links lead to Chinese files where there are any.
+targets are written as in English, and lead to Chinese files where there are any. JupyterLab finds no heading by
+an anchor that is not ASCII, so one that is linked keeps the anchor of the English one, as an `<a id>` above it.
 """
 
 import base64
@@ -16,7 +16,7 @@ import hashlib
 import html
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -152,17 +152,25 @@ def anchors(source: str, suffix: str) -> list[tuple[str, re.Match]]:
     return found
 
 
-def chinese_markdown(text: str, source: str, leaf: Leaf, twins: Mapping[PurePosixPath, PurePosixPath]) -> str:
+def linked_anchors(source: str, leaf: Leaf) -> set[tuple[PurePosixPath, str]]:
+    """The anchors, each with its English page, to which links of an English text lead."""
+    targets = (match["target"].partition("#") for match in _TARGET.finditer(source) if match["code"] is None)
+    return {(_there(path, leaf) if path else leaf.english, unquote(name)) for path, _, name in targets if name}
+
+
+def chinese_markdown(
+    text: str, source: str, leaf: Leaf, twins: Mapping[PurePosixPath, PurePosixPath], linked: Set[str]
+) -> str:
     """A translated cell as its page holds it: English anchors at its headings, links from where it lies.
 
-    `source` is the English cell, `twins` maps an English page to the Chinese one. Raises `ValueError` if the
-    headings do not pair.
+    `source` is the English cell, `twins` maps an English page to the Chinese one, `linked` are the anchors of
+    this page that links lead to. Raises `ValueError` if the headings do not pair.
     """
     ours, theirs = anchors(text, leaf.english.suffix), anchors(source, leaf.english.suffix)
     if [match["mark"] for _, match in ours] != [match["mark"] for _, match in theirs]:
         raise ValueError(f"expected {len(theirs)} headings, of the levels of English, found {len(ours)}")
     for (own, match), (anchor, _) in reversed(list(zip(ours, theirs, strict=True))):
-        if match["mark"] != "#" and own != anchor:
+        if anchor in linked and own != anchor:
             place = f'<a id="{html.escape(anchor)}"></a>\n\n'
             text = text[: match.start()] + place + text[match.start() :]
     return _TARGET.sub(lambda match: _moved(match, leaf, twins), text)
@@ -172,9 +180,13 @@ def _moved(match: re.Match, leaf: Leaf, twins: Mapping[PurePosixPath, PurePosixP
     if match["code"] is not None or _ELSEWHERE.match(match["target"]):
         return match[0]
     path, hash_, fragment = match["target"].partition("#")
-    there = PurePosixPath(os.path.normpath(leaf.english.parent / unquote(path)))
+    there = _there(path, leaf)
     moved = os.path.relpath(twins.get(there, there), leaf.chinese.parent).replace(os.sep, "/")
     return match["before"] + moved + hash_ + fragment
+
+
+def _there(path: str, leaf: Leaf) -> PurePosixPath:
+    return PurePosixPath(os.path.normpath(leaf.english.parent / unquote(path)).replace(os.sep, "/"))
 
 
 class Edition:
@@ -185,6 +197,8 @@ class Edition:
         self.english = {leaf: english_page(root, leaf) for leaf in self.leaves}
         self.chinese = {leaf: translated_cells(root, leaf) for leaf in self.leaves}
         self.twins = {leaf.english: leaf.chinese for leaf in self.leaves if self.chinese[leaf]}
+        self.linked = {pair for leaf, page in self.english.items() for source in prose(page).values()
+                       for pair in linked_anchors(source, leaf)}  # fmt: skip
         self.pictures = Pictures(root / TEXT / "figures")
 
     def content(self, leaf: Leaf) -> str:
@@ -192,10 +206,11 @@ class Edition:
         page, cells = copy.deepcopy(self.english[leaf]), self.chinese[leaf]
         if wrong := untranslated(leaf, prose(page), cells):
             raise ValueError("\n".join(wrong))
+        linked = {anchor for there, anchor in self.linked if there == leaf.english}
         for cell in page.cells:
             if cell.cell_type == "markdown":
                 try:
-                    cell.source = chinese_markdown(cells[cell.id][1], cell.source, leaf, self.twins)
+                    cell.source = chinese_markdown(cells[cell.id][1], cell.source, leaf, self.twins, linked)
                 except ValueError as error:
                     raise ValueError(f"{place(leaf, cell.id, cell.source)}: {error}") from error
             else:

@@ -60,7 +60,7 @@ class Pictures:
                 continue
             if words.chinese_font() is None:
                 fix = "make zh draws it where there is a Chinese font, such as Noto Sans CJK"
-                wrong.append(f"{self.folder.name}/{shown[1]}.png: expected that of the English one as it is; {fix}")
+                wrong.append(f"figures/{shown[1]}.png: expected that of the English one; {fix}")
                 continue
             with words.speaking("zh"):
                 figure = getattr(schematics, shown[1])()
