@@ -4,8 +4,8 @@ A heavy notebook has a smaller recipe in its metadata, `kdlib.small_recipe`, on 
 executes it, and `kdlib.fingerprint`, that of its sources when `make record` last stored its outputs.
 `make test-all`, that is `pytest --nbval --all-notebooks`, executes everything.
 
-The Chinese notebooks have the code and the outputs of the English ones, which tests/notebooks compares: they are not
-executed again.
+The Chinese notebooks have the code and outputs of the English ones, which tests/notebooks compares: they are
+not executed.
 
 A notebook of a real model names it in `kdlib.download`. It is left out as long as `data/downloads` lacks it:
 the test of the small recipe fetches it, and is skipped where that fails.

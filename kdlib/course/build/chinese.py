@@ -6,8 +6,8 @@ line above each translated cell names the cell and the English text that it was 
     <!-- cell 443f1a63 of 1a2b3c4d5e6f -->
 
 by the first digits of its SHA-256. Whatever is no Markdown cell is that of the English notebook. Link
-targets are written as in English, and lead to Chinese files where there are any. JupyterLab finds no heading by
-an anchor that is not ASCII, so one that is linked keeps the anchor of the English one, as an `<a id>` above it.
+targets are written as in English, and lead to Chinese files where there are any. JupyterLab finds no heading
+by an anchor that is not ASCII: one that is linked keeps that of the English one, as an `<a id>` above it.
 """
 
 import base64
@@ -155,7 +155,8 @@ def anchors(source: str, suffix: str) -> list[tuple[str, re.Match]]:
 def linked_anchors(source: str, leaf: Leaf) -> set[tuple[PurePosixPath, str]]:
     """The anchors, each with its English page, to which links of an English text lead."""
     targets = (match["target"].partition("#") for match in _TARGET.finditer(source) if match["code"] is None)
-    return {(_there(path, leaf) if path else leaf.english, unquote(name)) for path, _, name in targets if name}
+    found = ((_there(path, leaf) if path else leaf.english, name) for path, _, name in targets)
+    return {(page, unquote(name)) for page, name in found if name}
 
 
 def chinese_markdown(
