@@ -23,7 +23,8 @@ from kdlib.course.figures import png
 LINKS = (
     "See [soft label](glossary.ipynb#soft-label), [below](#Part-two), [the other](01_b.ipynb#Two-words), "
     "[data](../data/x.json), [solution](solutions/00_a.ipynb), [guide](teaching.md#a-part), "
-    '[up](../README.md), <img alt="x" src="../data/x.png">, [far](https://example.org/a.ipynb) and `[code](01_b.ipynb)`.'
+    '[up](../README.md), <img alt="x" src="../data/x.png">, [far](https://example.org/a.ipynb) '
+    "and `[code](01_b.ipynb)`."
 )
 ENGLISH = {
     "00_a": [

@@ -48,18 +48,13 @@ def complete(edition: Edition, leaf: Leaf) -> list[str]:
 
 
 def lost_numbers(english: str, chinese: str) -> list[str]:
-    """The numbers that a translation lacks. It may have more, and write 1.3 million as 130 万."""
-    written, meant = Counter(), Counter()
-    for digits, scale in _numbers(chinese):
-        written[digits] += 1
-        meant[_value(digits, scale)] += 1
+    """The numbers that a translation lacks. It may have more, and write 1.3 million as 130 万 or as 1.3M."""
+    there = Counter(_value(digits, scale) for digits, scale in _numbers(chinese))
     lost = []
     for digits, scale in _numbers(english):
-        pool, number = (written, digits) if written[digits] else (meant, _value(digits, scale))
-        if pool[number]:
-            pool[number] -= 1
-        else:
-            lost.append(digits)
+        forms = [form for form in (_value(digits, scale), _value(digits, "")) if there[form]]
+        there.subtract(forms[:1])
+        lost += [] if forms else [digits]
     return lost
 
 
@@ -172,8 +167,9 @@ def _numbers(text: str) -> list[tuple[str, str]]:
     return [(digits.replace(",", ""), scale) for digits, scale in NUMBER.findall(plain)]
 
 
-def _value(digits: str, scale: str) -> Decimal | str:
-    return Decimal(digits) * SCALES[scale] if scale else digits
+def _value(digits: str, scale: str) -> str:
+    """What a number is worth, or how it is written where that matters: 0.50 is not 0.5."""
+    return f"{Decimal(digits) * SCALES[scale]:f}".removesuffix(".0") if scale else digits
 
 
 def _cells(edition: Edition, leaf: Leaf) -> Iterator[tuple[str, str, str]]:
