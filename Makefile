@@ -3,6 +3,7 @@
 #              on a small recipe
 # make test-all  the same, everything on its real recipe
 # make course  execute the whole course; copies and HTML pages land in build/course
+# make zh      write the Chinese notebooks from notebooks/zh/text; says what is not translated
 # make check   is this machine ready?
 #
 # PYTHON=python3.13 make lab                 chooses the interpreter (3.11 to 3.14)
@@ -12,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 
-.PHONY: help lab test test-all course check record lint lock clean
+.PHONY: help lab test test-all course zh check record lint lock clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -40,6 +41,10 @@ test-all: test
 
 course: $(READY)
 	$(BIN)/python -m kdlib course
+
+# ZH_ARGS=--stubs adds the English text of what is not translated, for the translator.
+zh: $(READY)
+	$(BIN)/python -m kdlib course --zh $(ZH_ARGS)
 
 check: $(READY)
 	$(BIN)/python -m kdlib check

@@ -4,6 +4,9 @@ A heavy notebook has a smaller recipe in its metadata, `kdlib.small_recipe`, on 
 executes it, and `kdlib.fingerprint`, that of its sources when `make record` last stored its outputs.
 `make test-all`, that is `pytest --nbval --all-notebooks`, executes everything.
 
+The Chinese notebooks have the code and outputs of the English ones, which tests/notebooks compares: they are
+not executed.
+
 A notebook of a real model names it in `kdlib.download`. It is left out as long as `data/downloads` lacks it:
 the test of the small recipe fetches it, and is skipped where that fails.
 """
@@ -14,11 +17,13 @@ from pathlib import Path
 from kdlib.course.build.sources import notebook_fingerprint
 
 ROOT = Path(__file__).parent
+collect_ignore = ["notebooks/zh"]
 DOWNLOADS = ROOT / "data" / "downloads"
 
 
 def notebooks() -> dict[Path, dict]:
-    paths = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+    folder = ROOT / "notebooks"
+    paths = sorted(set(folder.rglob("*.ipynb")) - set((folder / "zh").rglob("*.ipynb")))
     return {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 

@@ -176,7 +176,7 @@ def test_there_is_one_lock_file():
 # --- commands --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ["lab", "test", "course", "check", "record", "lint"])
+@pytest.mark.parametrize("target", ["lab", "test", "course", "zh", "check", "record", "lint"])
 def test_make_has_the_promised_target(target):
     assert re.search(rf"^{target}: \$\(READY\)$", MAKEFILE, re.MULTILINE)
     phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1]

@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 
+from kdlib.course.words import drawn, font_style, tell
+
 # Okabe and Ito 2008: told apart with every common form of colour blindness. In grey they are not, so
 # that series also differ in marker and line, and bars in hatching.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -36,10 +38,10 @@ STYLE = {
 }
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as PNG bytes, in the course's style."""
-    with mpl.rc_context(STYLE), io.BytesIO() as buffer:
-        figure.savefig(buffer, format="png")
+def png(figure: Figure, **metadata: str) -> bytes:
+    """The figure as PNG bytes, in the course's style; metadata is what the file is to say of itself."""
+    with mpl.rc_context(STYLE | font_style()), io.BytesIO() as buffer:
+        figure.savefig(buffer, format="png", metadata=metadata)
         return buffer.getvalue()
 
 
@@ -52,6 +54,7 @@ def show(figure: Figure) -> None:
     picture = {"image/png": base64.b64encode(png(figure)).decode(), "text/plain": alt}
     details = {"image/png": {"alt": alt, "width": width, "height": height}}
     display(picture, raw=True, metadata=details)
+    tell()
 
 
 def image_tag(figure: Figure) -> str:
@@ -61,7 +64,13 @@ def image_tag(figure: Figure) -> str:
 
 
 def describe(figure: Figure, title: str, kind: str, parts: Sequence[str]) -> Figure:
-    """The figure, its alt text as its label: title, kind of figure, then what the data say."""
+    """The figure, its alt text as its label: title, kind of figure, then what the data say.
+
+    Titles and the names of axes that kdlib knows in Chinese become so where figures are to speak it.
+    """
+    for axes in figure.axes:
+        for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+            text.set_text(drawn(text.get_text()))
     opening = f"{title}. {kind}" if title else kind
     figure.set_label(f"{opening}. {'; '.join(parts)}.")
     return figure
@@ -72,7 +81,7 @@ def canvas(
     width: float, height: float, *, heading: str = "", layout: str = "constrained", **subplots
 ) -> Iterator[tuple[Figure, Axes]]:
     """An empty figure under a heading, and its axes; what is drawn in the block has the course's style."""
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE | font_style()):
         figure = Figure(figsize=(width, height), layout=layout)
         if heading:
             figure.suptitle(heading)

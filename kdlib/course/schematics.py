@@ -16,6 +16,7 @@ from matplotlib.path import Path
 from torch import Tensor
 
 from kdlib.course.figures import ARMS, COLOURS, canvas, describe
+from kdlib.course.words import drawn, strong
 from kdlib.losses.kd import soften
 
 __all__ = [
@@ -55,8 +56,8 @@ class _Drawing:
             (x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0,rounding_size=0.12",
             facecolor=_tint(kind, 0.14), edgecolor=_EDGES[kind], linewidth=3 if bold else 1.8,
         ))
-        self.note(x, y, name, size=13, weight="bold" if bold else "normal")
-        self.boxes.append(_Box(name, x, y, width / 2, height / 2))
+        self.note(x, y, name, size=13, weight=strong() if bold else "normal")
+        self.boxes.append(_Box(drawn(name), x, y, width / 2, height / 2))
         return self.boxes[-1]
 
     def matrix(
@@ -72,7 +73,7 @@ class _Drawing:
                 facecolor=_tint(kind, strength) if there else "white", linewidth=1.6 if there else 0.9,
                 linestyle="-" if there else (0, (3, 3)), zorder=2 + there,
             ))
-        self.boxes.append(_Box(name, x, y, width / 2, height / 2))
+        self.boxes.append(_Box(drawn(name), x, y, width / 2, height / 2))
         return self.boxes[-1]
 
     def bars(self, x: float, y: float, values: Sequence[float], kind: str) -> None:
@@ -85,7 +86,7 @@ class _Drawing:
     def note(self, x: float, y: float, words: str, **look) -> None:
         """Words without a box."""
         look = {"ha": "center", "va": "center", "color": "#1A1A1A", "size": 11.5, "linespacing": 1.15} | look
-        self.axes.text(x, y, words, **look)
+        self.axes.text(x, y, drawn(words), **look)
 
     def arrow(
         self, start: _Box, end: _Box, words: str = "", *, sides: str = "rl", kind: str = "",
@@ -106,7 +107,8 @@ class _Drawing:
         ))
         if words:
             self.note((x + u) / 2 + at[0], (y + v) / 2 + at[1], words)
-        said = f"{start.name} to {end.name}" + f" ({words})" * bool(words)
+        said = drawn("{start} to {end}").format(start=start.name, end=end.name)
+        said += f" ({drawn(words)})" * bool(words)
         self.arrows.append(" ".join(said.split()))
 
 
@@ -121,8 +123,9 @@ def _drawing(width: float, height: float) -> Iterator[_Drawing]:
 
 
 def _finished(drawing: _Drawing, title: str) -> Figure:
-    kind = f"Schematic of {len(drawing.boxes)} boxes and {len(drawing.arrows)} arrows"
-    return describe(drawing.axes.get_figure(), title, kind, drawing.arrows)
+    kind = drawn("Schematic of {boxes} boxes and {arrows} arrows")
+    kind = kind.format(boxes=len(drawing.boxes), arrows=len(drawing.arrows))
+    return describe(drawing.axes.get_figure(), drawn(title), kind, drawing.arrows)
 
 
 def teacher_student() -> Figure:
@@ -201,7 +204,7 @@ def reasoning() -> Figure:
     x = 0.95, 2.9, 4.9, 6.95, 8.85
     with _drawing(9.8, 5.6) as d:
         def row(y: float, heading: str, *boxes: tuple[str, str]) -> list[_Box]:
-            d.note(0.2, y + 0.62, heading, ha="left", size=13, weight="bold")
+            d.note(0.2, y + 0.62, heading, ha="left", size=13, weight=strong())
             return [d.box(name, place, y, 1.55, kind) for place, (name, kind) in zip(x, boxes, strict=True)]
 
         problems, teacher, traces, verifier, student = row(
@@ -294,7 +297,7 @@ def failures() -> Figure:
         d.arrow(hard, student, "the control", sides="rb", at=(-0.35, -0.12))
         doubts = "of the wrong kind?", "wrong?", "too sure?", "goes its own way?"
         for place, words in zip(x, doubts, strict=True):
-            d.note(place, 2.12, words, weight="bold", color=COLOURS[1])
+            d.note(place, 2.12, words, weight=strong(), color=COLOURS[1])
     return _finished(d, "Where distillation can fail")
 
 

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from kdlib.course import schematics
+from kdlib.course import schematics, words
 from kdlib.course.figures import ARMS, STYLE
 
 alt_text = Figure.get_label
@@ -22,9 +22,15 @@ SCHEMATICS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def figures() -> dict[str, Figure]:
-    return {name: getattr(schematics, name)() for name in SCHEMATICS}
+TO = {"en": " to ", "zh": " → "}
+
+
+@pytest.fixture(scope="module", params=TO)
+def figures(request) -> dict[str, Figure]:
+    if request.param == "zh" and words.chinese_font() is None:
+        pytest.skip("no Chinese font here; the words are tested without one in test_words.py")
+    with words.speaking(request.param):
+        return {name: getattr(schematics, name)() for name in SCHEMATICS} | {"to": TO[request.param]}
 
 
 def draw(figure: Figure) -> None:
@@ -55,7 +61,7 @@ def test_teacher_and_student_have_their_colours_and_every_arrow_is_in_the_alt_te
     assert ARMS["teacher"].lower() in edges
     assert (ARMS["distilled"].lower() in edges) == (kind != "soft_label")
     arrows = [patch for patch in axes.patches if isinstance(patch, mpl.patches.FancyArrowPatch)]
-    assert said.count(" to ") >= len(arrows) == int(re.search(r"(\d+) arrows", said)[1]) > 3
+    assert said.count(figures["to"]) >= len(arrows) == int(re.findall(r"\d+", said)[1]) > 3
 
 
 @pytest.mark.parametrize("kind", SCHEMATICS)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .card import card, readme
+from .chinese import CHINESE_GUARDS
 from .claims import claims
 from .exercises import exercises
 from .functions import functions
@@ -42,6 +43,7 @@ GUARDS: dict[str, Guard] = {
 DOCUMENT_GUARDS: dict[str, Guard] = {"links": links, "measured": measured}
 
 __all__ = [
+    "CHINESE_GUARDS",
     "DOCUMENT_GUARDS",
     "GUARDS",
     "Guard",
@@ -84,7 +86,8 @@ def course(root: Path) -> list[str]:
         if not re.fullmatch(r"\d\d_\w+\.ipynb", name)
     ]
     # pytest would look past a notebook in any other folder, and so would these guards.
-    stray = set((root / "notebooks").rglob("*.ipynb")) - set(found)
+    chinese = set((root / "notebooks" / "zh").rglob("*"))  # has guards of its own
+    stray = set((root / "notebooks").rglob("*.ipynb")) - set(found) - chinese
     complaints += [
         f"{path.relative_to(root).as_posix()}: expected notebooks in notebooks/ or solutions/"
         for path in sorted(stray)

@@ -71,14 +71,7 @@ def _order(page: Page) -> list[str]:
 def _first_uses(page: Page, spellings: dict[str, str]) -> list[str]:
     if not spellings:
         return []
-    lookup = {
-        " ".join(spelling.lower().split()): prose.jupyter_anchor(term)
-        for spelling, term in spellings.items()
-    }
-    # Longest first: in "soft label" the term is not "label".
-    longest_first = sorted(lookup, key=len, reverse=True)
-    pattern = "|".join(re.escape(spelling).replace(r"\ ", r"\s+") for spelling in longest_first)
-    use = re.compile(rf"(?<![\w-])({pattern})(?:s|es)?(?![\w-])", re.I)
+    lookup, use = _pattern(spellings)
     introduced: set[str] = set()
     complaints = []
     for index, cell in page.markdown():
@@ -87,14 +80,29 @@ def _first_uses(page: Page, spellings: dict[str, str]) -> list[str]:
         events = [(start, "", anchor) for start, anchor in entries]
         for match in use.finditer(text):
             words = " ".join(match.group().split())
-            spelling = " ".join(match.group(1).lower().split())
-            events.append((match.start(), words, lookup[spelling]))
+            term = lookup[" ".join(match.group(1).lower().split())]
+            events.append((match.start(), words, prose.jupyter_anchor(term)))
         for _, words, anchor in sorted(events):
             if words and anchor not in introduced:
                 link = f"[{words}](glossary.ipynb#{anchor})"
                 complaints.append(page.complain(index, f"expected the first '{words}' as {link}"))
             introduced.add(anchor)
     return complaints
+
+
+def uses(source: str, page: Page) -> set[str]:
+    """The terms of a glossary that stand in the prose of a Markdown text, in any spelling."""
+    lookup, use = _pattern(terms(page))
+    return {lookup[" ".join(match.group(1).lower().split())] for match in use.finditer(_prose(source)[0])}
+
+
+def _pattern(spellings: dict[str, str]) -> tuple[dict[str, str], re.Pattern]:
+    """Spelling, in lower case, to its term; and what finds one in a text as its first group."""
+    lookup = {" ".join(spelling.lower().split()): term for spelling, term in spellings.items()}
+    # Longest first: in "soft label" the term is not "label".
+    longest_first = sorted(lookup, key=len, reverse=True)
+    pattern = "|".join(re.escape(spelling).replace(r"\ ", r"\s+") for spelling in longest_first)
+    return lookup, re.compile(rf"(?<![\w-])({pattern})(?:s|es)?(?![\w-])", re.I)
 
 
 def _prose(source: str) -> tuple[str, list[tuple[int, str]]]:

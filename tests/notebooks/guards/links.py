@@ -1,5 +1,6 @@
 """Links lead somewhere: to a file of this repository, to a heading that exists."""
 
+import html
 import re
 from pathlib import Path
 
@@ -51,16 +52,17 @@ def _link(page: Page, attachments: dict, link: prose.Link) -> list[str]:
 def anchors(page: Page) -> set[str]:
     """The fragments that lead into a notebook (JupyterLab's) or a Markdown file (GitHub's)."""
     anchor = prose.github_anchor if page.kind == "document" else prose.jupyter_anchor
-    return {
-        anchor(text)
-        for _, cell in page.markdown()
-        for _, text, _ in prose.headings(cell.source)
-    }
+    sources = [cell.source for _, cell in page.markdown()]
+    named = {html.unescape(name) for source in sources for name in re.findall(r'<a id="(.+?)"></a>', source)}
+    return named | {anchor(text) for source in sources for _, text, _ in prose.headings(source)}
 
 
 def documents(root: Path) -> list[Path]:
     """The Markdown files that are read together with the notebooks."""
-    names = ("README.md", "CONTRIBUTING.md", "data/README.md", "notebooks/teaching.md")
+    names = (
+        "README.md", "CONTRIBUTING.md", "data/README.md", "notebooks/teaching.md", "README.zh.md",
+        "notebooks/zh/teaching.md",
+    )  # fmt: skip
     return [root / name for name in names if (root / name).is_file()]
 
 
