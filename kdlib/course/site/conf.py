@@ -32,14 +32,14 @@ extensions = [
 ]  # fmt: skip
 nitpicky = True
 suppress_warnings = [
-    # The glossary and the solutions have headings of the third level below their title. HTML gets them right: its
-    # levels follow the depth.
+    # The glossary and the solutions have headings of the third level below their title. In HTML they are of
+    # the second: there the level is the depth.
     "myst.header",
 ]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
-nb_code_prompt_show = "展开代码：上文论断的检验" if CHINESE else "The claim above, as a check that the tests run"
+nb_code_prompt_show = "上文论断的检验代码" if CHINESE else "The claim above, as a check that the tests run"
 nb_code_prompt_hide = nb_code_prompt_show
 myst_enable_extensions = ["dollarmath"]
 myst_dmath_double_inline = True
