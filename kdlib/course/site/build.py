@@ -20,14 +20,15 @@ def build_site(root: Path, out: Path | None = None) -> Path:
     """
     require("site", "furo", "math_core", "myst_nb", "sphinx", "sphinx_copybutton")
     out = root / SITE if out is None else out
-    chinese = (root / "README.zh.md").is_file() and any((root / "notebooks" / "zh").glob("*.ipynb"))
+    editions = {"": ["README"]}
+    if (root / "README.zh.md").is_file() and any((root / "notebooks" / "zh").glob("*.ipynb")):
+        editions["zh"] = ["README.zh", "--tag", "zh"]
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "site"
-        _run_sphinx(root, made, "README")
-        if chinese:
-            _run_sphinx(root, made / "zh", "README.zh", "--tag", "zh")
+        for name, options in editions.items():
+            _run_sphinx(root, Path(folder) / f"edition-{name}" / "pages", *options)
         shutil.rmtree(out, ignore_errors=True)
-        shutil.copytree(made, out)
+        for name in editions:
+            shutil.copytree(Path(folder) / f"edition-{name}" / "pages", out / name)
     return out / "index.html"
 
 

@@ -1,7 +1,14 @@
 """Links to the glossary show on hover what their term means."""
 
+import re
+
 from docutils import nodes
 from sphinx.application import Sphinx
+
+
+def plain(text: str) -> str:
+    r"""A text for a title, which cannot hold a formula: \mathrm{softmax}(z/T) reads softmax(z/T)."""
+    return " ".join(re.sub(r"\\(?:mathrm|text|operatorname)\{(\w+)\}", r"\1", text).split())
 
 
 def explain(app: Sphinx, document: nodes.document, docname: str) -> None:
@@ -10,7 +17,7 @@ def explain(app: Sphinx, document: nodes.document, docname: str) -> None:
     if glossary is None:
         return
     entries = {
-        name: " ".join(section.next_node(nodes.paragraph).astext().split())
+        name: plain(section.next_node(nodes.paragraph).astext())
         for section in app.env.get_doctree(glossary).findall(nodes.section)
         for name in section["ids"]
     }

@@ -18,12 +18,6 @@ notebooks/glossary
 ```
 ```{toctree}
 :hidden:
-:caption: Solutions
-:glob:
-notebooks/solutions/*
-```
-```{toctree}
-:hidden:
 :caption: Reference
 kdlib/course/site/api
 kdlib/course/site/results
@@ -31,6 +25,12 @@ notebooks/teaching
 CONTRIBUTING
 data/README
 data/results/README
+```
+```{toctree}
+:hidden:
+:caption: Solutions
+:glob:
+notebooks/solutions/*
 ```
 """,
     "README.zh": """
