@@ -45,19 +45,19 @@ myst_enable_extensions = ["dollarmath"]
 myst_dmath_double_inline = True
 myst_heading_anchors = 6
 myst_heading_slug_func = "kdlib.course.site.sources.anchor"
-copybutton_selector = ":not(.cell_output) > .highlight > pre, .cell_input .highlight > pre"
+copybutton_selector = ".highlight pre:not(.cell_output pre)"
 
 default_role = "code"
 napoleon_use_rtype = False  # "The traces of these problems: …" names no type
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
-maximum_signature_line_length = 80
 add_module_names = False
 
 html_theme = "furo"
 html_math_renderer = "mathml"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_favicon = "static/favicon.svg"
 templates_path = ["templates"]
 html_show_sphinx = False
 html_show_copyright = False
