@@ -18,6 +18,7 @@ import pytest
 pytest.importorskip("furo", reason="the package furo is not installed")
 webdriver = pytest.importorskip("selenium.webdriver", reason="the package selenium is not installed")
 
+import kdlib  # noqa: E402
 from kdlib.course.site.build import build_site  # noqa: E402
 
 CSS = "css selector"
@@ -211,6 +212,11 @@ def test_every_page_is_whole_without_a_network(site, address, browser):
     for link in found.links:
         target, _, _ = urllib.parse.unquote(link).partition("#")
         assert (site / target.partition("?")[0]).exists(), link
+
+
+def test_the_reference_holds_every_public_name(site):
+    page = (site / "kdlib/course/site/api.html").read_text(encoding="utf-8")
+    assert {f"kdlib.{name}" for name in kdlib.__all__} <= set(re.findall(r'id="([\w.]+)"', page))
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ exclude_patterns = [
 extensions = [
     "myst_nb", "sphinx_copybutton", "sphinx.ext.autodoc", "sphinx.ext.napoleon",
     "kdlib.course.site.formulas", "kdlib.course.site.sources", "kdlib.course.site.glossary",
-    "kdlib.course.site.results",
+    "kdlib.course.site.results", "kdlib.course.site.languages",
 ]  # fmt: skip
 nitpicky = True
 suppress_warnings = [
@@ -59,6 +59,10 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_favicon = "static/favicon.svg"
 templates_path = ["templates"]
+html_sidebars = {"**": [
+    "sidebar/brand.html", "sidebar/search.html", "sidebar/language.html", "sidebar/scroll-start.html",
+    "sidebar/navigation.html", "sidebar/scroll-end.html",
+]}  # fmt: skip
 html_show_sphinx = False
 html_show_copyright = False
 html_copy_source = False

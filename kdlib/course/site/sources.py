@@ -42,8 +42,6 @@ notebooks/solutions/*
 :hidden:
 :caption: 课程
 :glob:
-notebooks/zh/[0-9][0-9]_*
-notebooks/zh/glossary
 notebooks/zh/*
 ```
 ```{toctree}
