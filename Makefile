@@ -2,7 +2,8 @@
 # make test    set up where needed, then run every test and every notebook; what is heavy and has not changed,
 #              on a small recipe
 # make test-all  the same, everything on its real recipe
-# make course  execute the whole course; copies and HTML pages land in build/course
+# make site    the course as web pages, with its stored outputs, in build/site; needs no network
+# make course  execute the whole course; copies land in build/course
 # make zh      write the Chinese notebooks from notebooks/zh/text; says what is not translated
 # make check   is this machine ready?
 #
@@ -13,7 +14,7 @@ PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 
-.PHONY: help lab test test-all course zh check record lint lock clean
+.PHONY: help lab test test-all site course zh check record lint lock clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -38,6 +39,9 @@ test: $(READY)
 
 test-all: PYTEST_ARGS += --all-notebooks
 test-all: test
+
+site: $(READY)
+	$(BIN)/python -m kdlib course --site
 
 course: $(READY)
 	$(BIN)/python -m kdlib course

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 # Command: the extra that it needs, and one line of help. Its module is that of its name in kdlib/cli, with _.
 COMMANDS = {
     "check": ("course", "is this machine ready for the course?"),
-    "course": ("course", "execute every notebook, without a browser"),
+    "course": ("course", "execute every notebook, without a browser; or make a site of them"),
     "experiment": ("course", "cat or dog in full"),
     "reasoning": ("course", "reasoning distillation in full, on puzzles"),
     "healing": ("course", "a real language model without half of its layers, healed"),

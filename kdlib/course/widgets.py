@@ -1,35 +1,84 @@
 """Interactive explorers: sliders over the figures of `kdlib.course.plots`."""
 
+import base64
+import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import ipywidgets as ipw
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.image import imread, imsave
 from torch import Tensor
 
 from kdlib.course import plots
-from kdlib.course.figures import image_tag
+from kdlib.course.figures import image_tag, png
 from kdlib.losses.divergences import jensen_shannon_divergence, kl_divergence
 from kdlib.losses.kd import soften
 
+_TEMPERATURES = [{"temperature": 2.0**power} for power in (-1, 0, 2, 4)]
 _LOOK = {"style": {"description_width": "120px"}, "layout": ipw.Layout(width="480px")}
 
 
-def explorer(draw: Callable[..., Figure], **controls: ipw.ValueWidget) -> ipw.VBox:
-    """Controls above the figure that `draw` makes of their values by name, an image with alt text."""
-    picture = ipw.HTML()
+class Explorer(ipw.VBox):
+    """Controls above a picture; without a kernel, an image of some of its states, one below another."""
 
-    def redraw(change: object = None) -> None:
-        picture.value = image_tag(draw(**{name: control.value for name, control in controls.items()}))
+    def __init__(self, draw: Callable[..., Figure], states: Sequence[Mapping], controls: Mapping):
+        self._draw, self._states, self._controls = draw, states, controls
+        self._picture = ipw.HTML()
+        for control in controls.values():
+            control.observe(self._redraw, "value")
+        self._redraw()
+        super().__init__([*controls.values(), self._picture])
 
-    for control in controls.values():
-        control.observe(redraw, "value")
-    redraw()
-    return ipw.VBox([*controls.values(), picture])
+    def _values(self) -> dict[str, object]:
+        return {name: control.value for name, control in self._controls.items()}
+
+    def _redraw(self, change: object = None) -> None:
+        self._picture.value = image_tag(self._draw(**self._values()))
+
+    def strip(self) -> tuple[bytes, str]:
+        """PNG and alt text of the states, each below a line that says what was chosen."""
+        rows, alts = [], []
+        for state in self._states:
+            picture = self._draw(**self._values() | state)
+            chosen = ", ".join(f"{self._controls[k].description} = {shown(v)}" for k, v in state.items())
+            line = Figure(figsize=(picture.get_figwidth(), 0.4))
+            line.text(0.02, 0.3, chosen, weight="bold")
+            rows += [imread(io.BytesIO(png(figure)))[..., :3] for figure in (line, picture)]
+            alts.append(f"{chosen}: {picture.get_label()}")
+        width = max(row.shape[1] for row in rows)
+        rows = [
+            np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=1.0) for row in rows
+        ]
+        with io.BytesIO() as buffer:
+            imsave(buffer, np.concatenate(rows), format="png", pil_kwargs={"optimize": True})
+            return buffer.getvalue(), "The explorer in some of its states. " + " ".join(alts)
+
+    def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict, dict]:
+        """The view, which needs a kernel, and for readers without one the strip."""
+        picture, alt = self.strip()
+        shown = {"image/png": base64.b64encode(picture).decode(), "text/plain": alt}
+        return super()._repr_mimebundle_(**kwargs) | shown, {"image/png": {"alt": alt}}
 
 
-def temperature_explorer(logits: Sequence[float] | Tensor, classes: Sequence[str]) -> ipw.VBox:
+def shown(value: float | str) -> str:
+    """What was chosen, as a caption says it."""
+    return value if isinstance(value, str) else f"{value:.3g}"
+
+
+def explorer(
+    draw: Callable[..., Figure], states: Sequence[Mapping] = ({},), /, **controls: ipw.ValueWidget
+) -> Explorer:
+    """Controls above the figure that `draw` makes of their values by name, an image with alt text.
+
+    Readers without a kernel see it in the given `states`: values of some controls, the others as they start.
+    """
+    return Explorer(draw, states, controls)
+
+
+def temperature_explorer(logits: Sequence[float] | Tensor, classes: Sequence[str]) -> Explorer:
     """Move T and every logit; see the probabilities, their order and their entropy. logits (C,).
 
     Logits are rounded to the steps of their sliders, two decimals at most.
@@ -46,10 +95,10 @@ def temperature_explorer(logits: Sequence[float] | Tensor, classes: Sequence[str
         f"z{k}": _slider(f"z, {label}", value, -reach, reach, step)
         for k, (label, value) in enumerate(zip(classes, logits, strict=True))
     }
-    return explorer(draw, temperature=_temperature_slider(), **sliders)
+    return explorer(draw, _TEMPERATURES, temperature=_temperature_slider(), **sliders)
 
 
-def soft_label_explorer(images: Tensor, logits: Tensor, classes: Sequence[str], labels: Tensor) -> ipw.VBox:
+def soft_label_explorer(images: Tensor, logits: Tensor, classes: Sequence[str], labels: Tensor) -> Explorer:
     """Leaf through pictures (N, 1, height, width) in [0, 1] and move T. logits (N, C), labels (N)."""
 
     def draw(picture: int, temperature: float) -> Figure:
@@ -61,22 +110,24 @@ def soft_label_explorer(images: Tensor, logits: Tensor, classes: Sequence[str], 
         return figure
 
     pictures = ipw.IntSlider(0, 0, len(images) - 1, description="picture", **_LOOK)
-    return explorer(draw, picture=pictures, temperature=_temperature_slider())
+    states = [{"picture": k, "temperature": 4.0} for k in range(min(3, len(images)))]
+    return explorer(draw, states, picture=pictures, temperature=_temperature_slider())
 
 
 def loss_explorer(
     teacher_logits: Tensor, student_logits: Tensor, label: int, classes: Sequence[str]
-) -> ipw.VBox:
+) -> Explorer:
     """Move α and T; see both terms of the loss and their push on each logit. Logits (C,)."""
 
     def draw(**values: float) -> Figure:
         return plots.loss_picture(teacher_logits, student_logits, label, classes, **values)
 
     alpha = _slider("α (hard label)", 0.5, 0, 1, step=0.05)
-    return explorer(draw, alpha=alpha, temperature=_temperature_slider())
+    states = [{"alpha": alpha, "temperature": 4.0} for alpha in (1.0, 0.5, 0.0)]
+    return explorer(draw, states, alpha=alpha, temperature=_temperature_slider())
 
 
-def divergence_explorer(x: Tensor, p: Tensor) -> ipw.VBox:
+def divergence_explorer(x: Tensor, p: Tensor) -> Explorer:
     """Fit a normal distribution by hand to probabilities p (K,) of evenly spaced x (K,); see KL and JSD."""
     log_p = p.log().clamp(min=-1e30)  # finite where p is 0
 
@@ -93,10 +144,14 @@ def divergence_explorer(x: Tensor, p: Tensor) -> ipw.VBox:
     span = high - low
     centre = _slider("centre of q", (low + high) / 2, low, high, step=span / 200)
     width = _slider("width of q", span / 8, span / 50, span / 2, step=span / 200)
-    return explorer(draw, centre=centre, width=width)
+    # What forward KL and reverse KL would choose: the moments of p, and its highest bump.
+    mean = float(p @ x)
+    fits = [(mean, math.sqrt(float(p @ (x - mean) ** 2))), (float(x[p.argmax()]), span / 20)]
+    states = [{"centre": round(centre, 2) + 0.0, "width": round(width, 2)} for centre, width in fits]
+    return explorer(draw, states, centre=centre, width=width)
 
 
-def plan_explorer(tokens: float = 100e6) -> ipw.VBox:
+def plan_explorer(tokens: float = 100e6) -> Explorer:
     """Choose teacher, student, machine and method of training on so many tokens; see what `plan` says."""
     # transformers takes seconds to import, and no other explorer needs it.
     from kdlib.language.models.r1_distill import R1_DISTILL
@@ -118,8 +173,10 @@ def plan_explorer(tokens: float = 100e6) -> ipw.VBox:
         return ipw.Dropdown(options=options, value=value, description=name, **_LOOK)
 
     powers = [2**power for power in range(6)]
+    states = [{"method": "logits"}, {"method": "texts"}, {"teacher": "Qwen-32B", "devices": 4}]
     return explorer(
         draw,
+        states,
         teacher=choice("teacher", list(R1_DISTILL), "Qwen-7B"),
         student=choice("student", list(R1_DISTILL), "Qwen-1.5B"),
         hardware=choice("hardware", list(HARDWARE), "H100-80GB"),

@@ -17,7 +17,6 @@ from kdlib.__main__ import main
 from kdlib.course import schematics, words
 from kdlib.course.build import chinese
 from kdlib.course.build.chinese import Edition, fingerprint
-from kdlib.course.build.execute import WIDGET_TEXT
 from kdlib.course.figures import png
 
 LINKS = (
@@ -223,15 +222,14 @@ def test_stubs_are_of_the_chinese_edition(edition, capsys):
 
 
 def with_schematic(root: Path) -> str:
-    """Put a schematic into 00_a, and a place for a widget; return the schematic's PNG in base64."""
+    """Put a schematic into 00_a; return the schematic's PNG in base64."""
     path = root / "notebooks" / "00_a.ipynb"
     notebook = nbformat.read(path, as_version=4)
     english = base64.b64encode(png(schematics.failures())).decode()
     about = {"image/png": {"alt": "A schematic.", "width": 1, "height": 2}}
     data = {"image/png": english, "text/plain": "A schematic."}
-    widget = new_code_cell("w", outputs=[new_output("display_data", {"text/plain": WIDGET_TEXT})])
     shown = new_output("display_data", data, metadata=about)
-    notebook.cells += [new_code_cell("plots.show(schematics.failures())", outputs=[shown]), widget]
+    notebook.cells += [new_code_cell("plots.show(schematics.failures())", outputs=[shown])]
     nbformat.write(notebook, path)
     return english
 
@@ -250,8 +248,6 @@ def test_a_schematic_is_drawn_once_and_kept_for_machines_without_a_font(edition,
     assert output.data["image/png"] != english and output.data["text/plain"].startswith("蒸馏可能在哪里失败")
     about = output.metadata["image/png"]
     assert about["alt"] == output.data["text/plain"] and about["width"] == 960
-    (place,) = page(edition, "00_a").cells[4].outputs
-    assert place.data["text/plain"] == chinese.CHINESE_WIDGET_TEXT
 
     before = (edition / "notebooks/zh/00_a.ipynb").read_bytes()
     monkeypatch.setattr(words, "chinese_font", lambda: None)

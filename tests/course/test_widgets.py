@@ -3,10 +3,13 @@
 import asyncio
 import base64
 import html
+import io
 import math
 import re
 
 import ipywidgets as ipw
+import matplotlib.image
+import numpy as np
 import pytest
 import torch
 
@@ -130,6 +133,35 @@ def test_explorers_work_inside_a_running_event_loop_as_in_a_kernel(name):
         return alt(box)
 
     assert len(asyncio.run(use())) >= 20
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_without_a_kernel_a_strip_of_states_is_seen(name):
+    box = EXPLORERS[name]()
+    before = {control.description: control.value for control in controls(box).values()}
+    data, about = box._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    strip = matplotlib.image.imread(io.BytesIO(base64.b64decode(data["image/png"])))
+    one = matplotlib.image.imread(io.BytesIO(picture(box)))
+    assert strip.shape[0] >= 2 * one.shape[0], "more than one state"
+    assert strip.shape[1] == one.shape[1]
+    assert data["text/plain"] == about["image/png"]["alt"]
+    assert before == {control.description: control.value for control in controls(box).values()}
+
+
+def test_the_strip_holds_each_state_below_its_name():
+    box = widgets.explorer(bars, [{"height": 0.25}, {"height": 0.75, "second": 4}],
+                           height=ipw.FloatSlider(0.5, min=0, max=1, description="height h"),
+                           second=ipw.IntSlider(3, description="dog"))  # fmt: skip
+    drawn, alt = box.strip()
+    assert alt.endswith(
+        f"height h = 0.25: {bars(0.25, 3).get_label()} height h = 0.75, dog = 4: {bars(0.75, 4).get_label()}"
+    )
+    strip = matplotlib.image.imread(io.BytesIO(drawn))
+    for place, figure in ((0, bars(0.25, 3)), (1, bars(0.75, 4))):
+        wanted = matplotlib.image.imread(io.BytesIO(png(figure)))[..., :3]
+        bottom = (place + 1) * strip.shape[0] // 2
+        assert np.array_equal(strip[bottom - wanted.shape[0] : bottom, :, :3], wanted)
 
 
 # --- explorer ----------------------------------------------------------------------------------------

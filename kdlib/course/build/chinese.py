@@ -24,7 +24,7 @@ from urllib.parse import unquote
 import nbformat
 from nbformat import NotebookNode
 
-from kdlib.course.build.execute import WIDGET_TEXT, find_notebooks
+from kdlib.course.build.execute import find_notebooks
 from kdlib.course.build.pictures import Pictures
 from kdlib.storage import replaced
 
@@ -35,7 +35,6 @@ DOCUMENTS = {
     "teaching": ("notebooks/teaching.md", f"{FOLDER}/teaching.md"),
 }
 WHOLE = "document"  # the name of the only cell of a document
-CHINESE_WIDGET_TEXT = "运行这个单元格后，这里会出现可以拖动的交互图。"
 NOW = "<!-- the English text as it is now: -->"
 
 _MARKER = re.compile(r"^<!-- cell (\S+) of ([0-9a-f]{12}) -->[ \t]*\n", re.M)
@@ -222,11 +221,9 @@ class Edition:
         return f"<!-- {about} -->\n{page.cells[0].source}\n"
 
     def _speak(self, cell: NotebookNode) -> None:
-        """Put Chinese in place of what kdlib says in a cell's outputs: a schematic, a place for a widget."""
+        """Put Chinese in place of what kdlib says in a cell's outputs: schematics."""
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            if data.get("text/plain") == WIDGET_TEXT:
-                data["text/plain"] = CHINESE_WIDGET_TEXT
             if picture := self.pictures.chinese(cell.source, data.get("image/png", "")):
                 data["image/png"] = base64.b64encode(picture.png).decode()
                 data["text/plain"] = picture.alt

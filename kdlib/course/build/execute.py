@@ -1,7 +1,7 @@
 """Execute the course without a browser.
 
 Every notebook runs in a fresh kernel of this interpreter, one at a time so that the minutes are honest.
-Executed copies and HTML pages land in `build/course`. To record means to rewrite the notebooks themselves
+Executed copies land in `build/course`. To record means to rewrite the notebooks themselves
 with cleaned outputs, and to put the minutes into `data/results/course.json`. Nothing is written until
 everything that was asked for has run.
 """
@@ -25,7 +25,6 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode, from_dict
 from tqdm import tqdm
 
-from kdlib.course.build.pages import check_formulas, index_page, render
 from kdlib.course.build.sources import notebook_fingerprint
 from kdlib.runtime import describe_environment
 from kdlib.storage import replaced
@@ -34,7 +33,6 @@ RESULTS = Path("data/results/course.json")
 PICTURE = Path("data/results/readme.png")
 PICTURE_TAG = "result:readme"
 BUILD = Path("build/course")
-WIDGET_TEXT = "An interactive explorer appears here when this cell is run."
 # The same in every notebook, so that another patch release of Python makes no difference.
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -127,10 +125,10 @@ def fold_claims(notebook: NotebookNode) -> None:
                 cell.metadata[key] = value
 
 
-def clean(notebook: NotebookNode, *, keep_widgets: bool) -> None:
+def clean(notebook: NotebookNode) -> None:
     """Fold claims, and remove in place what differs from run to run and is no result.
 
-    A stored widget would name a model that no longer lives; HTML pages keep its state.
+    A stored widget would name a model that no longer lives: an explorer's picture stays.
     """
     notebook.metadata.update(from_dict(METADATA))
     fold_claims(notebook)
@@ -139,13 +137,10 @@ def clean(notebook: NotebookNode, *, keep_widgets: bool) -> None:
     for cell in notebook.cells:
         for key in ("execution", "lines_to_next_cell"):  # left by JupyterLab and jupytext
             cell.metadata.pop(key, None)
-    if keep_widgets:
-        return
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
-                output.update(from_dict({"data": {"text/plain": WIDGET_TEXT}, "metadata": {}}))
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
 
 
 def readme_picture(notebook: NotebookNode) -> bytes | None:
@@ -158,7 +153,7 @@ def readme_picture(notebook: NotebookNode) -> bytes | None:
 
 
 def run_course(root: Path, wanted: Sequence[str] = (), *, record: bool = False) -> dict[str, float]:
-    """Execute the notebooks, then write copies and pages, or the record; return the minutes of each."""
+    """Execute the notebooks, then write copies, or the record; return the minutes of each."""
     root = root.resolve()
     notebooks = {
         name: nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -166,8 +161,7 @@ def run_course(root: Path, wanted: Sequence[str] = (), *, record: bool = False) 
     }
     if record and wanted:
         _recorded_minutes(root)
-    for name, notebook in notebooks.items():  # before the minutes that it takes to execute them
-        check_formulas(notebook, name)
+    for notebook in notebooks.values():
         stored = notebook.metadata.get("kdlib", {})
         if record and "small_recipe" in stored:
             stored["fingerprint"] = notebook_fingerprint(notebook, root)
@@ -178,9 +172,12 @@ def run_course(root: Path, wanted: Sequence[str] = (), *, record: bool = False) 
         for name, notebook in notebooks.items():
             folder = (root / "notebooks" / name).parent
             minutes[name] = execute(notebook, folder, name, on_cell=bar.update)
-            clean(notebook, keep_widgets=not record)
+            clean(notebook)
             bar.write(f"{name:<32}{minutes[name]:6.2f} min")
-    results = (_record if record else _build)(root, notebooks, minutes, whole=not wanted)
+    folder = root / ("notebooks" if record else BUILD)
+    results = {folder / f"{name}.ipynb": nbformat.writes(found) + "\n" for name, found in notebooks.items()}
+    if record:
+        results |= _record(root, notebooks, minutes, whole=not wanted)
     for path, content in results.items():
         with replaced(path) as file:
             file.write(content if isinstance(content, bytes) else content.encode())
@@ -188,10 +185,9 @@ def run_course(root: Path, wanted: Sequence[str] = (), *, record: bool = False) 
 
 
 def _record(root: Path, notebooks: dict, minutes: dict, whole: bool) -> dict[Path, str | bytes]:
-    """File to its content: the notebooks, the README's picture and the minutes."""
+    """File to its content: the README's picture and the minutes."""
     contents: dict[Path, str | bytes] = {}
-    for name, notebook in notebooks.items():
-        contents[root / "notebooks" / f"{name}.ipynb"] = nbformat.writes(notebook) + "\n"
+    for notebook in notebooks.values():
         if picture := readme_picture(notebook):
             contents[root / PICTURE] = picture
     # Read anew: another notebook may have been recorded meanwhile.
@@ -199,19 +195,6 @@ def _record(root: Path, notebooks: dict, minutes: dict, whole: bool) -> dict[Pat
     minutes = earlier | {name: round(value, 2) for name, value in minutes.items()}
     results = {"environment": describe_environment(), "minutes": minutes}
     contents[root / RESULTS] = json.dumps(results, indent=2, sort_keys=True) + "\n"
-    return contents
-
-
-def _build(root: Path, notebooks: dict, minutes: dict, whole: bool) -> dict[Path, str]:
-    """File to its content: a copy and a page of each notebook and, of the whole course, an index."""
-    contents, titles = {}, {}
-    for name, notebook in notebooks.items():
-        heading = re.search("^# (.+)$", notebook.cells[0].source, re.MULTILINE)
-        titles[name] = heading[1] if heading else name
-        contents[root / BUILD / f"{name}.ipynb"] = nbformat.writes(notebook) + "\n"
-        contents[root / BUILD / f"{name}.html"] = render(notebook, titles[name])
-    if whole:
-        contents[root / BUILD / "index.html"] = index_page(titles, minutes)
     return contents
 
 

@@ -10,8 +10,7 @@ from decimal import Decimal
 
 import nbformat
 
-from kdlib.course.build.chinese import CHINESE_WIDGET_TEXT, Edition, Leaf, place, prose, untranslated
-from kdlib.course.build.execute import WIDGET_TEXT
+from kdlib.course.build.chinese import Edition, Leaf, place, prose, untranslated
 
 from . import prose as markdown
 from .glossary import uses
@@ -196,12 +195,12 @@ def _squeezed(text: str) -> str:
 
 
 def _code(cell: nbformat.NotebookNode) -> tuple:
-    """What must be the same: all but schematics, their alt texts and the text in a widget's place."""
+    """What must be the same: all but schematics and their alt texts."""
     schematic = re.search(r"\bschematics\.\w+\(", cell.source)
     outputs = []
     for output in cell.outputs:
         data = dict(output.get("data", {}))
-        if data.get("text/plain") in (WIDGET_TEXT, CHINESE_WIDGET_TEXT) or schematic and "image/png" in data:
+        if schematic and "image/png" in data:
             outputs.append((output.output_type, sorted(data)))
         else:
             outputs.append(output)

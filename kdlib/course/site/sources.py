@@ -1,0 +1,117 @@
+"""What Sphinx is given in place of a source: tables of contents, alt texts, folded solutions."""
+
+import hashlib
+import re
+from binascii import a2b_base64
+from pathlib import PurePosixPath
+from urllib.parse import unquote
+
+import nbformat
+from docutils import nodes
+from nbformat import NotebookNode
+from sphinx.application import Sphinx
+
+CONTENTS = {
+    "README": """
+```{toctree}
+:hidden:
+:caption: The course
+:glob:
+notebooks/[0-9][0-9]_*
+notebooks/glossary
+```
+```{toctree}
+:hidden:
+:caption: Reference
+kdlib/course/site/api
+kdlib/course/site/results
+notebooks/teaching
+CONTRIBUTING
+data/README
+data/results/README
+```
+```{toctree}
+:hidden:
+:caption: Solutions
+:glob:
+notebooks/solutions/*
+```
+""",
+    "README.zh": """
+```{toctree}
+:hidden:
+:caption: 课程
+:glob:
+notebooks/zh/*
+```
+```{toctree}
+:hidden:
+:caption: 参考答案
+:glob:
+notebooks/zh/solutions/*
+```
+""",
+}
+SOLUTION = {"en": "Show the solution", "zh_CN": "展开参考答案"}
+
+
+def anchor(heading: str) -> str:
+    """The anchor of a heading as JupyterLab makes it, without formulas, which are not given to it here."""
+    return heading.strip().replace(" ", "-")
+
+
+def plain(target: str) -> str:
+    """An anchor as `anchor` makes it of the heading: nothing encoded, and no formula."""
+    return re.sub(r"\$.*\$", "", unquote(target))
+
+
+def prepare(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Change in place the source that Sphinx has read."""
+    source[0] += CONTENTS.get(docname, "")
+    if app.env.doc2path(docname).suffix == ".ipynb":
+        notebook = nbformat.reads(source[0], as_version=4)
+        app.env.temp_data["alts"] = alts(notebook)
+        for cell in notebook.cells:
+            if any(tag.startswith("solution-") for tag in cell.metadata.get("tags", [])):
+                cell.metadata.tags.append("hide-input")
+                cell.metadata.setdefault("mystnb", {})["code_prompt_show"] = SOLUTION[app.config.language]
+        source[0] = nbformat.writes(notebook)
+    source[0] = re.sub(r"(?<=\.ipynb#)[^)\s\"]+", lambda found: plain(found[0]), source[0])
+
+
+def alts(notebook: NotebookNode) -> dict[str, str]:
+    """The alt text of each stored picture, by the name of the file in which myst-nb puts it."""
+    pictures = [
+        output for cell in notebook.cells for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]  # fmt: skip
+    return {
+        hashlib.sha256(a2b_base64(output.data["image/png"])).hexdigest():
+            output.metadata.get("image/png", {}).get("alt", "")
+        for output in pictures
+    }  # fmt: skip
+
+
+def describe(app: Sphinx, document: nodes.document) -> None:
+    """Give the pictures of a notebook their alt texts, in place.
+
+    Of what a notebook says of a picture myst-nb takes width and height alone, see
+    https://github.com/executablebooks/MyST-NB/pull/588
+    """
+    known = app.env.temp_data.get("alts", {})
+    for image in document.findall(nodes.image):
+        image["alt"] = known.get(PurePosixPath(image["uri"]).stem) or image.get("alt", "")
+
+
+def number_captions(app: Sphinx, page: str, template: str, context: dict, document: object) -> None:
+    """The captions of the contents are headings, of a level: https://github.com/sphinx-doc/sphinx/issues/14030"""
+    if tree := context.get("furo_navigation_tree"):
+        context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Hook into Sphinx."""
+    app.connect("source-read", prepare)
+    app.connect("doctree-read", describe)
+    app.connect("html-page-context", number_captions, priority=900)  # after the theme
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
