@@ -34,7 +34,10 @@ def language() -> Language:
         if chosen not in ("en", "zh"):
             raise ValueError(f"KDLIB_LANGUAGE is {chosen!r}; expected 'en' or 'zh', or none")
         return chosen
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # the folder was deleted meanwhile
+        return "en"
     chinese = any(folder.parts[-2:] == ("notebooks", "zh") for folder in (here, *here.parents))
     return "zh" if chinese else "en"
 

@@ -1,5 +1,6 @@
 """Which language figures speak, and that they never show a box for a character that no font has."""
 
+import os
 import re
 
 import matplotlib as mpl
@@ -51,6 +52,14 @@ def test_a_notebook_speaks_the_language_of_its_folder(tmp_path, monkeypatch, fol
     with words.speaking(language):
         assert words.language() == language
     assert words.language() == other
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows deletes no folder that is somebody's working directory")
+def test_a_folder_that_is_gone_speaks_english(tmp_path, monkeypatch):
+    (tmp_path / "notebooks" / "zh").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "notebooks" / "zh")
+    (tmp_path / "notebooks" / "zh").rmdir()
+    assert words.language() == "en"
 
 
 def test_another_language_is_refused(monkeypatch):
