@@ -1,8 +1,8 @@
 """The Triton kernels of the loss: against `plain_kd_loss` in float64, in Triton's interpreter and on a GPU.
 
 Triton decides when it is imported whether it interprets, so all checks run once in a process of their own.
-This file is its program (`TRITON_INTERPRET=1 python tests/losses/test_kernels.py`); each test looks at what its check
-said. Ordinary settings are combined in pairs: each two values of two settings meet at least once.
+This file is its program (`TRITON_INTERPRET=1 python tests/losses/test_kernels.py`); each test looks at what
+its check said. Ordinary settings are combined in pairs: each two values of two settings meet at least once.
 The interpreter lets types change in a loop and knows nothing of loads: `test_kernels_compiled.py` does.
 """
 
