@@ -1,10 +1,9 @@
 """The Triton kernels of the loss: against `plain_kd_loss` in float64, in Triton's interpreter and on a GPU.
 
 Triton decides when it is imported whether it interprets, so all checks run once in a process of their own.
-This file is its program (`python tests/losses/test_kernels.py interpret`); each test looks at what its check
-said. Ordinary settings are combined in pairs: each two values of two settings meet at least once.
-The interpreter lets types change in a loop and knows nothing of loads: a second process compiles the kernels,
-for GPUs that need not be there.
+This file is its program (`TRITON_INTERPRET=1 python tests/losses/test_kernels.py`); each test looks at what
+its check said. Ordinary settings are combined in pairs: each two values of two settings meet at least once.
+The interpreter lets types change in a loop and knows nothing of loads: `test_kernels_compiled.py` does.
 """
 
 import contextlib
@@ -12,7 +11,6 @@ import itertools
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import traceback
@@ -22,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from unittest.mock import MagicMock, patch
 
 import numpy as np
@@ -740,56 +739,14 @@ CHECKS: dict[str, Callable[[str], None]] = {
 }
 
 
-# --- compiled for a GPU that need not be there -----------------------------------------------------
-
-# divergence, soft, hard, bytes of a logit, compute capability
-BUILDS = {
-    "forward, H200": (0, True, False, 2, 90),
-    "reverse and hard, H200": (1, True, True, 2, 90),
-    "jsd and hard, H200": (2, True, True, 2, 90),
-    "hard only, A100, float32": (0, False, True, 4, 80),
-    "hard only, H200": (0, False, True, 2, 90),
-    "jsd, B200": (2, True, False, 2, 100),
-}
-
-
-def build(divergence: int, soft: bool, hard: bool, size: int, capability: int) -> str:
-    """The PTX of the kernel; ptxas has accepted it."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from kdlib.losses import kernels
-
-    function = kernels._loss_and_gradient
-    constants = {
-        "DIVERGENCE": divergence, "SOFT": soft, "HARD": hard, "GRADIENT": True,
-        "LANES": 256, "EACH": 16 // size, "VECTOR": 16 // size,
-    }  # fmt: skip
-    logits = "*bf16" if size == 2 else "*fp32"
-    kinds = dict.fromkeys(("student_ptr", "teacher_ptr", "gradient_ptr"), logits)
-    kinds |= {"labels_ptr": "*i64", "terms_ptr": "*fp32", "gradient_scale_ptr": "*fp32"}
-    kinds |= dict.fromkeys(("temperature", "floor", "alpha", "beta"), "fp32")
-    kinds |= dict.fromkeys(constants, "constexpr")
-    names = function.arg_names
-    pointers = [name for name in names if name.endswith("_ptr")]
-    source = ASTSource(
-        function, {name: kinds.get(name, "i32") for name in names},
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in pointers},
-    )  # fmt: skip
-    target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": 8, **kernels.OPTIONS}).asm["ptx"]
-
-
 # --- the tests ------------------------------------------------------------------------------------
 
 
-def outcomes_of(task: str, folder, **environment: str) -> dict[str, str]:
+def outcomes_of(folder: Path) -> dict[str, str]:
     """What this file says when it is run as a program: for each name, its result or a traceback."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", __file__, task],
-        env={**os.environ, "TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1", **environment},
+        [sys.executable, "-W", "error", __file__],
+        env={**os.environ, "TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"},
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
@@ -798,12 +755,7 @@ def outcomes_of(task: str, folder, **environment: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory):
-    return outcomes_of("interpret", tmp_path_factory.mktemp("triton"), TRITON_INTERPRET="1")
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    return outcomes_of("build", tmp_path_factory.mktemp("triton"), TRITON_INTERPRET="0")
+    return outcomes_of(tmp_path_factory.mktemp("triton"))
 
 
 @needs_triton
@@ -819,23 +771,6 @@ def test_on_a_gpu(name):
     CHECKS[name]("cuda")
 
 
-@needs_triton
-@pytest.mark.parametrize("name", BUILDS)
-def test_compiles_for_a_gpu(name, built):
-    ptx = built[name]
-    assert ".visible .entry" in ptx, ptx
-    _, soft, hard, _, _ = BUILDS[name]
-    assert re.search(r"ld\.global\.v4\.b32", ptx), "logits are to be read 16 bytes at a time"
-    assert re.search(r"st\.global\.v4\.b32", ptx)
-    assert ".local" not in ptx
-    assert "fma.rn.f32" in ptx
-    # Between the last barrier and what is stored over the logits, a lane reads no class but its own.
-    before = ptx[: ptx.rindex("st.global.v4")]
-    assert {*re.findall(r"ld\.global\S*", before[before.rindex("bar.sync") :])} == {"ld.global.v4.b32"}
-    # At most one software logarithm for each log-sum-exp and δ; those of each class are lg2.approx.
-    assert ("lg2.approx" in ptx) == ("jsd" in name)
-
-
 def outcome(call: Callable[[], str | None]) -> str:
     try:
         return call() or "passed"
@@ -844,11 +779,8 @@ def outcome(call: Callable[[], str | None]) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "build":
-        results = {name: outcome(partial(build, *settings)) for name, settings in BUILDS.items()}
-    else:
-        torch.use_deterministic_algorithms(True)  # memory that PyTorch does not initialise then holds NaN
-        # −3e38, which rules a class out, times log2(e): −inf is as good.
-        warnings.filterwarnings("ignore", "overflow encountered in multiply", RuntimeWarning)
-        results = {name: outcome(partial(check, device="cpu")) for name, check in CHECKS.items()}
+    torch.use_deterministic_algorithms(True)  # memory that PyTorch does not initialise then holds NaN
+    # −3e38, which rules a class out, times log2(e): −inf is as good.
+    warnings.filterwarnings("ignore", "overflow encountered in multiply", RuntimeWarning)
+    results = {name: outcome(partial(check, device="cpu")) for name, check in CHECKS.items()}
     print(json.dumps(results))
