@@ -17,7 +17,7 @@ from kdlib.course.build.chinese import Edition, Leaf
 
 ROOT = Path(__file__).resolve().parents[2]
 # True demands the translation of every page; False guards those that have a file in notebooks/zh/text.
-EVERY_PAGE = False
+EVERY_PAGE = True
 PAGE_GUARDS = {name: GUARDS[name] for name in ("links", "measured", "outputs")}
 
 
