@@ -19,6 +19,7 @@ from kdlib.course.plots import label_bars
 pytest.importorskip("furo", reason="the package furo is not installed")
 
 from kdlib.course.site.build import build_site  # noqa: E402
+from kdlib.course.site.chinese import SearchPairs  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = "a 2.00, b 1.00: difference +1.00 points\n95% interval [+0.50, +1.50] over 3 seeds\nverdict: better"
@@ -176,6 +177,13 @@ def test_each_page_leads_to_its_twin_and_links_cross_over(site):
     chinese = Page(site / "zh/notebooks/zh/01_labels.html")
     assert "概率。" in chinese.links.values()
     assert "展开参考答案" in Page(site / "zh/notebooks/zh/solutions/01_labels.html").texts
+
+
+def test_chinese_is_found_by_pairs_of_characters(site):
+    index = (site / "zh/searchindex.js").read_text(encoding="utf-8")
+    assert "软标" in index and "标签" in index and "软标签和" not in index
+    assert "ChineseStemmer" not in (site / "zh/_static/language_data.js").read_text(encoding="utf-8")
+    assert SearchPairs({}).split("用 KL 散度蒸馏，T=4") == ["用", "KL", "散度", "度蒸", "蒸馏", "T", "4"]
 
 
 def test_what_is_wrong_is_named_and_the_site_of_before_stays(tmp_path, capsys):

@@ -28,7 +28,7 @@ exclude_patterns = [
 extensions = [
     "myst_nb", "sphinx_copybutton", "sphinx.ext.autodoc", "sphinx.ext.napoleon",
     "kdlib.course.site.formulas", "kdlib.course.site.sources", "kdlib.course.site.glossary",
-    "kdlib.course.site.results", "kdlib.course.site.languages",
+    "kdlib.course.site.results", "kdlib.course.site.languages", "kdlib.course.site.chinese",
 ]  # fmt: skip
 nitpicky = True
 suppress_warnings = [
