@@ -40,6 +40,8 @@ class Results(SphinxDirective):
 def page(path: Path) -> str:
     """The Markdown of one file of results."""
     content = json.loads(path.read_text(encoding="utf-8"))
+    if "environment" not in content:
+        return f"## {path.name}\n\n" + compiled(content)
     on = ", ".join(f"{name} {value}" for name, value in content["environment"].items())
     text = [f"## {path.name}\n\nMeasured on: {on}.\n"]
     groups: dict[str, list[list[str]]] = {}
@@ -52,6 +54,18 @@ def page(path: Path) -> str:
     for place, rows in groups.items():
         text.append(table(place or "verdicts", ["Scores", "Difference", "95 % interval", "Verdict"], rows))
     return "\n".join(text)
+
+
+def compiled(content: dict) -> str:
+    """Of the kernels of the loss, which were compiled and not run: what was counted of the usual width."""
+    first = content["kernels"][0]["shape"]
+    rows = [
+        [found["setting"], f"{found['per_class']:.1f}", f"{found['traffic']:.0f}", str(found["registers"])]
+        for found in content["kernels"] if (found["shape"], found["capability"]) == (first, 90)
+    ]  # fmt: skip
+    head = ["Setting", "Instructions a class", "Bytes a class", "Registers"]
+    said = f"By Triton {content['triton']}: {content['calculated']}.\n\n"
+    return said + table(f"{first} classes, compute capability 9.0", head, rows)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -1,9 +1,11 @@
 """What Sphinx is given in place of a source: tables of contents, alt texts, folded solutions."""
 
 import hashlib
+import html
 import re
 from binascii import a2b_base64
-from pathlib import PurePosixPath
+from functools import cache
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 import nbformat
@@ -65,18 +67,49 @@ def plain(target: str) -> str:
     return re.sub(r"\$.*\$", "", unquote(target))
 
 
+_LINK = re.compile(
+    r"(?<=\]\()(?P<page>[^()\s#:]*\.(?:ipynb|md)|)#(?P<anchor>[^\s\"()]*(?:\([^()\s]*\)[^\s\"()]*)*)(?=[\s)])"
+)
+_NAMED = re.compile(r'^<a id="([^"]+)"></a>\s+(?=#+ (.+)$)', re.M)
+
+
+@cache
+def named(page: Path) -> dict[str, str]:
+    """The headings that a page gives a name of their own, as Chinese ones do: the name, and the anchor."""
+    if not page.is_file():
+        return {}
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb":
+        text = "\n\n".join(cell.source for cell in nbformat.reads(text, as_version=4).cells)
+    return {plain(html.unescape(name)): plain(anchor(heading)) for name, heading in _NAMED.findall(text)}
+
+
+def resolve(source: str, page: Path) -> str:
+    """Markdown whose links lead to anchors as they are made here."""
+
+    def target(found: re.Match) -> str:
+        name, there = plain(found["anchor"]), found["page"]
+        return f"{there}#{named(page.parent / there if there else page).get(name, name)}"
+
+    return _LINK.sub(target, _NAMED.sub("", source))
+
+
 def prepare(app: Sphinx, docname: str, source: list[str]) -> None:
     """Change in place the source that Sphinx has read."""
     source[0] += CONTENTS.get(docname, "")
     if app.env.doc2path(docname).suffix == ".ipynb":
         notebook = nbformat.reads(source[0], as_version=4)
         app.env.temp_data["alts"] = alts(notebook)
+        page = Path(app.env.doc2path(docname))
         for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = resolve(cell.source, page)
             if any(tag.startswith("solution-") for tag in cell.metadata.get("tags", [])):
                 cell.metadata.tags.append("hide-input")
                 cell.metadata.setdefault("mystnb", {})["code_prompt_show"] = SOLUTION[app.config.language]
         source[0] = nbformat.writes(notebook)
-    source[0] = re.sub(r"(?<=\.ipynb#)[^)\s\"]+", lambda found: plain(found[0]), source[0])
+    else:
+        source[0] = resolve(source[0], Path(app.env.doc2path(docname)))
 
 
 def alts(notebook: NotebookNode) -> dict[str, str]:
