@@ -272,7 +272,7 @@ def test_claims_hints_and_solutions_are_folded_and_open(opened, browser):
         inside = details.find_element(CSS, what)
         assert not inside.is_displayed()
         details.find_element(CSS, "summary").send_keys("\n")
-        assert inside.is_displayed()
+        wait("what was folded", inside.is_displayed)
 
 
 @pytest.mark.browser
