@@ -30,8 +30,12 @@ def load(name):
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_versions_and_hardware_are_named_and_no_place_on_a_machine(path):
     text = path.read_text(encoding="utf-8")
-    wanted = {"torch", "transformers", "python", "platform", "cpu_count", "accelerator", "threads"}
-    assert wanted <= set(json.loads(text)["environment"])
+    content = json.loads(text)
+    if "calculated" in content:  # it was not measured, so no hardware has to do with it
+        assert {"torch", "triton"} <= content.keys()
+    else:
+        wanted = {"torch", "transformers", "python", "platform", "cpu_count", "accelerator", "threads"}
+        assert wanted <= content["environment"].keys()
     assert not any(place in text for place in ("/work", "/home", "/tmp", "/root", " at 0x"))
 
 
