@@ -27,16 +27,16 @@ needs_browser = [
 
 
 @contextmanager
-def started(profile: Path) -> Iterator["webdriver.Chrome"]:
-    """A browser with nobody's settings, which are kept in the folder `profile`."""
+def started(profile: Path, *more: str) -> Iterator["webdriver.Chrome"]:
+    """A browser with nobody's settings, kept in the folder `profile`; `more` are arguments of its command."""
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     for argument in (
         "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
         "--disable-dev-shm-usage", "--no-proxy-server", "--window-size=1280,1400",
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"--user-data-dir={profile}",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"--user-data-dir={profile}", *more,
     ):  # fmt: skip
         options.add_argument(argument)
     driver = webdriver.Chrome(options, webdriver.ChromeService(executable_path=DRIVER))

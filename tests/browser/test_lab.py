@@ -1,7 +1,7 @@
 """The course as a reader meets it: a real JupyterLab in a real browser, moved with the keyboard.
 
-Each notebook, of both languages, is run on a small budget, at least up to its first exercise. Every slider on
-the way is moved, and the exercise is solved.
+Each notebook is run on a small budget, at least up to its first exercise; of the Chinese ones less, as their
+code is the same. Every slider on the way is moved, and the exercise is solved.
 """
 
 import json
@@ -33,6 +33,8 @@ NAMES = [path.relative_to(COURSE).as_posix() for path in sorted(COURSE.glob("**/
          if path.parent.name != "solutions"]  # fmt: skip
 # As the WebDriver standard names them.
 RIGHT, LEFT, CONTROL, ENTER = "\ue014\ue012\ue009\ue007"
+# Their first exercise works with what the cells before it have made.
+NEED_WHAT_WAS_MADE = ("08_limits_and_variants", "09_fused_loss")
 PICTURES = ROOT / "build" / "browser"
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -42,11 +44,17 @@ pytestmark = needs_browser
 def to_run(path: Path) -> NotebookNode:
     """The notebook without outputs that could pass for a result, on its small recipe.
 
-    A notebook that has none ends with the check of its first exercise: tests with nbval run the rest.
+    A notebook that has none ends with the check of its first exercise: tests with nbval run the rest. The
+    Chinese ones hold the same code, so they are left the cells up to the last explorer, and the exercise.
     """
     notebook = small(path)
-    if "small_recipe" not in notebook.metadata.get("kdlib", {}):
+    chinese = path.parent.name == "zh"
+    if chinese or "small_recipe" not in notebook.metadata.get("kdlib", {}):
         del notebook.cells[place(notebook.cells, "check-1") + 1 :]
+    if chinese and path.stem not in NEED_WHAT_WAS_MADE:
+        explorers = [number for number, cell in enumerate(notebook.cells) if "widget" in tags(cell)]
+        first = next(number for number, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+        del notebook.cells[max([first, *explorers]) + 1 : place(notebook.cells, "exercise-1")]
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
     return notebook

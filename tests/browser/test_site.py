@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import threading
-import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,16 +15,14 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("furo", reason="the package furo is not installed")
-webdriver = pytest.importorskip("selenium.webdriver", reason="the package selenium is not installed")
+
+from chromium import CSS, needs_browser, started, wait  # noqa: E402
 
 import kdlib  # noqa: E402
 from kdlib.course.site.build import build_site  # noqa: E402
 
-CSS = "css selector"
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "build" / "screenshots" / "site"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
 DESKTOP, TELEPHONE = (1280, 1000), (390, 844)
 # Pages that hold every kind of text, for what takes axe longest: is each letter told from its background?
 PALETTE = ("index.html", "notebooks/02_temperature.html", "kdlib/course/site/api.html")
@@ -56,6 +53,8 @@ return {
     }).filter(text => /\\$[^$]+\\$|<!--|\\]\\(/.test(text)),
 };
 """
+
+pytestmark = needs_browser
 
 
 @dataclass
@@ -96,38 +95,11 @@ def address(site) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator["webdriver.Chrome"]:
-    """A browser to which every address but this machine's is unknown, and which notes what it asks for."""
-    if BROWSER is None or DRIVER is None:
-        pytest.skip("no browser: chromium or google-chrome, and chromedriver, are not here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    for argument in (
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--disable-dev-shm-usage", "--no-proxy-server", "--hide-scrollbars",
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        f"--user-data-dir={tmp_path_factory.mktemp('browser')}",
-    ):  # fmt: skip
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options, webdriver.ChromeService(executable_path=DRIVER))
-    try:
+def browser(tmp_path_factory) -> Iterator:
+    with started(tmp_path_factory.mktemp("browser"), "--hide-scrollbars") as driver:
         driver.set_page_load_timeout(60)
         driver.set_script_timeout(60)
         yield driver
-    finally:
-        driver.quit()
-
-
-def wait(what: str, condition: Callable[[], object], seconds: float = 30) -> object:
-    """The first true value of the condition; fails with the name of what was awaited."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    pytest.fail(f"waited {seconds:.0f} s in vain for {what}")
 
 
 def resize(browser, size: tuple[int, int]) -> None:
@@ -200,7 +172,6 @@ def complaint(complaints: list[str], page: str, what: str, values: list) -> None
     complaints.extend(f"{page}: {what}: {value}" for value in values)
 
 
-@pytest.mark.browser
 def test_every_page_is_whole_without_a_network(site, address, browser):
     shutil.rmtree(SCREENSHOTS, ignore_errors=True)
     SCREENSHOTS.mkdir(parents=True)
@@ -232,7 +203,6 @@ def opened(address, browser) -> Callable[[str], None]:
     return go
 
 
-@pytest.mark.browser
 def test_search_finds_temperature(opened, browser):
     opened("index.html")
     browser.find_element(CSS, ".sidebar-search").send_keys("temperature\n")
@@ -240,7 +210,6 @@ def test_search_finds_temperature(opened, browser):
     assert any("02_temperature.html" in result.get_attribute("href") for result in results)
 
 
-@pytest.mark.browser
 def test_dark_mode_is_a_click_and_stays(opened, address, browser):
     def look() -> tuple[str, str]:
         find = "return [document.body.dataset.theme, getComputedStyle(document.body).backgroundColor]"
@@ -260,7 +229,6 @@ def test_dark_mode_is_a_click_and_stays(opened, address, browser):
     assert look() == ("dark", seen["dark"])
 
 
-@pytest.mark.browser
 def test_claims_hints_and_solutions_are_folded_and_open(opened, browser):
     for page, folded, what in (
         ("notebooks/02_temperature.html", ".tag_claim details", "pre"),
@@ -275,7 +243,6 @@ def test_claims_hints_and_solutions_are_folded_and_open(opened, browser):
         wait("what was folded", inside.is_displayed)
 
 
-@pytest.mark.browser
 def test_cells_have_a_copy_button_and_outputs_have_none(opened, browser):
     opened("notebooks/02_temperature.html")
     wait("copy buttons", lambda: browser.find_elements(CSS, ".cell_input button.copybtn"))
@@ -287,7 +254,6 @@ def test_cells_have_a_copy_button_and_outputs_have_none(opened, browser):
     assert others == 0
 
 
-@pytest.mark.browser
 def test_a_reader_goes_on_from_page_to_page(opened, browser):
     opened("notebooks/02_temperature.html")
     assert len(browser.find_elements(CSS, ".toc-tree a[href^='#']")) > 5, "the contents of the page"
@@ -298,7 +264,6 @@ def test_a_reader_goes_on_from_page_to_page(opened, browser):
         wait(page, lambda page=page: browser.current_url.endswith(f"notebooks/{page}.html"))
 
 
-@pytest.mark.browser
 def test_terms_say_on_hover_what_they_mean(opened, browser):
     opened("notebooks/02_temperature.html")
     link = browser.find_element(CSS, "a[href='glossary.html#temperature']")
@@ -321,7 +286,6 @@ FAULTS = {
 }
 
 
-@pytest.mark.browser
 def test_the_walk_names_every_fault(tmp_path, browser):
     page = (
         '<!DOCTYPE html><html lang="en"><title>a</title><link rel="icon" href="dot.svg">'
