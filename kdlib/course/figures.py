@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 
-from kdlib.course.words import drawn, font_style, tell
+from kdlib.course.words import as_drawn, font_style, tell
 
 # Okabe and Ito 2008: told apart with every common form of colour blindness. In grey they are not, so
 # that series also differ in marker and line, and bars in hatching.
@@ -70,7 +70,7 @@ def describe(figure: Figure, title: str, kind: str, parts: Sequence[str]) -> Fig
     """
     for axes in figure.axes:
         for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
-            text.set_text(drawn(text.get_text()))
+            text.set_text(as_drawn(text.get_text()))
     opening = f"{title}. {kind}" if title else kind
     figure.set_label(f"{opening}. {'; '.join(parts)}.")
     return figure

@@ -16,7 +16,7 @@ from matplotlib.path import Path
 from torch import Tensor
 
 from kdlib.course.figures import ARMS, COLOURS, canvas, describe
-from kdlib.course.words import drawn, strong
+from kdlib.course.words import as_drawn, strong
 from kdlib.losses.kd import soften
 
 __all__ = [
@@ -57,7 +57,7 @@ class _Drawing:
             facecolor=_tint(kind, 0.14), edgecolor=_EDGES[kind], linewidth=3 if bold else 1.8,
         ))
         self.note(x, y, name, size=13, weight=strong() if bold else "normal")
-        self.boxes.append(_Box(drawn(name), x, y, width / 2, height / 2))
+        self.boxes.append(_Box(as_drawn(name), x, y, width / 2, height / 2))
         return self.boxes[-1]
 
     def matrix(
@@ -73,7 +73,7 @@ class _Drawing:
                 facecolor=_tint(kind, strength) if there else "white", linewidth=1.6 if there else 0.9,
                 linestyle="-" if there else (0, (3, 3)), zorder=2 + there,
             ))
-        self.boxes.append(_Box(drawn(name), x, y, width / 2, height / 2))
+        self.boxes.append(_Box(as_drawn(name), x, y, width / 2, height / 2))
         return self.boxes[-1]
 
     def bars(self, x: float, y: float, values: Sequence[float], kind: str) -> None:
@@ -86,7 +86,7 @@ class _Drawing:
     def note(self, x: float, y: float, words: str, **look) -> None:
         """Words without a box."""
         look = {"ha": "center", "va": "center", "color": "#1A1A1A", "size": 11.5, "linespacing": 1.15} | look
-        self.axes.text(x, y, drawn(words), **look)
+        self.axes.text(x, y, as_drawn(words), **look)
 
     def arrow(
         self, start: _Box, end: _Box, words: str = "", *, sides: str = "rl", kind: str = "",
@@ -107,8 +107,8 @@ class _Drawing:
         ))
         if words:
             self.note((x + u) / 2 + at[0], (y + v) / 2 + at[1], words)
-        said = drawn("{start} to {end}").format(start=start.name, end=end.name)
-        said += f" ({drawn(words)})" * bool(words)
+        said = as_drawn("{start} to {end}").format(start=start.name, end=end.name)
+        said += f" ({as_drawn(words)})" * bool(words)
         self.arrows.append(" ".join(said.split()))
 
 
@@ -123,9 +123,9 @@ def _drawing(width: float, height: float) -> Iterator[_Drawing]:
 
 
 def _finished(drawing: _Drawing, title: str) -> Figure:
-    kind = drawn("Schematic of {boxes} boxes and {arrows} arrows")
+    kind = as_drawn("Schematic of {boxes} boxes and {arrows} arrows")
     kind = kind.format(boxes=len(drawing.boxes), arrows=len(drawing.arrows))
-    return describe(drawing.axes.get_figure(), drawn(title), kind, drawing.arrows)
+    return describe(drawing.axes.get_figure(), as_drawn(title), kind, drawing.arrows)
 
 
 def teacher_student() -> Figure:

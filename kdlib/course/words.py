@@ -80,7 +80,7 @@ def strong() -> str:
     return "bold" if chinese_font() in heavy else "normal"
 
 
-def drawn(words: str) -> str:
+def as_drawn(words: str) -> str:
     """The words as a figure shows them: in Chinese if it is to speak it and can."""
     return CHINESE.get(words, words) if language() == "zh" and chinese_font() else words
 

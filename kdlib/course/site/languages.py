@@ -44,7 +44,9 @@ def offer(app: Sphinx, page: str, template: str, context: dict, document: object
     """Give the template of `page` the address of its twin, if there is a Chinese edition."""
     if exists(app, "README.zh"):
         first = "README" if app.tags.has("zh") else "README.zh"
-        context["other_language"] = address(app, page, twin(page) if exists(app, twin(page)) else first)
+        other = twin(page)
+        there = other if other != page and exists(app, other) else first
+        context["other_language"] = address(app, page, there)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
