@@ -24,10 +24,10 @@ function splitQuery(query) {
     def split(self, input: str) -> list[str]:
         """The terms of a text."""
         words = re.findall(r"[\u4e00-\u9fff]+|[^\W\u4e00-\u9fff]+", input)
-        return [term for word in words for term in (pairs(word) if word[0] >= "\u4e00" else [word])]
+        return [term for word in words for term in (bigrams(word) if word[0] >= "\u4e00" else [word])]
 
 
-def pairs(word: str) -> list[str]:
+def bigrams(word: str) -> list[str]:
     """The neighbours in a word, or the word itself."""
     return [word[k : k + 2] for k in range(len(word) - 1)] or [word]
 

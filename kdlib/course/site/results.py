@@ -19,7 +19,7 @@ def verdicts(found: object, place: tuple[str, ...] = ()) -> Iterator[tuple[str, 
                 yield from verdicts(value, (*place, name))
 
 
-def table(title: str, head: list[str], rows: list[list[str]]) -> str:
+def markdown_table(title: str, head: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -51,8 +51,9 @@ def page(path: Path) -> str:
         groups.setdefault(place, []).append(
             [scores, difference, interval.removeprefix("95% interval "), verdict.removeprefix("verdict: ")]
         )
+    head = ["Scores", "Difference", "95 % interval", "Verdict"]
     for place, rows in groups.items():
-        text.append(table(place or "verdicts", ["Scores", "Difference", "95 % interval", "Verdict"], rows))
+        text.append(markdown_table(place or "verdicts", head, rows))
     return "\n".join(text)
 
 
@@ -65,7 +66,7 @@ def compiled(content: dict) -> str:
     ]  # fmt: skip
     head = ["Setting", "Instructions a class", "Bytes a class", "Registers"]
     said = f"By Triton {content['triton']}: {content['calculated']}.\n\n"
-    return said + table(f"{first} classes, compute capability 9.0", head, rows)
+    return said + markdown_table(f"{first} classes, compute capability 9.0", head, rows)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
