@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 
 from kdlib import kd_loss
 from kdlib.__main__ import main
+from kdlib.cli import check as cli
 from kdlib.course import check
 from kdlib.course.check import Finding
 
@@ -292,6 +294,29 @@ def test_report_of_a_ready_machine(capsys):
     ]
 
 
+def test_what_is_sent_has_versions_and_machine_and_no_folder(monkeypatch):
+    monkeypatch.setattr(platform, "python_version", lambda: "3.13.1")
+    monkeypatch.setattr(platform, "system", lambda: "Plan9")
+    monkeypatch.setattr(platform, "machine", lambda: "mips")
+    monkeypatch.setattr("os.cpu_count", lambda: 7)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Usage(16.2 * GB, 0, 0))
+    monkeypatch.setattr(cli, "version", lambda name: f"{len(name)}.0")
+    findings = [Finding("disk", True, "3.0 GB free"), Finding("writing", False, "/home/me/x", "do this")]
+    assert cli.to_send(findings).splitlines() == [
+        "Python 3.13.1, kdlib 5.0, torch 5.0, jupyterlab 10.0",
+        "Plan9, mips, 7 cores, 16 GB",
+        "FIX: writing; ok: disk",
+    ]
+
+
+def test_what_is_sent_where_packages_are_missing(packages, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    packages(torch=None)
+    monkeypatch.setattr(cli, "version", check.version)
+    assert "torch missing, jupyterlab 1.0" in cli.to_send([])
+    assert "memory unknown" in cli.to_send([])
+
+
 def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess:
     """`python -m kdlib` in a process of its own, after the statements `before`."""
     script = (
@@ -302,7 +327,7 @@ def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess:
 
 def test_whole_command_says_ok_for_all():
     result = subprocess.run([sys.executable, "-m", "kdlib", "check"], capture_output=True, text=True)
-    lines = result.stdout.splitlines()
+    lines = result.stdout.partition("\n\n")[0].splitlines()
     if any(line.startswith("FIX") for line in lines):  # a machine may really be short of memory
         assert {line.split()[1] for line in lines if line.startswith("FIX")} <= {"memory", "disk"}
         assert result.returncode == 1
@@ -322,7 +347,9 @@ def test_whole_command_fails_for_one():
     )
     result = run("check", before=few)
     assert result.returncode == 1, result.stderr
-    assert [line.split()[0] for line in result.stdout.splitlines()] == ["ok", "FIX", "1"]
+    lines, sent = result.stdout.split("\n\n")
+    assert [line.split()[0] for line in lines.splitlines()] == ["ok", "FIX", "1"]
+    assert sent.splitlines()[-1] == "FIX: writing; ok: Python"
     assert "-> move the course to a folder of yours" in result.stdout
     assert result.stderr == ""
 
