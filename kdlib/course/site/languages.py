@@ -43,9 +43,8 @@ def cross_over(app: Sphinx, document: nodes.document) -> None:
 def offer(app: Sphinx, page: str, template: str, context: dict, document: object) -> None:
     """Give the template of `page` the address of its twin, if there is a Chinese edition."""
     if exists(app, "README.zh"):
-        first = "README" if app.tags.has("zh") else "README.zh"
         other = twin(page)
-        there = other if other != page and exists(app, other) else first
+        there = other if other != page and exists(app, other) else "index"
         context["other_language"] = address(app, page, there)
 
 
