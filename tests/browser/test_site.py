@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("furo", reason="the package furo is not installed")
 
-from chromium import CSS, needs_browser, started, wait  # noqa: E402
+from chromium import CSS, errors, needs_browser, started, wait  # noqa: E402
 
 import kdlib  # noqa: E402
 from kdlib.course.site.build import build_site  # noqa: E402
@@ -160,7 +160,7 @@ def walk(browser, start: str, screenshots: Path) -> Walk:
         asked = requests(browser)
         outside = re.compile(rf"(?!{re.escape(start)})(https?|wss?):")
         complain("asks the network", list(filter(outside.match, asked)))
-        complain("console", [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"])
+        complain("console", errors(browser))
     for link, page in found.links.items():
         target, _, anchor = link.partition("#")
         if target.endswith(".html") and urllib.parse.unquote(anchor) not in {"", *found.pages[target]}:

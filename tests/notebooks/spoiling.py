@@ -151,3 +151,9 @@ def no_outputs(where: str) -> Change:
         node.cells[locate(node, where)].outputs = []
 
     return change
+
+
+def rewrite(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")

@@ -10,14 +10,12 @@ import nbformat
 import pytest
 from guards import CHINESE_GUARDS, GUARDS, course, prose, read
 from guards.chinese import lost_numbers
-from spoiling import COURSE
+from spoiling import COURSE, rewrite
 
 from kdlib.course.build import chinese
 from kdlib.course.build.chinese import Edition, Leaf
 
 ROOT = Path(__file__).resolve().parents[2]
-# True demands the translation of every page; False guards those that have a file in notebooks/zh/text.
-EVERY_PAGE = True
 PAGE_GUARDS = {name: GUARDS[name] for name in ("links", "measured", "outputs")}
 
 
@@ -86,17 +84,6 @@ FAULTS = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(COURSE, tmp_path / "course"))
-
-
-def rewrite(path: Path, old: str, new: str) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new, 1), encoding="utf-8")
-
-
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault[0]}-{fault[1]}-{fault[2][:20]}")
 def test_fault(tree: Path, fault: tuple[str, str, str, str, str, str]):
     guard, file, old, new, cell, says = fault
@@ -150,12 +137,8 @@ def test_the_chinese_edition_is_no_stray_part_of_the_english_course(tree: Path):
 # --- the course itself ------------------------------------------------------------------------------
 
 
-def begun() -> list[Leaf]:
-    return [leaf for leaf in chinese.leaves(ROOT) if EVERY_PAGE or (ROOT / leaf.text).is_file()]
-
-
 @pytest.mark.parametrize("guard", CHINESE_GUARDS)
-@pytest.mark.parametrize("leaf", begun(), ids=lambda leaf: leaf.name)
+@pytest.mark.parametrize("leaf", chinese.leaves(ROOT), ids=lambda leaf: leaf.name)
 def test_page(leaf: Leaf, guard: str):
     complaints = CHINESE_GUARDS[guard](real(), leaf)
     assert not complaints, "\n".join(["", *complaints])
@@ -170,7 +153,7 @@ def test_chinese_notebook(path: Path, guard: str):
 
 def test_nothing_is_stale_and_every_schematic_is_drawn():
     complaints = real().stale()
-    for leaf in begun():
+    for leaf in chinese.leaves(ROOT):
         for cell in real().english[leaf].cells:
             if "schematics." in cell.source and cell.get("outputs"):
                 picture = real().pictures.chinese(cell.source, cell.outputs[0].data["image/png"])

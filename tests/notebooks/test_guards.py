@@ -22,7 +22,7 @@ from guards.measured import rounds_to
 from guards.pace import minutes
 from guards.take_with_you import run_alone
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from spoiling import COURSE, GOOD, complaints_of, good, locate, place_of, source
+from spoiling import COURSE, GOOD, complaints_of, good, locate, place_of, rewrite, source
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -108,18 +108,6 @@ def test_bad_notebook_differs_in_one_cell(path: Path):
 
 
 # --- faults outside the notebook: README.md, results, glossary, solutions --------------------------
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A copy of the good course that a test may spoil."""
-    return Path(shutil.copytree(COURSE, tmp_path / "course"))
-
-
-def rewrite(path: Path, old: str, new: str) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
 README = "README.md"
