@@ -21,9 +21,9 @@ from openai import _base_client
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from kdlib import storage
+from kdlib.language import server as server_module
 from kdlib.language.problems import Problem
 from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
-from kdlib.language.traces import remote as remote_module
 from kdlib.language.traces.collect import collect_traces
 from kdlib.language.traces.file import TraceFile
 from kdlib.language.traces.generate import Writer
@@ -61,7 +61,7 @@ def local(path: Path) -> None:
 
 
 def remote(path: Path, url: str) -> None:
-    remote_module._LONGEST_PAUSE = _base_client.INITIAL_RETRY_DELAY = 0.0
+    server_module._LONGEST_PAUSE = _base_client.INITIAL_RETRY_DELAY = 0.0
     collect_remote_traces(url, "teacher", PROBLEMS, path, samples=3, concurrency=4, timeout=20, verify=odd)
 
 

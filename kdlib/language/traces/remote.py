@@ -6,33 +6,26 @@
     )
 
 The prices are an example, R1's first: they change, and so does what a name such as "deepseek-reasoner" means.
-
-The client of the package openai makes the requests, and repeats those that failed. It runs in a thread with
-an event loop, so that all this can be called where a loop runs already, as in a notebook. Which request is
-next, what it may cost and what is kept is decided in the calling thread, one thing after another.
 """
 
-import asyncio
 import os
 import warnings
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
-from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 
-from anyio.from_thread import start_blocking_portal
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from kdlib.arguments import check_counts, check_whole, is_number
 from kdlib.language.answers.final_answer import verify_answer
 from kdlib.language.problems import Problem
+from kdlib.language.server import Failure, Usage
 from kdlib.language.traces.collect import Verifier, check_references, keep, missing_traces, wanted_traces
 from kdlib.language.traces.file import Asked, Trace, TraceFile, open_traces
-from kdlib.language.traces.reply import Failure, Reply, Usage, tokens_by_bytes
-from kdlib.language.traces.server import Server
+from kdlib.language.traces.reply import Reply, tokens_by_bytes
+from kdlib.language.traces.server import ChatServer
 from kdlib.runtime import substream
 from kdlib.storage import identity
 
@@ -41,7 +34,6 @@ __all__ = ["BudgetReached", "TracesMissing", "collect_remote_traces"]
 _SET_BY_US = {
     "model", "messages", "temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stream", "n",
 }  # fmt: skip
-_LONGEST_PAUSE = 8.0  # seconds before a reply of no use is asked for again, as the client's between retries
 _HOPELESS = 10  # problems in a row that fail one by one, or first replies of no use, before all are given up
 _TEMPLATE_TOKENS = 64  # more than a chat template adds to a statement
 
@@ -133,7 +125,7 @@ def collect_remote_traces(
     sampling = {"temperature": float(temperature), "top_p": float(top_p)}
     parameters = {**sampling, "max_tokens": max_new_tokens, "extra_body": extra}
     count = tokens_by_bytes if tokenizer is None else lambda text: len(tokenizer.tokenize(text))
-    server = Server(str(url).rstrip("/"), model, key_variable, retries, timeout, parameters, count)
+    server = ChatServer(str(url).rstrip("/"), model, key_variable, retries, timeout, parameters, count)
     settings = {
         "teacher": model, **sampling, "max_new_tokens": max_new_tokens, "seed": seed, "extra_body": extra,
         "verify": identity(verify),
@@ -227,7 +219,7 @@ class Spending:
 class Collector:
     """Asks a server for what is waiting, several at once, and puts what arrives into a file."""
 
-    server: Server
+    server: ChatServer
     file: TraceFile
     bar: tqdm
     verify: Verifier
@@ -248,41 +240,25 @@ class Collector:
 
     def collect(self) -> None:
         """Ask as far as the budget goes and there is hope."""
-        flying = {}
-        with start_blocking_portal() as portal, portal.wrap_async_context_manager(self.server.client):
-            try:
-                while True:
-                    while self._may_start(flying.values()):
-                        asked = self.waiting.popleft()
-                        flying[portal.start_task_soon(self._ask, asked)] = asked
-                    if not flying:
-                        return
-                    # On Windows an interrupt is noticed between two waits only.
-                    for future in wait(flying, timeout=0.5, return_when=FIRST_COMPLETED).done:
-                        self._receive(flying.pop(future), future.result())
-            except BaseException:
-                # What has arrived is paid for.
-                for future, asked in flying.items():
-                    if not future.cancel():
-                        with suppress(RuntimeError):
-                            self._store(asked, future.result())
-                raise
+        with self.server.connected() as portal:
+            self.server.ask_each(portal, self._following, self._ask, self._receive, self._store)
 
-    def _may_start(self, flying: Collection[Asked]) -> bool:
+    def _following(self, flying: Collection[Asked]) -> Asked | None:
         if not self.waiting or self.stopped or len(flying) >= self.concurrency:
-            return False
+            return None
         # What is in flight mostly costs less than it may, so that there can be room later. A token of a
         # byte-level tokenizer is at least one byte.
         prompts = [len(problem.statement.encode()) for problem, _ in [self.waiting[0], *flying]]
         count = len(prompts)
-        return self.spending.allows(sum(prompts) + count * _TEMPLATE_TOKENS, count * self.max_new_tokens)
+        room = self.spending.allows(sum(prompts) + count * _TEMPLATE_TOKENS, count * self.max_new_tokens)
+        return self.waiting.popleft() if room else None
 
     async def _ask(self, asked: Asked) -> Reply | Failure:
         problem, sample = asked
         purpose, seed = f"trace {problem.key}", None
         if again := self.useless[asked]:
             purpose += f" again {again}"
-            await asyncio.sleep(min(_LONGEST_PAUSE, 2.0 ** (again - 1)))
+            await self.server.rest(again)
         if self.seed is not None:
             seed = substream(self.seed, purpose, sample) % 2**31  # which every server can hold
         return await self.server.ask(problem.statement, seed)
