@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import symtable
 import sys
 import time
 import urllib.request
@@ -56,27 +57,36 @@ def needed_cells(cells: list[NotebookNode], solution: str) -> set[str]:
     """The ids of explorers, first exercise and its check, and of cells that make what these use."""
     kept, used = set(), set()
     for cell in reversed(cells):
-        if used & names(cell.source, ast.Store) or {"widget", "exercise-1", "check-1"} & {*tags(cell)}:
+        makes, changes, given = names(cell.source)
+        if used & (makes | changes) or {"widget", "exercise-1", "check-1"} & {*tags(cell)}:
             kept.add(cell.id)
-            used |= names(cell.source, ast.Load)
-            used |= names(solution, ast.Load) if "exercise-1" in tags(cell) else set()
+            used = (used - makes) | given
+            if "exercise-1" in tags(cell):
+                used |= names(solution)[2]
     return kept
 
 
-def names(source: str, context: type[ast.Load | ast.Store]) -> set[str]:
-    """What a cell uses, or what it makes or changes: of `a.b[c] = d` the latter is a."""
-    found = set()
+def names(source: str) -> tuple[set[str], set[str], set[str]]:
+    """The global names that a cell makes, that it changes a part of, and that it must be given."""
+    makes, changes, given = set(), set(), set()
+    for statement in ast.parse(source).body:
+        tables = [symtable.symtable(ast.unparse(statement), "cell", "exec")]
+        top = tables[0].get_symbols()
+        made = {s.get_name() for s in top if s.is_assigned() or s.is_imported()}
+        uses = {s.get_name() for s in top if s.is_referenced()}
+        while tables:
+            inner = tables.pop().get_children()
+            uses |= {s.get_name() for table in inner for s in table.get_symbols() if s.is_global()}
+            tables += inner
+        # A loop makes its variable before it uses it; `x = f(x)` is given x.
+        given |= uses - makes - (set() if isinstance(statement, ast.Assign | ast.AugAssign) else made)
+        makes |= made
     for node in ast.walk(ast.parse(source)):
-        match node:
-            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) if context is ast.Store:
-                found.add(name)
-            case ast.alias(name=name, asname=other) if context is ast.Store:
-                found.add(other or name.partition(".")[0])
-            case ast.Name() | ast.Attribute() | ast.Subscript() if isinstance(node.ctx, context):
-                while isinstance(node, ast.Attribute | ast.Subscript):
-                    node = node.value
-                found |= {node.id} if isinstance(node, ast.Name) else set()
-    return found
+        if isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
+            while isinstance(node, ast.Attribute | ast.Subscript):
+                node = node.value
+            changes |= {node.id} if isinstance(node, ast.Name) else set()
+    return makes, changes, given
 
 
 def place(cells: list[NotebookNode], tag: str) -> int:
