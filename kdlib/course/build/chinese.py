@@ -33,6 +33,7 @@ TEXT = FOLDER / "text"
 DOCUMENTS = {
     "README": ("README.md", "README.zh.md"),
     "teaching": ("notebooks/teaching.md", f"{FOLDER}/teaching.md"),
+    "slides": ("notebooks/slides.md", f"{FOLDER}/slides.md"),
 }
 WHOLE = "document"  # the name of the only cell of a document
 NOW = "<!-- the English text as it is now: -->"
