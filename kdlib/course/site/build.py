@@ -14,8 +14,8 @@ SITE = Path("build/site")
 def build_site(root: Path, out: Path | None = None) -> Path:
     """The site of the course in `root`, from stored outputs; returns the first of its pages.
 
-    It lands in `out`, by default `build/site`, in place of what was there; the Chinese edition, where there
-    is one, in a folder of it. Nothing is executed. Raises `ValueError` if Sphinx has anything to warn of: a
+    It lands in `out`, by default `build/site`, in place of what was there; the Chinese edition and the
+    slides, where there are any, in folders of it. Nothing is executed. Raises `ValueError` if Sphinx has anything to warn of: a
     link that leads nowhere, a formula that cannot be drawn; the site of before is then still there.
     """
     require("site", "furo", "math_core", "myst_nb", "sphinx", "sphinx_copybutton", "sphinx_revealjs")
@@ -25,15 +25,16 @@ def build_site(root: Path, out: Path | None = None) -> Path:
     if (root / "README.zh.md").is_file() and any((root / "notebooks" / "zh").glob("*.ipynb")):
         runs["zh"] = [*runs[""], "--tag", "zh"]
     if (root / "notebooks" / "slides.md").is_file():
-        runs["slides"] = ["--builder", "revealjs", "--conf-dir", str(settings / "slides")]
+        slides = {"slides": ["--builder", "revealjs", "--conf-dir", str(settings / "slides")]}
+        runs = slides | runs  # first what is quickly found to be wrong
     with tempfile.TemporaryDirectory() as folder:
         for name, options in runs.items():
             _run_sphinx(root, Path(folder) / f"run-{name}" / "pages", *options)
         shutil.rmtree(out, ignore_errors=True)
         for name in runs:
-            shutil.copytree(Path(folder) / f"run-{name}" / "pages", out / name)
-    for first in out.glob("**/README*.html"):
-        if first.parent in (out, out / "zh"):
+            shutil.copytree(Path(folder) / f"run-{name}" / "pages", out / name, dirs_exist_ok=True)
+    for first in (out / "README.html", out / "zh" / "README.zh.html"):
+        if first.is_file():
             shutil.copyfile(first, first.with_name("index.html"))
     return out / "index.html"
 

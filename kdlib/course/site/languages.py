@@ -1,7 +1,7 @@
 """Two editions and the slides, built one after the other: a page leads to its twin, and links cross over.
 
-English pages lie at the top of the site, Chinese ones below `zh`, slides below `slides`; all under the names of
-their files.
+English pages lie at the top of the site, Chinese ones below `zh`, slides below `slides`, all under the names
+of their files.
 """
 
 import posixpath

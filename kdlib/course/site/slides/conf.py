@@ -10,7 +10,7 @@ root_doc = "notebooks/slides"
 include_patterns = ["notebooks/slides.md", "notebooks/zh/slides.md"]
 # Sphinx would walk through all of these in search of pages.
 exclude_patterns = [entry.name for entry in ROOT.iterdir() if entry.is_dir() and entry.name != "notebooks"]
-source_suffix = {".md": "markdown", ".ipynb": "markdown"}  # only so that a link to a notebook leads to its page
+source_suffix = {".md": "markdown", ".ipynb": "markdown"}  # so that links to notebooks lead to pages
 suppress_warnings = ["toc.not_included"]  # no slides lead to the Chinese ones
 
 extensions = [

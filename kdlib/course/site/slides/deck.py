@@ -33,8 +33,8 @@ def stored(notebook: Path, cell: str) -> str:
         if "image/png" in output.get("data", {}):
             about = output.metadata["image/png"]
             shape = "tall" if about["height"] > about["width"] else "r-stretch"
-            source = output.data["image/png"].replace("\n", "")
-            return f'<img class="{shape}" alt="{html.escape(about["alt"])}" src="data:image/png;base64,{source}">'
+            alt, content = html.escape(about["alt"]), output.data["image/png"].replace("\n", "")
+            return f'<img class="{shape}" alt="{alt}" src="data:image/png;base64,{content}">'
     if text := "".join(output.get("text", "") for output in outputs).strip():
         return f"<pre>{html.escape(text)}</pre>"
     raise ValueError(f"{notebook.name} has no cell {cell} with a stored picture or text")
