@@ -15,8 +15,9 @@ def build_site(root: Path, out: Path | None = None) -> Path:
     """The site of the course in `root`, from stored outputs; returns the first of its pages.
 
     It lands in `out`, by default `build/site`, in place of what was there; the Chinese edition and the
-    slides, where there are any, in folders of it. Nothing is executed. Raises `ValueError` if Sphinx has anything to warn of: a
-    link that leads nowhere, a formula that cannot be drawn; the site of before is then still there.
+    slides, where there are any, in folders of it. Nothing is executed. Raises `ValueError` if Sphinx has
+    anything to warn of: a link that leads nowhere, a formula that cannot be drawn; the site of before is then
+    still there.
     """
     require("site", "furo", "math_core", "myst_nb", "sphinx", "sphinx_copybutton", "sphinx_revealjs")
     out = root / SITE if out is None else out
@@ -25,8 +26,9 @@ def build_site(root: Path, out: Path | None = None) -> Path:
     if (root / "README.zh.md").is_file() and any((root / "notebooks" / "zh").glob("*.ipynb")):
         runs["zh"] = [*runs[""], "--tag", "zh"]
     if (root / "notebooks" / "slides.md").is_file():
-        slides = {"slides": ["--builder", "revealjs", "--conf-dir", str(settings / "slides")]}
-        runs = slides | runs  # first what is quickly found to be wrong
+        # With one process: sphinx-revealjs says of none that it may read in parallel.
+        slides = ["--builder", "revealjs", "--jobs", "1", "--conf-dir", str(settings / "slides")]
+        runs = {"slides": slides} | runs  # first what is quickly found to be wrong
     with tempfile.TemporaryDirectory() as folder:
         for name, options in runs.items():
             _run_sphinx(root, Path(folder) / f"run-{name}" / "pages", *options)
