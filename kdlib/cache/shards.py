@@ -145,8 +145,8 @@ class Cache:
         write_json(self.folder / "manifest.json", self.manifest)
 
 
-def read_manifest(folder: Path, maker: str) -> dict | None:
-    """What the cache in a folder is bound to; None if there is none; a ValueError if it is not by `maker`."""
+def read_manifest(folder: Path, *makers: str) -> dict | None:
+    """What the cache in a folder is bound to; None if there is none; a ValueError if it is by none of these."""
     path = folder / "manifest.json"
     if not path.exists():
         return None
@@ -154,6 +154,7 @@ def read_manifest(folder: Path, maker: str) -> dict | None:
         held = json.loads(path.read_bytes())
     except ValueError:
         held = None
-    if not isinstance(held, dict) or held.get("maker") != maker:
-        raise ValueError(f"{path} was not written by {maker}, or has changed since; choose another folder")
+    if not isinstance(held, dict) or held.get("maker") not in makers:
+        said = " or ".join(makers)
+        raise ValueError(f"{path} was not written by {said}, or has changed since; choose another folder")
     return held
