@@ -1,17 +1,17 @@
 """A third of the bytes: indices and log-probabilities of the k largest, packed into bits.
 
-**Indices.** Which k of V tokens they are, in ascending order, takes at least log2 of V-choose-k bits: 98 bytes
-for 64 of 151,665. Elias and Fano's code (Elias 1974, "Efficient Storage and Retrieval by Content and Address
-of Static Files", J. ACM 21(2)) takes at most two bits an index more, whatever they are, so that all rows have
-one length. The lower l = ⌊log2(V/k)⌋ bits of each are written as they are. The upper ones are a row of
+**Indices.** Which k of V tokens they are takes at least log2 of V-choose-k bits: 98 bytes for 64 of 151,665.
+Elias and Fano's code (Elias 1974, "Efficient Storage and Retrieval by Content and Address of Static Files",
+J. ACM 21(2)) takes at most two bits an index more, whatever they are, so that all rows have one length. In
+ascending order, the lower l = ⌊log2(V/k)⌋ bits of each are written as they are. The upper ones are a row of
 (V − 1 >> l) + k bits, of which the i-th 1 stands at the upper part of the i-th index, plus i.
 
-**Values.** A byte holds 255 · p^¼, rounded: a probability is off by up to 2 · p^¾ / 255. Fine steps where p is
-small, as in log p, cost precision where the loss has its weight; the same steps everywhere (p instead of p^¼)
+**Values.** A byte holds 255 · p^¼, rounded: a probability is off by up to 2 · p^¾ / 255. Fine steps where p
+is small, as in log p, cost precision where the loss has its weight; the same steps everywhere (p instead of p^¼)
 lose all but the largest few. Below 2e-10 a probability counts as 2e-10.
 
-**Size.** With a byte a value, and two for the tail, 64 of Qwen's 151,665 tokens take 172 bytes instead of 388;
-46 of them 127, and 50 of SmolLM2's 49,152 likewise.
+**Size.** With a byte a value, and two for the tail, 64 of Qwen's 151,665 tokens take 172 bytes instead of
+388; 46 of them 127, and 50 of SmolLM2's 49,152 likewise.
 """
 
 from math import ceil

@@ -146,7 +146,7 @@ class Cache:
 
 
 def read_manifest(folder: Path, *makers: str) -> dict | None:
-    """What the cache in a folder is bound to; None if there is none; a ValueError if it is by none of these."""
+    """What the cache in a folder is bound to; None if there is none; a ValueError if it is not by these."""
     path = folder / "manifest.json"
     if not path.exists():
         return None
