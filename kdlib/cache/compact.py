@@ -7,8 +7,8 @@ ascending order, the lower l = ⌊log2(V/k)⌋ bits of each are written as they 
 (V − 1 >> l) + k bits, of which the i-th 1 stands at the upper part of the i-th index, plus i.
 
 **Values.** A byte holds 255 · p^¼, rounded: a probability is off by up to 2 · p^¾ / 255. Fine steps where p
-is small, as in log p, cost precision where the loss has its weight; the same steps everywhere (p instead of p^¼)
-lose all but the largest few. Below 2e-10 a probability counts as 2e-10.
+is small, as in log p, cost precision where the loss has its weight; the same steps everywhere (p instead of
+p^¼) lose all but the largest few. Below 2e-10 a probability counts as 2e-10.
 
 **Size.** With a byte a value, and two for the tail, 64 of Qwen's 151,665 tokens take 172 bytes instead of
 388; 46 of them 127, and 50 of SmolLM2's 49,152 likewise.

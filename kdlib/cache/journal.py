@@ -38,8 +38,10 @@ class Journal:
         for record in (header, *records):
             self._take(record)
 
-    def append(self, spent: int, text: int | None = None, tensors: Mapping[str, Tensor] | None = None) -> None:
-        """Add what was paid for, with the tensors of a text where it has brought some; then it is on the disk."""
+    def append(
+        self, spent: int, text: int | None = None, tensors: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Add what was paid, with the tensors of a text where it brought some; then it is on the disk."""
         record: dict[str, object] = {"spent": spent}
         if text is not None:
             packed = base64.b64encode(safetensors.torch.save(dict(tensors)))
@@ -66,8 +68,8 @@ class Journal:
         for number, record in enumerate(records, 1):
             if not is_sound(record):
                 raise DamagedFile(
-                    f"line {number} of {self._lines.path} has changed since it was written; delete that line, "
-                    "and the server is asked again"
+                    f"line {number} of {self._lines.path} has changed since it was written; delete that "
+                    "line, and the server is asked again"
                 )
         return records
 

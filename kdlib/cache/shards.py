@@ -50,11 +50,12 @@ class Cache:
         return self.manifest["rows"]
 
     def fill(
-        self, make: Callable[[int, range], Mapping[str, Tensor]], *, overwrite: bool, progress: bool
-    ) -> None:
+        self, make: Callable[[int, range], Mapping[str, Tensor]], *, overwrite: bool, progress: bool,
+        finish: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         """Make every shard that is missing, damaged or of another cache; one process at a time.
 
-        `make` gives the tensors of a run of rows of an epoch.
+        `make` gives the tensors of a run of rows of an epoch; `finish` is called when all are there.
         """
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -69,6 +70,7 @@ class Cache:
                     self._load(*shard)
                 except (FileNotFoundError, DamagedFile):
                     save_tensors(self._path(*shard), make(epoch, rows), self._label(*shard))
+            finish()
 
     def require(self, **run: object) -> None:
         """Refuse a training run, of which these are entries of the manifest, that the cache does not fit."""

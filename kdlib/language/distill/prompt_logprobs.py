@@ -1,16 +1,16 @@
 """What a server says about the tokens of a text that it is given: requests, and how replies are read.
 
-vLLM answers `prompt_logprobs: k` with an entry for each token of the prompt. Entry i is about token i, given
+vLLM answers `prompt_logprobs: k` with an entry for each token of the prompt. Entry i is about token i, after
 those before it, so that the first is null; it holds the k likeliest tokens, and as one more the token that
 stands there, if it is none of them. This is how a reply is known to be about the text that was sent.
 
-**The tail** is what the k leave of 1. vLLM's log-probabilities are a float32 softmax, whose sum of 64 is off by
-up to some 1e-7: where less than 1e-6 is left, that is mostly rounding. There k · p_k is taken, p_k being the
+**The tail** is what the k leave of 1. vLLM's log-probabilities are a softmax in float32, whose sum is off by
+some 1e-7: where less than 1e-6 is left, that is mostly rounding. There k · p_k is taken, p_k being the
 last of the k: as if the probabilities fell like 1/rank² from there on. Against the live SmolLM2 the logarithm
 of the tail is then off by at most 0.61, of a mass below 1e-6. No more than (V − k) · p_k is possible.
 
-**A padded vocabulary.** Qwen2.5's models at 1.5B have 151,936 logits for 151,665 tokens. Those beyond, which a
-server counts and `kdlib` does not, are taken out and the others are normalised. In their place stand tokens
+**A padded vocabulary.** Qwen2.5's models at 1.5B have 151,936 logits for 151,665 tokens. Those beyond, which
+a server counts and `kdlib` does not, are taken out and the others are normalised. In their place stand tokens
 that the server did not name, each with the mean of the tail.
 """
 

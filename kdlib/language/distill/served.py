@@ -52,26 +52,26 @@ def cache_served_tokens(
 ) -> CachedTokens:  # fmt: skip
     """Ask a server what its model thinks of each token of texts, and store it as `cache_teacher_tokens` does.
 
-    The server gets token ids, by `/v1/completions` with `prompt_logprobs`, which vLLM has: the texts are those
-    that the student will read, token by token, and no chat template of the server's comes in. A reply counts
-    if it is about these ids, with the top_k largest for each. Its log-probabilities are at T = 1, and so is
-    the cache: of the tokens that were not kept their mass is known there alone.
+    The server gets token ids, by `/v1/completions` with `prompt_logprobs`, which vLLM has: the texts are
+    those that the student will read, token by token, and no chat template of the server's comes in. A reply
+    counts if it is about these ids, with the top_k largest for each. Its log-probabilities are at T = 1, and
+    so is the cache: the mass of the tokens that were not kept is known there alone.
 
-    Each reply goes to the disk as it arrives, together with what it cost; a run that was killed or interrupted
-    continues, and only requests in flight are lost. The cache is bound to the texts, the model's name, top_k
-    and `compact`, not to the address. What is repeated after a failure, and when all is given up, is as for
-    `collect_remote_traces`.
+    Each reply goes to the disk as it arrives, together with what it cost; a run that was killed or
+    interrupted continues, and only requests in flight are lost. The cache is bound to the texts, the model's
+    name, top_k and `compact`, not to the address. What is repeated after a failure, and when all is given up,
+    is as for `collect_remote_traces`.
 
     Args:
         url: up to /v1: "http://localhost:8000/v1".
         model: its name there.
-        tokenizer, examples, teacher_tokenizer: as for `distill_language_model`; give the teacher's where there
-            is one, so that it is compared with the student's. That the server has it too shows in its replies.
+        tokenizer, examples, teacher_tokenizer: as for `distill_language_model`. Give the teacher's where
+            there is one, to be compared with the student's; that the server has it shows in its replies.
         folder, compact, overwrite: as for `cache_teacher_tokens`.
         top_k: how many log-probabilities to keep; vLLM gives 20, or as many as its --max-logprobs says.
         concurrency: requests in flight at once.
         token_budget: tokens that may be sent to the server, by all runs into this folder together. It stops
-            before a text that could go beyond. Not counted is what failed or was in flight when a run was
+            before a text that could go beyond. Not counted is what failed, or was in flight when a run was
             killed.
         retries, timeout, key_variable: as for `collect_remote_traces`.
         progress: show a progress bar.
@@ -88,7 +88,7 @@ def cache_served_tokens(
         raise ValueError(f"top_k must be a whole number from 1 to the {width} tokens; got {top_k}")
     encoded = tokenize(tokenizer, examples)
     if empty := [number for number, example in enumerate(encoded) if not example.prompt]:
-        raise ValueError(f"examples[{empty[0]}] has no prompt; expected one, after which its tokens are likely")
+        raise ValueError(f"examples[{empty[0]}] has no prompt; expected one for its first token to follow")
     cached = ServedTokens.of(folder, encoded, model, width, top_k, 1.0, compact, **dated(tokenizer, examples))
     server = ScoringServer(str(url).rstrip("/"), model, key_variable, retries, timeout)
 
@@ -108,16 +108,18 @@ def cache_served_tokens(
             bar.n = texts.stop - len(waiting)
             collector = TokenCollector(
                 server=server, bar=bar, waiting=waiting, concurrency=concurrency, retries=retries,
-                readable=journal().spent > 0, examples=encoded, cached=cached, journal=journal(),
-                budget=token_budget,
+                readable=rows.start > 0 or bool(journal().held), examples=encoded, cached=cached,
+                journal=journal(), budget=token_budget,
             )  # fmt: skip
             collector.collect(portal)
             if collector.failures or waiting:
                 raise TokensMissing(collector.missing(), collector.failures)
             return cached.joined(rows, journal().held)
 
-        cached.fill(outputs, overwrite=overwrite, progress=False)
-    journal().drop_before(len(encoded))
+        def finish() -> None:
+            journal().drop_before(len(encoded))
+
+        cached.fill(outputs, overwrite=overwrite, progress=False, finish=finish)
     return cached
 
 
@@ -161,6 +163,6 @@ class TokenCollector(Collector[int, tuple[TopK, Usage]]):
             return f"{summary}. {have}; the same call asks for the others"
         text = self.waiting[0]
         return (
-            f"token_budget={self.budget:,} has no room for examples[{text}] of {len(self.examples[text]):,} tokens: "
-            f"{have}. With a larger one the same call continues"
+            f"token_budget={self.budget:,} has no room for examples[{text}] of "
+            f"{len(self.examples[text]):,} tokens: {have}. With a larger one the same call continues"
         )
