@@ -3,6 +3,7 @@
 Each process is a fork of this one, which computes nothing, and tells through a pipe where it is. It is killed
 at random moments, and at moments too short to hit, where it stands still until it is killed. FOLDER holds
 undisturbed.jsonl, local.jsonl and remote.jsonl; kills.json: of each process what it told, and what it left.
+Likewise a cache of what a server says, by served.py: FOLDER/served and served.json.
 """
 
 import json
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import served
 import torch
 from forks import InTwoParts, Tell, telling, told_to_the_end, told_until
 from openai import _base_client
@@ -138,6 +140,7 @@ def main(folder: Path, url: str, seed: int) -> None:
         for moment, count in [first, *others, ("end", 1)]:
             runs.append(killed(folder / f"{name}.jsonl", collect, moment, count, chance.randrange(2**31)))
     (folder / "kills.json").write_text(json.dumps(runs))
+    (folder / "served.json").write_text(json.dumps(served.runs(folder / "served", url, chance)))
 
 
 if __name__ == "__main__":

