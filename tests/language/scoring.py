@@ -1,4 +1,4 @@
-"""A server that says how likely the tokens of a text are, as vLLM does: a model's own numbers, on this machine."""
+"""A server that says how likely the tokens of a text are, as vLLM does, by a model on this machine."""
 
 import json
 

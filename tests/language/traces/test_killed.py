@@ -36,7 +36,7 @@ async def answer(request):
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
-    """tests/processes/traces.py, run once: its folder, what its processes told, the requests of both kinds."""
+    """tests/processes/traces.py, run once: its folder, what its processes told, all requests."""
     folder, seed = tmp_path_factory.mktemp("kills"), secrets.randbelow(2**31)
     paths = os.pathsep.join(map(str, [PROCESSES.parents[1], PROCESSES.parent / "language"]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
