@@ -62,7 +62,7 @@ class Cache:
             lock = FileLock(self.folder / ".lock").acquire()
         with lock:
             self._claim(overwrite)
-            for left in self.folder.glob(".[0-9]*.part"):
+            for left in self.folder.glob(".*.part"):
                 left.unlink(missing_ok=True)  # of a process that was killed
             for epoch, rows in tqdm([*self._shards()], desc="teacher", disable=not progress, leave=False):
                 shard = (epoch, rows.start)
