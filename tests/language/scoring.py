@@ -37,11 +37,25 @@ def completion_of(entries: list[dict | None], name: str = "teacher") -> dict:
     }  # fmt: skip
 
 
+def generation_of(entries: list[dict | None], ids: list[int], k: int) -> dict:
+    """The same as SGLang's /generate writes it: a list of the likeliest, and one of the text's tokens."""
+    top, own = [None], [[None, ids[0], None]]
+    for token, entry in zip(ids[1:], entries[1:], strict=True):
+        told = [[one["logprob"], int(number), None] for number, one in entry.items()]
+        top.append(sorted(told, reverse=True)[:k])
+        own.append([entry[str(token)]["logprob"], token, None])
+    meta = {"prompt_tokens": len(ids), "completion_tokens": 1, "cached_tokens": 0}
+    return {"text": " hard", "meta_info": meta | {"input_token_logprobs": own, "input_top_logprobs": top}}
+
+
 def scoring(model: PreTrainedModel, most: int = 64) -> Answer:
-    """Answers requests as `vllm serve --max-logprobs MOST` does."""
+    """Answers requests as `vllm serve --max-logprobs MOST` and SGLang do."""
 
     async def answer(request: Request) -> Response:
         asked = request.body
+        if request.path == "/generate":
+            ids, k = asked["input_ids"], asked["top_logprobs_num"]
+            return as_json(generation_of(scored(model, ids, k), ids, k))
         if (k := asked["prompt_logprobs"]) > most:
             said = f"Requested prompt logprobs of {k}, which is greater than max allowed: {most}"
             return as_json({"error": {"message": said, "type": "BadRequestError", "code": 400}}, 400)

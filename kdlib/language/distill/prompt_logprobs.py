@@ -4,6 +4,8 @@ vLLM answers `prompt_logprobs: k` with an entry for each token of the prompt. En
 those before it, so that the first is null; it holds the k likeliest tokens, and as one more the token that
 stands there, if it is none of them. This is how a reply is known to be about the text that was sent.
 
+SGLang's own `/generate` gives the same numbers in two lists, `input_top_logprobs` and `input_token_logprobs`.
+
 **The tail** is what the k leave of 1. vLLM's log-probabilities are a softmax in float32, whose sum is off by
 some 1e-7: where less than 1e-6 is left, that is mostly rounding. There k · p_k is taken, p_k being the
 last of the k: as if the probabilities fell like 1/rank² from there on. Against the live SmolLM2 the logarithm
@@ -16,14 +18,19 @@ that the server did not name, each with the mean of the tail.
 
 import math
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Literal
 
+import httpx
 import torch
 from torch import Tensor
 
 from kdlib.language.server import Failure, Server, Usage
 from kdlib.losses.top_k import TopK
 
-__all__ = ["ScoringServer", "read_prompt_logprobs"]
+__all__ = ["Api", "ScoringServer", "read_prompt_logprobs"]
+
+Api = Literal["vllm", "sglang"]
 
 _ROUNDING = 1e-3  # of what may be above 1; servers compute in bfloat16 too
 _UNKNOWN = 1e-6  # a rest of 1 that is rounding
@@ -31,14 +38,21 @@ _BEYOND = 1e-2  # of the probability on what is no token, above which it is anot
 
 
 class ScoringServer(Server):
-    """A model that says how likely the tokens of a text are, as for `cache_served_tokens`."""
+    """A model that says how likely the tokens of a text are, as for `cache_served_tokens`.
 
+    Attributes:
+        api: how it is asked: "vllm" by /completions, "sglang" by its /generate, beside /v1.
+    """
+
+    api: Api = "vllm"
     REFUSED = "vLLM needs --max-logprobs of top_k, and --max-model-len of one more than a text has tokens"
 
     async def ask(self, ids: Sequence[int], first: int, k: int, width: int) -> tuple[TopK, Usage] | Failure:
         """The k largest at the tokens from the `first` on, and what the request cost."""
 
         async def send() -> object:
+            if self.api == "sglang":
+                return await self._generate(ids, k)
             return await self.client.completions.with_raw_response.create(
                 model=self.model,
                 prompt=list(ids),
@@ -50,11 +64,23 @@ class ScoringServer(Server):
 
         return await self.reply(send, lambda body: read_prompt_logprobs(body, ids, first, k, width))
 
+    async def _generate(self, ids: Sequence[int], k: int) -> object:
+        response = await self.client.post(
+            self.url.removesuffix("/v1") + "/generate",
+            cast_to=httpx.Response,
+            body={
+                "input_ids": list(ids), "sampling_params": {"max_new_tokens": 1, "temperature": 1.0},
+                "return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": k,
+            },
+            options={"headers": self.headers or {}},
+        )  # fmt: skip
+        return SimpleNamespace(http_response=response)
+
 
 def read_prompt_logprobs(
     body: object, ids: Sequence[int], first: int, k: int, width: int
 ) -> tuple[TopK, Usage]:
-    """Read the body of a completion, decoded from JSON.
+    """Read the body of vLLM's completion or of SGLang's generation, decoded from JSON.
 
     Args:
         ids: the text that was sent.
@@ -70,13 +96,7 @@ def read_prompt_logprobs(
         Failure: it is none; is about another text; has fewer than k, or what are no probabilities.
     """
     usage = _usage(body)
-    choices = body.get("choices") if isinstance(body, Mapping) else None
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
-        raise Failure(f"the reply has no choices: {body!r:.80}", usage)
-    entries = choices[0].get("prompt_logprobs")
-    if not isinstance(entries, list):
-        said = "the reply has no prompt_logprobs; expected a server that gives them, such as vLLM"
-        raise Failure(said, usage, "shape")
+    entries = _entries(body, usage)
     if len(entries) != len(ids):
         said = f"the reply is about {len(entries)} tokens; expected the {len(ids)} that were sent"
         raise Failure(said, usage, "shape")
@@ -88,8 +108,30 @@ def read_prompt_logprobs(
     return _with_tail(values, indices, width, usage), usage
 
 
+def _entries(body: object, usage: Usage) -> list[object]:
+    """Of each token of the text what vLLM says about it: log-probabilities by token."""
+    body = body if isinstance(body, Mapping) else {"it": body}
+    if isinstance(meta := body.get("meta_info"), Mapping):
+        try:
+            both = zip(meta["input_top_logprobs"], meta["input_token_logprobs"], strict=True)
+            return [
+                {str(token): {"logprob": value} for value, token, *_ in [*(likeliest or ()), itself]}
+                for likeliest, itself in both
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise Failure(f"the reply's meta_info cannot be read: {error!r}", usage, "shape") from None
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
+        raise Failure(f"the reply has no choices: {dict(body)!r:.80}", usage)
+    entries = choices[0].get("prompt_logprobs")
+    if not isinstance(entries, list):
+        said = "the reply has no prompt_logprobs; expected a server that gives them, such as vLLM"
+        raise Failure(said, usage, "shape")
+    return entries
+
+
 def _usage(body: object) -> Usage:
-    told = body.get("usage") if isinstance(body, Mapping) else None
+    told = (body.get("usage") or body.get("meta_info")) if isinstance(body, Mapping) else None
     told = told if isinstance(told, Mapping) else {}
     counts = {"input_tokens": told.get("prompt_tokens"), "output_tokens": told.get("completion_tokens")}
     return {name: count for name, count in counts.items() if isinstance(count, int) and count >= 0}

@@ -14,17 +14,18 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import get_args
 
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from kdlib.arguments import check_counts
+from kdlib.arguments import check_counts, refuse
 from kdlib.cache.journal import Journal
 from kdlib.cache.tokens import CachedTokens, ServedTokens
 from kdlib.language.collector import Collector
 from kdlib.language.distill.batches import TokenExample, dated, tokenize
-from kdlib.language.distill.prompt_logprobs import ScoringServer
+from kdlib.language.distill.prompt_logprobs import Api, ScoringServer
 from kdlib.language.models.vocabulary import check_same_tokens
 from kdlib.language.server import Failure, Usage
 from kdlib.language.traces.file import Trace
@@ -47,14 +48,15 @@ class TokensMissing(RuntimeError):
 def cache_served_tokens(
     url: str, model: str, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Trace | tuple[str, str]],
     folder: str | os.PathLike, *, teacher_tokenizer: PreTrainedTokenizerBase | None = None, top_k: int = 64,
-    compact: bool = False, concurrency: int = 8, token_budget: int | None = None, retries: int = 8,
-    timeout: float = 600.0, key_variable: str | None = None, overwrite: bool = False, progress: bool = False,
+    compact: bool = False, api: Api = "vllm", concurrency: int = 8, token_budget: int | None = None,
+    retries: int = 8, timeout: float = 600.0, key_variable: str | None = None, overwrite: bool = False,
+    progress: bool = False,
 ) -> CachedTokens:  # fmt: skip
     """Ask a server what its model thinks of each token of texts, and store it as `cache_teacher_tokens` does.
 
-    The server gets token ids, by `/v1/completions` with `prompt_logprobs`, which vLLM has: the texts are
-    those that the student will read, token by token, and no chat template of the server's comes in. A reply
-    counts if it is about these ids, with the top_k largest for each. Its log-probabilities are at T = 1, and
+    The server gets token ids, by vLLM's `/v1/completions` with `prompt_logprobs` or by SGLang's `/generate`:
+    the texts are those that the student will read, token by token, and no chat template of the server's comes
+    in. A reply counts if it is about these ids, with the top_k largest for each. Its log-probabilities are at T = 1, and
     so is the cache: the mass of the tokens that were not kept is known there alone.
 
     Each reply goes to the disk as it arrives, together with what it cost; a run that was killed or
@@ -64,11 +66,13 @@ def cache_served_tokens(
 
     Args:
         url: up to /v1: "http://localhost:8000/v1".
-        model: its name there.
+        model: its name there; SGLang's `/generate` does not look at it.
         tokenizer, examples, teacher_tokenizer: as for `distill_language_model`. Give the teacher's where
             there is one, to be compared with the student's; that the server has it shows in its replies.
         folder, compact, overwrite: as for `cache_teacher_tokens`.
         top_k: how many log-probabilities to keep; vLLM gives 20, or as many as its --max-logprobs says.
+        api: whose server it is, "vllm" or "sglang". The second is read as SGLang's source writes it; no server
+            of that kind has been asked.
         concurrency: requests in flight at once.
         token_budget: tokens that may be sent to the server, by all runs into this folder together. It stops
             before a text that could go beyond. Not counted is what failed, or was in flight when a run was
@@ -83,6 +87,8 @@ def cache_served_tokens(
     """
     check_counts(concurrency=concurrency, token_budget=token_budget)
     check_counts(least=0, retries=retries)
+    if api not in get_args(Api):
+        refuse("api", api, "vllm or sglang")
     width = check_same_tokens(tokenizer, teacher_tokenizer)
     if not isinstance(top_k, int) or not 1 <= top_k <= width:
         raise ValueError(f"top_k must be a whole number from 1 to the {width} tokens; got {top_k}")
@@ -91,6 +97,7 @@ def cache_served_tokens(
         raise ValueError(f"examples[{empty[0]}] has no prompt; expected one for its first token to follow")
     cached = ServedTokens.of(folder, encoded, model, width, top_k, 1.0, compact, **dated(tokenizer, examples))
     server = ScoringServer(str(url).rstrip("/"), model, key_variable, retries, timeout)
+    server.api = api
 
     @cache
     def journal() -> Journal:

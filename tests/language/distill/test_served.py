@@ -102,6 +102,19 @@ def test_a_request_holds_the_tokens_of_a_text_and_each_is_asked_about_once(folde
     assert (folder / "arrived.jsonl").stat().st_size < 300, "what is in the cache is not kept twice"
 
 
+def test_sglang_is_asked_in_its_own_way_and_says_the_same(tmp_path, teacher):
+    with Server(scoring(teacher)) as server:
+        expected = serve(tmp_path / "vllm", server)
+        before = len(server.requests)
+        found = serve(tmp_path / "sglang", server, api="sglang")
+    assert files(found.folder) == files(expected.folder)
+    request = server.requests[-1]
+    assert {one.path for one in server.requests[before:]} == {"/generate"}
+    assert request.body.pop("input_ids") and "authorization" not in request.headers
+    with pytest.raises(Failure, match="meta_info cannot be read"):
+        read_prompt_logprobs({"meta_info": {"prompt_tokens": 3}}, [3, 4, 5], 1, 5, 60)
+
+
 def test_a_student_learns_from_it(folder, teacher):
     with Server(scoring(teacher)) as server:
         cached = serve(folder, server)
@@ -364,11 +377,12 @@ def test_a_file_that_has_changed_is_asked_for_again_and_nothing_else(folder, tea
     ({"concurrency": 0}, "concurrency is 0; expected a whole number, at least 1"),
     ({"token_budget": 0}, "token_budget is 0; expected"),
     ({"retries": -1}, "retries is -1; expected"),
+    ({"api": "tgi"}, "api is 'tgi'; expected vllm or sglang"),
     ({"texts": [TokenExample((), (3, 4))]}, r"examples\[0\] has no prompt"),
     ({"teacher_tokenizer": word_tokenizer([*TOKENIZER.convert_ids_to_tokens(range(59)), "other"])},
      "teacher_tokenizer has token 59 'other'"),
     ({"key_variable": "NO_SUCH_KEY"}, "that environment variable holds no key"),
-], ids=range(8))  # fmt: skip
+], ids=range(9))  # fmt: skip
 def test_bad_arguments_are_refused_before_anything_is_made(folder, changed, message):
     async def answer(request):
         await asyncio.sleep(0)
