@@ -56,8 +56,8 @@ def cache_served_tokens(
 
     The server gets token ids, by vLLM's `/v1/completions` with `prompt_logprobs` or by SGLang's `/generate`:
     the texts are those that the student will read, token by token, and no chat template of the server's comes
-    in. A reply counts if it is about these ids, with the top_k largest for each. Its log-probabilities are at T = 1, and
-    so is the cache: the mass of the tokens that were not kept is known there alone.
+    in. A reply counts if it is about these ids, with the top_k largest for each. Its log-probabilities are at
+    T = 1, and so is the cache: the mass of the tokens that were not kept is known there alone.
 
     Each reply goes to the disk as it arrives, together with what it cost; a run that was killed or
     interrupted continues, and only requests in flight are lost. The cache is bound to the texts, the model's
@@ -71,8 +71,8 @@ def cache_served_tokens(
             there is one, to be compared with the student's; that the server has it shows in its replies.
         folder, compact, overwrite: as for `cache_teacher_tokens`.
         top_k: how many log-probabilities to keep; vLLM gives 20, or as many as its --max-logprobs says.
-        api: whose server it is, "vllm" or "sglang". The second is read as SGLang's source writes it; no server
-            of that kind has been asked.
+        api: whose server it is, "vllm" or "sglang". The second is read as SGLang's source writes it; no
+            server of that kind has been asked.
         concurrency: requests in flight at once.
         token_budget: tokens that may be sent to the server, by all runs into this folder together. It stops
             before a text that could go beyond. Not counted is what failed, or was in flight when a run was
