@@ -237,11 +237,14 @@ def opened(address, browser) -> Callable[[str], None]:
     return go
 
 
-def test_search_finds_temperature(opened, browser):
-    opened("index.html")
-    browser.find_element(CSS, ".sidebar-search").send_keys("temperature\n")
+@pytest.mark.parametrize(("page", "word"), [("index.html", "temperature"), ("zh/index.html", "温度")])
+def test_search_finds_temperature(opened, browser, page, word):
+    opened(page)
+    errors(browser)  # of the pages before
+    browser.find_element(CSS, ".sidebar-search").send_keys(f"{word}\n")
     results = wait("results", lambda: browser.find_elements(CSS, "ul.search li a"))
     assert any("02_temperature.html" in result.get_attribute("href") for result in results)
+    assert not errors(browser)
 
 
 def test_dark_mode_is_a_click_and_stays(opened, address, browser):
