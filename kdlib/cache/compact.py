@@ -12,6 +12,10 @@ p^¼) lose all but the largest few. Below 2e-10 a probability counts as 2e-10.
 
 **Size.** With a byte a value, and two for the tail, 64 of Qwen's 151,665 tokens take 172 bytes instead of
 388; 46 of them 127, and 50 of SmolLM2's 49,152 likewise.
+
+**What it costs.** On 6,120 tokens of English (data/results/served_teacher.json) forward and reverse KL of two
+students from SmolLM2 are off by at most 0.0002 nats for the bytes. What is not kept costs more: forward KL of
+the nearer student is 0.322 nats with 64, 0.318 with 50, 0.316 with 46, where over all tokens 0.362 are found.
 """
 
 from math import ceil

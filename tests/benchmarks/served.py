@@ -56,19 +56,19 @@ def measure(
     width = served.manifest["width"]
     teachers: dict[str, Callable[[Tensor, Tensor], Tensor | TopK]] = {
         "live, all": lambda logits, rows: logits,
-        f"live, top {k}": lambda logits, rows: top_k_of(logits, k),
-        f"live, top {compact_k}": lambda logits, rows: top_k_of(logits, compact_k),
-        f"live, top {other_k}": lambda logits, rows: top_k_of(logits, other_k),
+        **{f"live, top {one}": lambda logits, rows, one=one: top_k_of(logits, one) for one in ks},
+        **{f"live, top {one}, compact": lambda logits, rows, one=one: _through_bytes(logits, one, width)
+           for one in (compact_k, other_k)},
         f"served, top {k}": lambda logits, rows: served.top_k(rows),
         f"served, top {compact_k}, compact": lambda logits, rows: compact.top_k(rows),
-        f"live, top {other_k}, compact": lambda logits, rows: _through_bytes(logits, other_k, width),
-    }
+    }  # fmt: skip
     sums = {name: {form: dict.fromkeys(DIVERGENCES, 0.0) for form in teachers} for name in students}
-    same, furthest = 0, 0.0
+    same, furthest, tail = 0, 0.0, 0.0
     for number, example in enumerate(examples):
         rows = torch.arange(*served.starts[number : number + 2])
         logits = _logits(teacher, example, width)
         exact = top_k_of(logits, k)
+        tail += (exact.log_tail - exact.log_total).exp().sum().item()
         told = served.top_k(rows)
         same += (exact.indices.sort(-1).values == told.indices.sort(-1).values).all(-1).sum().item()
         logs = logits.log_softmax(-1).gather(-1, told.indices)
@@ -86,6 +86,7 @@ def measure(
         "bytes_a_token": {str(served.manifest["top_k"]): served.bytes_per_token,
                           f"{compact_k}, compact": compact.bytes_per_token,
                           f"{QWEN_K} of Qwen's 151,665, compact": compact_bytes(QWEN_K, 151_665)},
+        f"mass_beyond_top_{k}": tail / len(served),
         "same_tokens_kept": same / len(served),
         "largest_difference_of_log_probabilities": furthest,
         "loss": {

@@ -51,7 +51,7 @@ def check_teacher(
     if not live and not isinstance(teacher, CachedTokens | None):
         raise ValueError(
             f"teacher is {teacher!r:.60}; expected a model, such as load_checkpoint gives, outputs stored by "
-            "cache_teacher_tokens, or None to learn from texts alone"
+            "cache_teacher_tokens or cache_served_tokens, or None to learn from texts alone"
         )
     if getattr(student, "hf_quantizer", None) is not None:
         raise ValueError("student has packed weights, which cannot be trained; load it without quantise")

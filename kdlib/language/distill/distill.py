@@ -88,7 +88,7 @@ def distill_language_model(
             unless FSDP2 writes checkpoints in parts. None saves nothing. (For a model of type qwen2
             `AutoTokenizer` takes Qwen2's own; load another by `PreTrainedTokenizerFast`.)
         teacher: with the same tokens; runs in eval mode without gradients, in the dtype of its weights.
-            Or its stored outputs for these examples, by `cache_teacher_tokens`.
+            Or its stored outputs for these examples, by `cache_teacher_tokens` or `cache_served_tokens`.
         teacher_tokenizer: to be compared with `tokenizer`; None if the teacher's is the same. Logits beyond
             the tokens, which pad vocabularies to different sizes, are cut off.
         on_policy: True, or the share λ of the steps, spread evenly, in which the student writes.
