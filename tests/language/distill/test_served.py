@@ -334,6 +334,22 @@ def test_replies_of_no_use_count_too(folder, teacher):
     assert len(server.requests) == 15
 
 
+def test_a_reply_that_has_changed_on_the_disk_is_not_believed(folder, teacher):
+    half = sum(map(len, tokenize(TOKENIZER, TEXTS))) // 2
+    with Server(scoring(teacher)) as server:
+        with pytest.raises(TokensMissing):
+            serve(folder, server, token_budget=half)
+        journal = folder / "arrived.jsonl"
+        lines = journal.read_bytes().splitlines(keepends=True)
+        journal.write_bytes(b"".join(lines).replace(b'"text": ', b'"text": 1', 1))
+        with pytest.raises(DamagedFile, match=r"line \d+ of .*arrived.jsonl has changed.*delete that line"):
+            serve(folder, server)
+        journal.write_bytes(b"".join([*lines[:1], *lines[2:]]))
+        found = serve(folder, server)
+    assert torch.equal(every_row(found).indices, every_row(live(folder.with_name("l"), teacher)).indices)
+    assert len(server.requests) == 14 + 1
+
+
 OTHERS = {
     "model": ({"model": "other"}, "teacher was"),
     "texts": ({"texts": TEXTS[::-1]}, "texts was"),
