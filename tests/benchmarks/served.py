@@ -63,13 +63,14 @@ def measure(
         f"served, top {compact_k}, compact": lambda logits, rows: compact.top_k(rows),
     }  # fmt: skip
     sums = {name: {form: dict.fromkeys(DIVERGENCES, 0.0) for form in teachers} for name in students}
-    same, furthest, tail = 0, 0.0, 0.0
+    same, furthest, tail, tail_off = 0, 0.0, 0.0, 0.0
     for number, example in enumerate(examples):
         rows = torch.arange(*served.starts[number : number + 2])
         logits = _logits(teacher, example, width)
         exact = top_k_of(logits, k)
-        tail += (exact.log_tail - exact.log_total).exp().sum().item()
-        told = served.top_k(rows)
+        told, log_tail = served.top_k(rows), exact.log_tail - exact.log_total
+        tail += log_tail.exp().sum().item()
+        tail_off = max(tail_off, (told.log_tail - log_tail).abs().max().item())
         same += (exact.indices.sort(-1).values == told.indices.sort(-1).values).all(-1).sum().item()
         logs = logits.log_softmax(-1).gather(-1, told.indices)
         furthest = max(furthest, (logs - told.values).abs().max().item())
@@ -89,6 +90,7 @@ def measure(
         f"mass_beyond_top_{k}": tail / len(served),
         "same_tokens_kept": same / len(served),
         "largest_difference_of_log_probabilities": furthest,
+        "largest_difference_of_log_tails": tail_off,
         "loss": {
             name: {form: {one: total / len(served) for one, total in by_divergence.items()}
                    for form, by_divergence in by_form.items()}

@@ -6,10 +6,10 @@ stands there, if it is none of them. This is how a reply is known to be about th
 
 SGLang's own `/generate` gives the same numbers in two lists, `input_top_logprobs` and `input_token_logprobs`.
 
-**The tail** is what the k leave of 1. vLLM's log-probabilities are a softmax in float32, whose sum is off by
-some 1e-7: where less than 1e-6 is left, that is mostly rounding. There k · p_k is taken, p_k being the
-last of the k: as if the probabilities fell like 1/rank² from there on. Against the live SmolLM2 the logarithm
-of the tail is then off by at most 0.61, of a mass below 1e-6. No more than (V − k) · p_k is possible.
+**The tail** is what the k leave of 1. Servers compute a softmax in float32: logits of 20 are rounded by 1e-6,
+and so is the sum. Where less than 1e-5 is left, the tail is therefore held within a factor of 8 of k · p_k, p_k
+being the last of the k, which it would be if probabilities fell like 1/rank². More than (V − k) · p_k it
+cannot be.
 
 **A padded vocabulary.** Qwen2.5's models at 1.5B have 151,936 logits for 151,665 tokens. Those beyond, which
 a server counts and `kdlib` does not, are taken out and the others are normalised. In their place stand tokens
@@ -33,7 +33,7 @@ __all__ = ["Api", "ScoringServer", "read_prompt_logprobs"]
 Api = Literal["vllm", "sglang"]
 
 _ROUNDING = 1e-3  # of what may be above 1; servers compute in bfloat16 too
-_UNKNOWN = 1e-6  # a rest of 1 that is rounding
+_UNSURE = 1e-5  # a rest of 1 that may be rounding
 _BEYOND = 1e-2  # of the probability on what is no token, above which it is another tokenizer's
 
 
@@ -165,7 +165,9 @@ def _with_tail(values: Tensor, indices: Tensor, width: int, usage: Usage) -> Top
     values = values.masked_fill(~tokens, -math.inf) - torch.log1p(-beyond).unsqueeze(-1)
     last = values.masked_fill(~tokens, math.inf).amin(-1)
     rest = -torch.expm1(values.logsumexp(-1).clamp(max=0.0))
-    tail = torch.where(rest < _UNKNOWN, last + count.log(), rest.log())
+    tail, usual = rest.log(), last + count.log()
+    held = torch.maximum(torch.minimum(tail, usual + math.log(8)), usual - math.log(8))
+    tail = torch.where(rest < _UNSURE, held, tail)
     others = (width - count).double()
     mean = torch.minimum(tail - others.log(), last)
     values = torch.where(tokens, values, mean.unsqueeze(-1))
