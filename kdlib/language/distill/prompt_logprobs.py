@@ -7,8 +7,8 @@ stands there, if it is none of them. This is how a reply is known to be about th
 SGLang's own `/generate` gives the same numbers in two lists, `input_top_logprobs` and `input_token_logprobs`.
 
 **The tail** is what the k leave of 1. Servers compute a softmax in float32: logits of 20 are rounded by 1e-6,
-and so is the sum. Where less than 1e-5 is left, the tail is therefore held within a factor of 8 of k · p_k, p_k
-being the last of the k, which it would be if probabilities fell like 1/rank². More than (V − k) · p_k it
+and so is the sum. Where less than 1e-5 is left, the tail is therefore held within a factor of 8 of k · p_k,
+p_k being the last of the k: it would be that if probabilities fell like 1/rank². More than (V − k) · p_k it
 cannot be.
 
 **A padded vocabulary.** Qwen2.5's models at 1.5B have 151,936 logits for 151,665 tokens. Those beyond, which

@@ -191,7 +191,7 @@ def test_logits_that_belong_to_no_token_are_taken_out(k):
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(30, 64, generator=generator, dtype=torch.float64)
     logits[:, 60:] += torch.tensor([-9.0, -9.0, 1.0, -2.0])
-    logits[:, 5] += 6.0
+    logits[:, 5] += 9.0
     student = torch.randn(30, 60, generator=generator, dtype=torch.float64)
     ids = [5] * 31
     top, _ = read_prompt_logprobs(told(logits.log_softmax(-1), ids, k), ids, 1, k, 60)
