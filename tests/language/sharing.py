@@ -79,7 +79,7 @@ def train(folder: Path, name: str, **changed) -> None:
 
     def note(optimizer, *_):
         # In the model's order: an optimizer whose sharded state was loaded has another.
-        gradient = torch.cat([whole(p.grad).flatten() for p in student.parameters()])
+        gradient = torch.cat([whole(p.grad).flatten() for p in student.parameters() if p.requires_grad])
         # PyTorch takes an empty step before it loads a sharded state.
         if gradient.any():
             gradients.append(gradient)

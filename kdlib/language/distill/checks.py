@@ -6,7 +6,9 @@ from transformers import PreTrainedModel
 
 from kdlib.arguments import check_counts, check_number, check_whole, is_number, refuse
 from kdlib.cache.tokens import CachedTokens
-from kdlib.language.distill.fsdp import is_sharded
+from kdlib.language.distill.fsdp import is_sharded, sharding
+from kdlib.language.distill.hidden import HiddenMatch
+from kdlib.language.distill.lora import has_adapter, is_packed
 from kdlib.language.models.vocabulary import check_model
 
 
@@ -53,8 +55,6 @@ def check_teacher(
             f"teacher is {teacher!r:.60}; expected a model, such as load_checkpoint gives, outputs stored by "
             "cache_teacher_tokens, or None to learn from texts alone"
         )
-    if getattr(student, "hf_quantizer", None) is not None:
-        raise ValueError("student has packed weights, which cannot be trained; load it without quantise")
     if teacher is student:
         raise ValueError("teacher and student are the same module; expected two")
     if is_sharded(student) or live and is_sharded(teacher):
@@ -69,3 +69,25 @@ def check_teacher(
         raise ValueError(f"alpha={alpha}; expected 1 without a teacher: there are only hard labels")
     if top_k is not None and not live:
         raise ValueError(f"top_k={top_k} needs a model as teacher, to choose among its logits; leave it out")
+
+
+def check_extensions(
+    student: PreTrainedModel, teacher: object, hidden: HiddenMatch | None, *, lora: bool
+) -> None:
+    """What LoRA and the matching of hidden states need of student and teacher."""
+    if has_adapter(student):
+        raise ValueError("student has adapters already; expected none: load it anew, or merge them")
+    if is_packed(student):
+        if not lora:
+            raise ValueError(
+                "student has packed weights, which cannot be trained; load it without quantise, or train "
+                "matrices beside them with lora=16"
+            )
+        if sharding():
+            raise ValueError("student has packed weights, which FSDP2 cannot spread; launch with ddp")
+    if hidden is None:
+        return
+    if not isinstance(hidden, HiddenMatch):
+        refuse("hidden", hidden, 'a HiddenMatch, such as HiddenMatch(layers="last")')
+    if not isinstance(teacher, PreTrainedModel):
+        raise ValueError("hidden needs a model as teacher, which computes hidden states; leave it out")
