@@ -17,10 +17,12 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # the optimizer imports it at its first step: once, not in each fork  # noqa: F401
+from peft import LoraConfig
 from small_models import llama, pairs, qwen, word_tokenizer
 from transformers import TrainerState
 
 from kdlib.language.distill.distill import distill_language_model
+from kdlib.language.distill.hidden import HiddenMatch
 from kdlib.language.distill.trainer import DistillationTrainer
 from kdlib.storage import save_tensors
 
@@ -33,6 +35,7 @@ from forks import LIMIT  # noqa: E402
 MOMENTS = {
     "texts": [("weights", 1), ("state", 2), ("model", 1)],
     "on_policy": [("step", 4)],  # taken up from step 3, in the middle of an epoch
+    "adapted": [("state", 2)],  # LoRA with dropout, and maps between hidden states
 }
 
 
@@ -46,6 +49,13 @@ def texts(folder: Path, name: str, **changed) -> None:
 def on_policy(folder: Path, name: str, **changed) -> None:
     settings = {"steps": 5, "lr": 3e-3, "batch_size": 4, "max_new_tokens": 5, "save_steps": 3, **changed}
     leave(folder, name, qwen(), pairs(13), teacher=llama(1), on_policy=True, **settings)
+
+
+def adapted(folder: Path, name: str, **changed) -> None:
+    lora = LoraConfig(r=4, lora_dropout=0.2, target_modules="all-linear")
+    settings = {"steps": 5, "lr": 3e-3, "batch_size": 4, "packing": True, "save_steps": 2, **changed}
+    leave(folder, name, qwen(), pairs(29), teacher=llama(1, hidden_size=48), lora=lora, hidden=HiddenMatch(),
+          **settings)  # fmt: skip
 
 
 def leave(folder: Path, name: str, student, data, **settings) -> None:
@@ -134,7 +144,7 @@ def process(run: Callable[[], None], moment: tuple[str, int] | None) -> dict[str
 
 def kills(folder: Path) -> None:
     report = {}
-    for run in (texts, on_policy):
+    for run in (texts, on_policy, adapted):
         name = run.__name__
         whole = process(lambda run=run, name=name: run(folder, f"{name}_undisturbed"), None)
         killed = [

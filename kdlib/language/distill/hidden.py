@@ -175,12 +175,12 @@ def matched(
             start(projector[str(number)].weight)
     before = student._keys_to_ignore_on_save
     student.add_module(_NAME, projector.to(embedded.device))
-    student._keys_to_ignore_on_save = [*(before or ()), *(f"{_NAME}.{key}" for key in projector.state_dict())]
+    student._keys_to_ignore_on_save = {*(before or ()), *(f"{_NAME}.{key}" for key in projector.state_dict())}
     try:
         yield term
     finally:
         delattr(student, _NAME)
-        del student._keys_to_ignore_on_save  # the class has its own
+        student._keys_to_ignore_on_save = before
 
 
 def _source(model: PreTrainedModel, number: int) -> nn.Module:

@@ -48,6 +48,7 @@ def test_each_process_goes_on_from_the_newest_checkpoint_that_is_whole(folder):
     # The last process finds nothing left to do.
     assert [kill["steps"] for kill in report["texts"]["killed"]] == [2, 4, 3, 0]
     assert [kill["steps"] for kill in report["on_policy"]["killed"]] == [4, 2]
+    assert [kill["steps"] for kill in report["adapted"]["killed"]] == [4, 3]
     left = sorted(path.name for path in (folder / "texts_killed").glob("checkpoint-*"))
     assert left == ["checkpoint-4", "checkpoint-5"]
     weights, _ = load_tensors(folder / "texts_killed.safetensors")
