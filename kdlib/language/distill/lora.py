@@ -29,7 +29,7 @@ def lora_config(lora: "LoraConfig | int | None") -> "LoraConfig | None":
     """That of a rank: every linear layer but the output layer, alpha twice the rank, no dropout."""
     if lora is None:
         return None
-    require("language", "peft")
+    require("lora", "peft")
     from peft import LoraConfig
 
     if isinstance(lora, LoraConfig):
