@@ -17,9 +17,8 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # the optimizer imports it at its first step: once, not in each fork  # noqa: F401
-from peft import LoraConfig
+import transformers  # whose Trainer imports peft, and that bitsandbytes: kdlib comes first
 from small_models import llama, pairs, qwen, word_tokenizer
-from transformers import TrainerState
 
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.distill.hidden import HiddenMatch
@@ -52,6 +51,8 @@ def on_policy(folder: Path, name: str, **changed) -> None:
 
 
 def adapted(folder: Path, name: str, **changed) -> None:
+    from peft import LoraConfig
+
     lora = LoraConfig(r=4, lora_dropout=0.2, target_modules="all-linear")
     settings = {"steps": 5, "lr": 3e-3, "batch_size": 4, "packing": True, "save_steps": 2, **changed}
     leave(folder, name, qwen(), pairs(29), teacher=llama(1, hidden_size=48), lora=lora, hidden=HiddenMatch(),
@@ -94,7 +95,7 @@ def stand_still_at(moment: str, count: int, tell: Callable[[str], None]) -> None
     elif moment == "weights":
         after(DistillationTrainer, "_save", reached)
     elif moment == "state":
-        write = TrainerState.save_to_json
+        write = transformers.TrainerState.save_to_json
 
         def half(state, path):
             write(state, path)
@@ -102,7 +103,7 @@ def stand_still_at(moment: str, count: int, tell: Callable[[str], None]) -> None
                 Path(path).write_bytes(Path(path).read_bytes()[:100])
             reached()
 
-        TrainerState.save_to_json = half
+        transformers.TrainerState.save_to_json = half
     else:
 
         def half_model(trainer, folder, *_, **__):
@@ -143,7 +144,7 @@ def process(run: Callable[[], None], moment: tuple[str, int] | None) -> dict[str
 
 
 def kills(folder: Path) -> None:
-    report = {}
+    report = {"imported": sorted({"bitsandbytes", "peft"} & {*sys.modules})}
     for run in (texts, on_policy, adapted):
         name = run.__name__
         whole = process(lambda run=run, name=name: run(folder, f"{name}_undisturbed"), None)

@@ -78,7 +78,7 @@ def adapted(
     from peft import LoraModel
     from peft.functional import cast_adapter_dtype
 
-    if not is_packed(student):  # peft imports bitsandbytes all the same, which misses a kernel for packed weights:
+    if not is_packed(student):  # peft imports bitsandbytes even so, which warns of a slow product of packed ones:
         # https://github.com/bitsandbytes-foundation/bitsandbytes/issues/2064
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 

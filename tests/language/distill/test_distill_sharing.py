@@ -84,7 +84,9 @@ def test_the_loss_inside_of_the_forward_that_processes_share(folder, name):
         assert facts["split"] == [True, False]  # the teacher's output layer, and once it is gathered
 
 
-@pytest.mark.parametrize("name", ["one_adapted_resumed", "ddp_adapted", "fsdp_adapted", "fsdp_adapted_resumed"])
+@pytest.mark.parametrize(
+    "name", ["one_adapted_resumed", "ddp_adapted", "fsdp_adapted", "fsdp_adapted_resumed"]
+)
 def test_adapters_and_maps_between_hidden_states_are_shared_and_merged(folder, name):
     _, facts = same(folder, name, "one_adapted", 2)
     _, reference = load_tensors(folder / "one_adapted.safetensors")

@@ -1,6 +1,7 @@
 """Students of which adapters alone are trained, against a loop with the product written out."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -138,7 +139,8 @@ def test_a_finished_run_is_taken_up_and_another_rank_is_another_run(tmp_path):
 
 def test_the_student_writes_with_its_adapter():
     student = qwen()
-    history = run(student, teacher=llama(1), on_policy=True, max_new_tokens=4, steps=12, batch_size=8, lr=3e-2)
+    settings = {"on_policy": True, "max_new_tokens": 4, "steps": 12, "batch_size": 8, "lr": 3e-2}
+    history = run(student, teacher=llama(1), **settings)
     assert sum(history.loss[-3:]) < 0.8 * sum(history.loss[:3])
 
 
@@ -207,6 +209,10 @@ def test_beside_packed_weights(tmp_path, kind):
 
 
 def test_refusals(monkeypatch):
+    with monkeypatch.context() as bare:
+        bare.setitem(sys.modules, "peft", None)
+        with pytest.raises(ModuleNotFoundError, match=r'needs peft: python -m pip install "kdlib\[lora\]"'):
+            run(qwen())
     for lora in (0, True, "16", 4.0):
         with pytest.raises(ValueError, match="lora is "):
             run(qwen(), lora=lora)
