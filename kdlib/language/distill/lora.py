@@ -78,7 +78,8 @@ def adapted(
     from peft import LoraModel
     from peft.functional import cast_adapter_dtype
 
-    if not is_packed(student):  # peft imports bitsandbytes even so, which warns of a slow product of packed ones:
+    if not is_packed(student):
+        # peft imports bitsandbytes even so, which may warn that products of packed weights are slow:
         # https://github.com/bitsandbytes-foundation/bitsandbytes/issues/2064
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
