@@ -1,15 +1,20 @@
 """What `distill_language_model` refuses before it begins, of options that it would leave unused too."""
 
+from collections.abc import Mapping, Sequence
 from numbers import Real
 
 from transformers import PreTrainedModel
 
 from kdlib.arguments import check_counts, check_number, check_whole, is_number, refuse
 from kdlib.cache.tokens import CachedTokens
+from kdlib.language.distill.batches import TokenExample
 from kdlib.language.distill.fsdp import is_sharded, sharding
 from kdlib.language.distill.hidden import HiddenMatch
 from kdlib.language.distill.lora import has_adapter, is_packed
+from kdlib.language.models.positions import check_positions
 from kdlib.language.models.vocabulary import check_model
+from kdlib.losses.checks import check_settings
+from kdlib.losses.divergences import Divergence, LossSettings
 
 
 def check_length(steps: int | None, epochs: float | None, **counts: int | None) -> None:
@@ -69,6 +74,32 @@ def check_teacher(
         raise ValueError(f"alpha={alpha}; expected 1 without a teacher: there are only hard labels")
     if top_k is not None and not live:
         raise ValueError(f"top_k={top_k} needs a model as teacher, to choose among its logits; leave it out")
+
+
+def loss_settings(
+    temperature: float, alpha: float | None, divergence: Divergence | None, beta: float,
+    on_policy: bool | float, *, teacher: bool,
+) -> LossSettings:  # fmt: skip
+    """What was said of the loss, and what it is where nothing was."""
+    if alpha is None:
+        alpha = 1.0 if not teacher else 0.0 if on_policy else 0.5
+    loss = LossSettings(temperature, alpha, divergence or ("reverse" if on_policy else "forward"), beta)
+    check_settings(loss, "sum")
+    return loss
+
+
+def check_lengths(
+    encoded: Sequence[TokenExample], models: Mapping[str, PreTrainedModel], on_policy: bool | float,
+    max_new_tokens: int,
+) -> None:  # fmt: skip
+    """Refuse examples that a model has too few positions for; so far, or with what the student writes."""
+    for who, model in models.items():
+        prompts = [e.teacher_prompt if who == "teacher" and e.teacher_prompt else e.prompt for e in encoded]
+        lengths = [len(prompt) + len(e.completion) for prompt, e in zip(prompts, encoded, strict=True)]
+        check_positions("examples", lengths, {who: model})
+        if on_policy:
+            added = {"max_new_tokens": max_new_tokens}
+            check_positions("examples", [*map(len, prompts)], {who: model}, **added)
 
 
 def check_extensions(

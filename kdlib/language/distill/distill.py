@@ -25,23 +25,24 @@ from kdlib.language.distill.batches import TokenExample, dated, tokenize, tokeni
 from kdlib.language.distill.checks import (
     check_extensions,
     check_length,
+    check_lengths,
     check_numbers,
     check_switches,
     check_teacher,
+    loss_settings,
 )
 from kdlib.language.distill.fsdp import shard, sharding
 from kdlib.language.distill.hidden import HiddenMatch, matched
 from kdlib.language.distill.lora import adapted, described, lora_config
 from kdlib.language.distill.output_layer import FAMILIES, LARGE_VOCABULARY, has_linear_output
+from kdlib.language.distill.prompts import TeacherPrompt, teacher_prompts
 from kdlib.language.distill.teachers import ModelTeacher, move
 from kdlib.language.distill.trainer import DistillationTrainer, LanguageHistory
-from kdlib.language.models.positions import check_positions
 from kdlib.language.models.small import without_bars
 from kdlib.language.models.vocabulary import align_special_tokens, check_same_tokens, logit_width
 from kdlib.language.problems import Problem
 from kdlib.language.traces.file import Trace
-from kdlib.losses.checks import check_settings
-from kdlib.losses.divergences import Divergence, LossSettings
+from kdlib.losses.divergences import Divergence
 from kdlib.runtime import Precision, accelerated, seeded
 from kdlib.storage import describe_changes, fingerprint, write_json, writing
 
@@ -64,7 +65,7 @@ def distill_language_model(
     examples: Sequence[Trace | tuple[str, str]] | Sequence[Problem | str],
     output_dir: str | os.PathLike | None = None, *,
     teacher: PreTrainedModel | CachedTokens | None = None,
-    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None, teacher_prompt: TeacherPrompt | None = None,
     alpha: float | None = None, temperature: float = 1.0, divergence: Divergence | None = None,
     beta: float = 0.5, top_k: int | None = None, fused: bool | None = None,
     hidden: HiddenMatch | None = None, lora: "LoraConfig | int | None" = None,
@@ -105,6 +106,9 @@ def distill_language_model(
             Or its stored outputs for these examples, by `cache_teacher_tokens`.
         teacher_tokenizer: to be compared with `tokenizer`; None if the teacher's is the same. Logits beyond
             the tokens, which pad vocabularies to different sizes, are cut off.
+        teacher_prompt: what a teacher reads whose chat template makes other prompts: "own", these, before the
+            same completions; "student", the student's. None takes the student's with a warning, which says
+            how many nats a token that changes on 32 examples; on-policy it refuses.
         on_policy: True, or the share λ of the steps, spread evenly, in which the student writes.
         alpha: weight of the hard label; default 0.5 with a teacher, 1 without, 0 (the only one) on-policy.
         temperature: T of the soft term, for teacher and student; R1-scale work takes 1.
@@ -159,20 +163,16 @@ def distill_language_model(
     check_teacher(student, teacher, alpha, top_k, on_policy)
     check_extensions(student, teacher, hidden, lora=lora is not None)
     adapter = lora_config(lora)
-    if alpha is None:
-        alpha = 1.0 if teacher is None else 0.0 if on_policy else 0.5
-    loss = LossSettings(temperature, alpha, divergence or ("reverse" if on_policy else "forward"), beta)
-    check_settings(loss, "sum")
+    loss = loss_settings(temperature, alpha, divergence, beta, on_policy, teacher=teacher is not None)
     models = {"student": student} | ({"teacher": teacher} if isinstance(teacher, PreTrainedModel) else {})
     width = check_same_tokens(tokenizer, teacher_tokenizer, **models)
     encoded = (tokenize_prompts if on_policy == 1 else tokenize)(tokenizer, examples)
-    check_positions("examples", [*map(len, encoded)], models)
-    if on_policy:
-        prompts = [len(example.prompt) for example in encoded]
-        check_positions("examples", prompts, models, max_new_tokens=max_new_tokens)
+    asked = teacher_prompt, teacher, teacher_tokenizer, tokenizer
+    encoded, others = teacher_prompts(*asked, examples, encoded)
+    check_lengths(encoded, models, on_policy, max_new_tokens)
     if isinstance(teacher, CachedTokens):
         teacher.check(encoded, temperature, width, **dated(tokenizer, examples))
-    fused = _fused(fused, models if alpha < 1 and top_k is None else {"student": student})
+    fused = _fused(fused, models if loss.alpha < 1 and top_k is None else {"student": student})
     sampling = {"max_new_tokens": max_new_tokens, "temperature": sampling_temperature} if on_policy else None
     written = sampling and {"share": float(on_policy), **sampling}
     run = {
@@ -193,16 +193,18 @@ def distill_language_model(
             save_strategy="no" if output_dir is None else "steps",
             save_steps=save_steps or math.ceil(run["steps"] / 10),
         )  # fmt: skip
+        if others is not None:
+            others.tell(teacher, student, accelerator, on_policy)
         if output_dir is not None and accelerator.is_main_process:  # which alone need hold all the weights
             _claim(Path(folder), run, resume, examples, encoded, tokenizer, student, teacher)
         accelerator.wait_for_everyone()
         arguments = _training_arguments(accelerator, settings)
-        if alpha == 1 and hidden is None:
+        if loss.alpha == 1 and hidden is None:
             teacher = None
         elif "teacher" in models:
+            move(teacher, "cpu" if sharding() else arguments.device)  # one to shard is moved then
             reads = fused and top_k is None and has_linear_output(teacher)
             teacher = ModelTeacher(teacher.eval(), width, top_k, temperature, reads)
-            move(teacher.model, "cpu" if sharding() else arguments.device)  # one to shard is moved then
         align_special_tokens(student, tokenizer)
         # Attention tells packed examples apart: flash attention in a single row only.
         flash = any("flash" in (model.config._attn_implementation or "") for model in models.values())
@@ -279,7 +281,9 @@ def _claim(
 ) -> None:  # fmt: skip
     """Record in `run.json` what the run is, unless it is another; remove what it cannot go on from."""
     run = json.loads(json.dumps(run, default=str)) | dated(tokenizer, examples) | {
-        "examples": fingerprint([[e.prompt, e.completion] for e in encoded]),
+        "examples": fingerprint([
+            [part for part in (e.prompt, e.completion, e.teacher_prompt) if part is not None] for e in encoded
+        ]),
         "tokens": fingerprint(tokenizer.get_vocab()), "student": fingerprint(student),
         "teacher": teacher.fingerprint if isinstance(teacher, CachedTokens)
         else teacher and fingerprint(teacher),

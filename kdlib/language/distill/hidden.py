@@ -132,7 +132,7 @@ class HiddenTerm:
         with torch.autocast(batch["places"].device.type, enabled=False):
             for ours, theirs in self.layers.items():
                 student = at_targets(seen[self._student, ours], batch)
-                teacher = at_targets(seen[self._teacher, theirs], batch)
+                teacher = at_targets(seen[self._teacher, theirs], batch.get("teacher", batch))
                 dtype = torch.promote_types(student.dtype, torch.float32)
                 weight = self.projector[str(ours)].weight
                 teacher = teacher.to(dtype)

@@ -57,6 +57,7 @@ class ModelTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor]) -> Tensor | TopK | HiddenStates:
+        batch = batch.get("teacher", batch)
         if self.fused:
             hidden = at_output_layer(self.model, batch, lambda hidden, weight, bias: hidden)
             layer = gather_output_layer(self.model)

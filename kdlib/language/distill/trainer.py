@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import (
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -27,16 +26,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from kdlib.cost import process_peak
 from kdlib.language.distill.batches import EpochOrder, Packing, TokenExample, collate
-from kdlib.language.distill.fsdp import sharding
 from kdlib.language.distill.hidden import HiddenTerm
 from kdlib.language.distill.lora import has_adapter, load_adapter
 from kdlib.language.distill.output_layer import at_output_layer
 from kdlib.language.distill.teachers import HiddenStates, Teacher, predictions
+from kdlib.language.distill.writing import write_completions
 from kdlib.losses.divergences import LossSettings, full_precision, weighted
 from kdlib.losses.kd import soft_target_loss
 from kdlib.losses.linear import LossTerms, linear_kd_loss
 from kdlib.losses.top_k import TopK, top_k_loss
-from kdlib.runtime import eval_mode, seeded, substream
+from kdlib.runtime import substream
 from kdlib.storage import saving
 
 
@@ -158,37 +157,21 @@ class DistillationTrainer(Trainer, TrainerCallback):
         self._unread.append([0.0, items])
         return batches, items
 
-    @torch.no_grad()
     def _completed(self, examples: list[TokenExample], number: int) -> dict[str, Tensor]:
         """A batch of prompts with completions that the student writes now.
 
         The random numbers are of this step, micro-batch and process alone, so that a resumed run writes the
         same. A completion that reaches `max_new_tokens` counts as far as it goes, without an end.
         """
-        model, tokenizer = self.accelerator.unwrap_model(self.model), self.processing_class
+        model = self.accelerator.unwrap_model(self.model)
         ends = model.generation_config.eos_token_id  # the tokenizer's among them, see `align_special_tokens`
-        ends = ends if isinstance(ends, list) else [ends]
-        no_tokens = list(range(self._width, model.get_output_embeddings().weight.shape[0]))
-        # All is said here: what is left out is taken from the model's own settings (top-k, penalties).
-        settings = GenerationConfig(
-            **self._sampling, max_length=None, min_length=0, do_sample=True, top_k=0, top_p=1.0,
-            repetition_penalty=1.0, num_beams=1, num_return_sequences=1, use_cache=True,
-            suppress_tokens=no_tokens or None, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-        prompts = [{"input_ids": list(example.prompt)} for example in examples]
-        prompts = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(self.args.device)
         step = self.state.global_step * self.args.world_size + self.args.process_index
         seed = substream(substream(self.args.seed, "completions", step), "micro-batch", number)
-        with eval_mode(model), seeded(seed, self.args.device):
-            written = model.generate(
-                **prompts, generation_config=settings,
-                synced_gpus=sharding() is not None,  # layers are gathered by all, however long each writes
-            )  # fmt: skip
-        completed = []
-        for example, row in zip(examples, written[:, prompts["input_ids"].shape[1] :].tolist(), strict=True):
-            end = next((place for place, token in enumerate(row, 1) if token in ends), len(row))
-            completed.append(TokenExample(example.prompt, tuple(row[:end])))
-        return self._collate(completed)
+        written = write_completions(
+            model, examples, **self._sampling, width=self._width, seed=seed,
+            ends=ends if isinstance(ends, list) else [ends], pad=self.processing_class.pad_token_id,
+        )  # fmt: skip
+        return self._collate(written)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's share of the step's mean over tokens."""
