@@ -98,7 +98,8 @@ def test_on_policy_it_refuses_and_compares_behind_the_prompt_that_was_chosen(tmp
             run(student, teacher, given, tmp_path / "run", on_policy=share, max_new_tokens=5)
         assert not (tmp_path / "run").exists()
     written, write = [], trainer.write_completions
-    monkeypatch.setattr(trainer, "write_completions", lambda *a, **k: written.append(write(*a, **k)) or written[-1])
+    noted = lambda *a, **k: written.append(write(*a, **k)) or written[-1]  # noqa: E731
+    monkeypatch.setattr(trainer, "write_completions", noted)
     for chosen in ("own", "student"):
         history = run(student, teacher, data, on_policy=True, max_new_tokens=5, teacher_prompt=chosen)
         behind = [
@@ -120,9 +121,8 @@ def test_where_both_render_the_same_nothing_is_said_or_refused():
     ids = tokenize(word_tokenizer(), data)
     run(qwen(), llama(1), ids)
     found = OtherPrompts([TokenExample((7, 8, 9), (1,), teacher_prompt=(7, 8))], 3, word_tokenizer())
-    assert "1 of 3 examples: from token 0 on it has 'w0 w1' in the first of them, tokenizer's has 'w0 w1 w2'" in str(
-        found
-    )
+    told = "1 of 3 examples: from token 0 on it has 'w0 w1' in the first of them, tokenizer's has 'w0 w1 w2'"
+    assert told in str(found)
 
 
 def test_a_cache_holds_what_the_teacher_said_behind_the_student_prompt(tmp_path):
