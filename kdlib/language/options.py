@@ -39,6 +39,9 @@ class PipelineOptions:
     )
 
     # How the student learns: arguments of `distill_language_model`.
+    teacher_prompt: Literal["own", "student"] | None = option(
+        None, "whose prompt the teacher reads, where their chat templates differ (on-policy: to be chosen)"
+    )
     alpha: float | None = option(None, "weight of the hard label (texts 1, on-policy 0, else 0.5)")
     temperature: float = option(1.0, "T of the soft term")
     divergence: Literal["forward", "reverse", "jsd"] | None = option(
