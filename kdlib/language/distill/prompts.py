@@ -20,7 +20,7 @@ from kdlib.language.distill.fsdp import sharding
 from kdlib.language.distill.scores import score_texts
 from kdlib.language.distill.teachers import move
 from kdlib.language.distill.writing import write_completions
-from kdlib.language.models.vocabulary import logit_width
+from kdlib.language.models.vocabulary import check_same_tokens
 
 TeacherPrompt = Literal["own", "student"]
 
@@ -57,8 +57,8 @@ class OtherPrompts:
         if not sample[0].completion:
             end = self.tokenizer.eos_token_id
             sample = write_completions(
-                student, sample, max_new_tokens=_WRITTEN, temperature=1.0, width=logit_width(student),
-                ends=[end], pad=end, seed=0,
+                student, sample, max_new_tokens=_WRITTEN, temperature=1.0, ends=[end], pad=end, seed=0,
+                width=check_same_tokens(self.tokenizer, None),
             )  # fmt: skip
         return score_texts(teacher, self.tokenizer, sample, teacher=teacher).mean("kl")
 
