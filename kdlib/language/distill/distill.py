@@ -119,7 +119,8 @@ def distill_language_model(
         fused: compute the loss from hidden states, so that all logits are never held at once
             (`linear_kd_loss`): the same but for rounding. Default: from 8,192 logits on, where the models are
             of `kdlib.language.distill.output_layer.FAMILIES`.
-        hidden: match hidden states of a live teacher too, as TinyBERT does: see `HiddenMatch`.
+        hidden: match hidden states of a live teacher too, as TinyBERT does: a
+            `kdlib.language.distill.hidden.HiddenMatch`.
         lora: train only small matrices beside the weights (Hu et al. 2021, arXiv 2106.09685): a rank, such as
             16, for every linear layer but the output layer, with alpha twice the rank and no dropout; or a
             `peft.LoraConfig`. Checkpoints hold this adapter alone, as peft reads it. At the end it is merged:
