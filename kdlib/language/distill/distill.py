@@ -36,7 +36,7 @@ from kdlib.language.distill.hidden import HiddenMatch, matched
 from kdlib.language.distill.lora import adapted, described, lora_config
 from kdlib.language.distill.output_layer import FAMILIES, LARGE_VOCABULARY, has_linear_output
 from kdlib.language.distill.prompts import TeacherPrompt, teacher_prompts
-from kdlib.language.distill.teachers import ModelTeacher, move
+from kdlib.language.distill.teachers import ready_teacher
 from kdlib.language.distill.trainer import DistillationTrainer, LanguageHistory
 from kdlib.language.models.small import without_bars
 from kdlib.language.models.vocabulary import align_special_tokens, check_same_tokens, logit_width
@@ -168,8 +168,7 @@ def distill_language_model(
     models = {"student": student} | ({"teacher": teacher} if isinstance(teacher, PreTrainedModel) else {})
     width = check_same_tokens(tokenizer, teacher_tokenizer, **models)
     encoded = (tokenize_prompts if on_policy == 1 else tokenize)(tokenizer, examples)
-    asked = teacher_prompt, teacher, teacher_tokenizer, tokenizer
-    encoded, others = teacher_prompts(*asked, examples, encoded)
+    encoded, other = teacher_prompts(teacher_prompt, teacher, teacher_tokenizer, tokenizer, examples, encoded)
     check_lengths(encoded, models, on_policy, max_new_tokens)
     if isinstance(teacher, CachedTokens):
         teacher.check(encoded, temperature, width, **dated(tokenizer, examples))
@@ -194,18 +193,14 @@ def distill_language_model(
             save_strategy="no" if output_dir is None else "steps",
             save_steps=save_steps or math.ceil(run["steps"] / 10),
         )  # fmt: skip
-        if others is not None:
-            others.tell(teacher, student, accelerator, on_policy)
+        if other is not None:
+            other.tell(teacher, student, accelerator, on_policy)
         if output_dir is not None and accelerator.is_main_process:  # which alone need hold all the weights
             _claim(Path(folder), run, resume, examples, encoded, tokenizer, student, teacher)
         accelerator.wait_for_everyone()
         arguments = _training_arguments(accelerator, settings)
-        if loss.alpha == 1 and hidden is None:
-            teacher = None
-        elif "teacher" in models:
-            move(teacher, "cpu" if sharding() else arguments.device)  # one to shard is moved then
-            reads = fused and top_k is None and has_linear_output(teacher)
-            teacher = ModelTeacher(teacher.eval(), width, top_k, temperature, reads)
+        used = loss.alpha < 1 or hidden is not None
+        teacher = ready_teacher(teacher, width, top_k, temperature, fused, arguments.device) if used else None
         align_special_tokens(student, tokenizer)
         # Attention tells packed examples apart: flash attention in a single row only.
         flash = any("flash" in (model.config._attn_implementation or "") for model in models.values())

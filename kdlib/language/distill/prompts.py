@@ -113,7 +113,8 @@ def teacher_prompts(
             "teacher_tokenizer makes its prompts"
         )
     template = getattr(teacher_tokenizer, "chat_template", None)
-    if chosen == "student" or teacher is None or given or (template is None and not own):
+    read = isinstance(teacher, PreTrainedModel | CachedTokens) and not given
+    if chosen == "student" or not read or (template is None and not own):
         return encoded, None
     made = (tokenize if own and encoded[0].completion else tokenize_prompts)(teacher_tokenizer, examples)
     asked = [replace(e, teacher_prompt=o.prompt) for e, o in zip(encoded, made, strict=True)]
