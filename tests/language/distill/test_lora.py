@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from small_models import llama, pairs, qwen, word_tokenizer
 from torch.func import functional_call
@@ -121,7 +121,9 @@ def test_what_is_saved_is_a_model_as_any_other_and_a_checkpoint_is_read_beside_i
     ids = torch.arange(10, 30).reshape(2, 10)
     beside = AutoModelForCausalLM.from_pretrained(tmp_path / "run/checkpoint-3")
     assert beside._hf_peft_config_loaded
-    torch.testing.assert_close(beside(ids).logits, student(ids).logits, atol=1e-5, rtol=1e-4)
+    by_peft = PeftModel.from_pretrained(qwen(), tmp_path / "run/checkpoint-3").eval()
+    for model in (beside, by_peft):
+        torch.testing.assert_close(model(ids).logits, student(ids).logits, atol=1e-5, rtol=1e-4)
     assert prune_layers(student, keep=[0]).name_or_path == ""  # which has no such base
 
 
