@@ -110,6 +110,7 @@ def test_how_it_is_computed_changes_nothing(changed):
         torch.testing.assert_close(got[name], expected[name], atol=1e-8, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's
 def test_what_is_saved_is_a_model_as_any_other_and_a_checkpoint_is_read_beside_its_base(tmp_path):
     word_tokenizer().save_pretrained(tmp_path / "base")
     qwen().save_pretrained(tmp_path / "base")
