@@ -12,8 +12,8 @@ p_k being the last of the k: it would be that if probabilities fell like 1/rankÂ
 cannot be.
 
 **A padded vocabulary.** Qwen2.5's models at 1.5B have 151,936 logits for 151,665 tokens. Those beyond, which
-a server counts and `kdlib` does not, are taken out and the others are normalised. In their place stand tokens
-that the server did not name, each with the mean of the tail.
+a server counts and `kdlib` does not, are taken out where they are among the k, and the others are normalised.
+In their place stand tokens that the server did not name, each with the mean of the tail.
 """
 
 import math
