@@ -13,8 +13,8 @@ that of the hard term is softmax(s) − onehot, that of T² · D
     TV             g = ½ · q · sign(p − q)
     AKL            g = a · p + (1 − a) · q · log(p/q), a being a constant
 
-so that four such tensors do for the KL divergences, six for the others, each overwritten as soon as what it
-held is used up; and as a row needs no other row, some rows at a time (`kdlib.losses.backend`).
+so that four such tensors do for the KL divergences and TV, seven for the others, each overwritten as soon as
+what it held is used up; and as a row needs no other row, some rows at a time (`kdlib.losses.backend`).
 """
 
 import math
