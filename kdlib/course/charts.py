@@ -98,7 +98,7 @@ def _sizes(row: Mapping[str, float], digits: str) -> str:
 def push_picture(x: Tensor, curves: Mapping[str, Tensor], push: Tensor, *, title: str = "") -> Figure:
     """Distributions, (K,) by name, over points x (K,), and beside them the push (K,) on each logit."""
     coloured = colours(curves)
-    with canvas(11, 3.8, heading=title, ncols=2) as (figure, (left, right)):
+    with canvas(11, 4.2, heading=title, ncols=2) as (figure, (left, right)):
         for k, (name, values) in enumerate(curves.items()):
             left.plot(x, values, label=name, linestyle=LINES[k % 7], color=coloured[k])
         left.set(xlabel="x", ylabel="probability")
