@@ -396,8 +396,9 @@ def test_descent_covers_by_forward_kl_and_stays_on_a_bump_by_what_is_bounded(wor
     mean = (p * X).sum().item()
     assert float(ends["forward"][0]) == pytest.approx(mean, abs=0.16)
     assert float(ends["forward"][1]) == pytest.approx((p * (X - mean) ** 2).sum().sqrt().item(), abs=0.1)
-    for divergence in ("reverse", "jsd", "skew-forward", "skew-reverse", "tvd"):
+    for divergence in ("reverse", "jsd", "skew-forward", "skew-reverse"):
         assert ends[divergence] == ("2.0", "0.5"), divergence
+    assert 1.5 < float(ends["tvd"][0]) < 2.0
 
 
 def test_divergence_explorer_knows_an_infinite_divergence(words_alone):
