@@ -42,6 +42,9 @@ class PipelineOptions:
     )
 
     # How the student learns: arguments of `distill_language_model`.
+    teacher_prompt: Literal["own", "student"] | None = option(
+        None, "whose prompt the teacher reads, where their chat templates differ (on-policy: to be chosen)"
+    )
     alpha: float | None = option(None, "weight of the hard label (texts 1, on-policy 0, else 0.5)")
     temperature: float = option(1.0, "T of the soft term")
     divergence: Divergence | None = option(None, "of the soft term (forward, on-policy reverse)")
@@ -75,6 +78,11 @@ class PipelineOptions:
             raise ValueError(
                 "teacher is missing; without one expected traces or plain texts, method texts and the "
                 "student's tokenizer"
+            )
+        if self.teacher_prompt == "own" and (self.texts or self.method not in ("logits", "on-policy")):
+            raise ValueError(
+                f'teacher_prompt="own" with {"texts" if self.texts else f"method {self.method}"}; expected '
+                "problems or traces, and method logits or on-policy, for which the teacher reads prompts"
             )
         if self.steps is not None:
             self.epochs = None

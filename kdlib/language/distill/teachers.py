@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdlib.arguments import check_counts
 from kdlib.cache.tokens import CachedTokens
 from kdlib.language.distill.batches import TokenExample, collate, dated, forward_inputs, tokenize
-from kdlib.language.distill.fsdp import gather_output_layer
-from kdlib.language.distill.output_layer import at_output_layer
+from kdlib.language.distill.fsdp import gather_output_layer, sharding
+from kdlib.language.distill.output_layer import at_output_layer, has_linear_output
 from kdlib.language.models.positions import check_positions
 from kdlib.language.models.vocabulary import check_same_tokens
 from kdlib.language.traces.file import Trace
@@ -57,12 +57,25 @@ class ModelTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor]) -> Tensor | TopK | HiddenStates:
+        batch = batch.get("teacher", batch)
         if self.fused:
             hidden = at_output_layer(self.model, batch, lambda hidden, weight, bias: hidden)
             layer = gather_output_layer(self.model)
             return HiddenStates(hidden, layer.weight, layer.bias)
         logits = predictions(self.model, batch)[:, : self.width]
         return logits if self.top_k is None else top_k_of(logits, self.top_k, self.temperature)
+
+
+def ready_teacher(
+    teacher: PreTrainedModel | CachedTokens | None, width: int, top_k: int | None, temperature: float,
+    fused: bool, device: torch.device,
+) -> Teacher | None:  # fmt: skip
+    """A model in eval mode, where it is to run, as a `ModelTeacher`; any other as it is."""
+    if not isinstance(teacher, PreTrainedModel):
+        return teacher
+    move(teacher, "cpu" if sharding() else device)  # one to shard is moved then
+    reads_hidden = fused and top_k is None and has_linear_output(teacher)
+    return ModelTeacher(teacher.eval(), width, top_k, temperature, reads_hidden)
 
 
 def move(model: PreTrainedModel, device: torch.device | str) -> None:
