@@ -3,11 +3,17 @@
 Not imported here: `kdlib.losses.linear`, which marks its loss for torch.compile and so imports all of that.
 """
 
-from kdlib.losses.divergences import jensen_shannon_divergence, kl_divergence
+from kdlib.losses.divergences import (
+    adaptive_kl_divergence,
+    jensen_shannon_divergence,
+    kl_divergence,
+    skew_kl_divergence,
+    total_variation_distance,
+)
 from kdlib.losses.kd import kd_loss, soft_target_loss, soften
 from kdlib.losses.top_k import TopK, top_k_loss, top_k_of
 
 __all__ = [
-    "TopK", "jensen_shannon_divergence", "kd_loss", "kl_divergence", "soft_target_loss", "soften",
-    "top_k_loss", "top_k_of",
+    "TopK", "adaptive_kl_divergence", "jensen_shannon_divergence", "kd_loss", "kl_divergence",
+    "skew_kl_divergence", "soft_target_loss", "soften", "top_k_loss", "top_k_of", "total_variation_distance",
 ]

@@ -112,8 +112,9 @@ def distill_language_model(
         on_policy: True, or the share λ of the steps, spread evenly, in which the student writes.
         alpha: weight of the hard label; default 0.5 with a teacher, 1 without, 0 (the only one) on-policy.
         temperature: T of the soft term, for teacher and student; R1-scale work takes 1.
-        divergence: "forward", "reverse" or "jsd", see `kd_loss`; default "forward", on-policy "reverse".
-        beta: weight of the teacher in the mixture of "jsd".
+        divergence: "forward", "reverse", "jsd", "skew-forward", "skew-reverse", "tvd" or "akl", see
+            `kd_loss`; default "forward", on-policy "reverse".
+        beta: weight of the teacher in the mixture of "jsd" and the two "skew-…".
         top_k: learn only from the teacher's k largest logits and the mass of all others, see `top_k_loss`;
             None learns from all. A cache has its own k.
         fused: compute the loss from hidden states, so that all logits are never held at once
