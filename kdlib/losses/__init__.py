@@ -3,11 +3,12 @@
 Not imported here: `kdlib.losses.linear`, which marks its loss for torch.compile and so imports all of that.
 """
 
+from kdlib.losses.cross_tokenizer import aligned_loss, uld_loss
 from kdlib.losses.divergences import jensen_shannon_divergence, kl_divergence
 from kdlib.losses.kd import kd_loss, soft_target_loss, soften
 from kdlib.losses.top_k import TopK, top_k_loss, top_k_of
 
 __all__ = [
-    "TopK", "jensen_shannon_divergence", "kd_loss", "kl_divergence", "soft_target_loss", "soften",
-    "top_k_loss", "top_k_of",
+    "TopK", "aligned_loss", "jensen_shannon_divergence", "kd_loss", "kl_divergence", "soft_target_loss",
+    "soften", "top_k_loss", "top_k_of", "uld_loss",
 ]
