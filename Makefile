@@ -35,7 +35,7 @@ lab: $(READY)
 # Two workers with one thread each: on two cores that is faster than one worker with two threads.
 # LOKY_MAX_CPU_COUNT keeps the workers from starting workers of their own.
 test: $(READY)
-	OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 $(BIN)/python -m pytest -q --nbval -n 2 --dist loadscope --durations=10 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 $(BIN)/python -m pytest -q --nbval -n 2 --dist loadscope --no-loadscope-reorder --durations=10 $(PYTEST_ARGS)
 
 test-all: PYTEST_ARGS += --all-notebooks
 test-all: test

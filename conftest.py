@@ -12,6 +12,7 @@ the test of the small recipe fetches it, and is skipped where that fails.
 """
 
 import json
+from functools import cache
 from pathlib import Path
 
 from kdlib.course.build.sources import notebook_fingerprint
@@ -27,6 +28,7 @@ def notebooks() -> dict[Path, dict]:
     return {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
+@cache  # the summary asks again
 def unchanged() -> list[Path]:
     """The heavy notebooks whose stored outputs come from the sources as they are now."""
     found = []

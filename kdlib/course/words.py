@@ -108,8 +108,8 @@ CHINESE = {
     "teacher": "教师模型", "student": "学生模型", "people": "人", "picture": "图片", "pictures": "图片",
     "soft labels": "软标签", "hard labels": "硬标签", "label y": "标签 y", "loss L": "损失 L",
     "weight 1 − α": "权重 1 − α", "weight α": "权重 α", "the same pictures": "同样的图片",
-    "large, trained before": "大模型，事先训练好", "name one class": "指定一个类别",
-    "soft label p": "软标签 p", "any numbers": "任意实数", "T > 1 flattens": "T > 1 变平缓",
+    "large, trained before": "大模型，事先训练好", "name one class": "只说一个类别",
+    "soft label p": "软标签 p", "any numbers": "任意实数", "T > 1 flattens": "T > 1 更均匀",
     "positive, with sum 1": "都为正，和为 1",
     "teacher's logits": "教师的 logits", "student's logits": "学生的 logits",
     "p at T": "T 下的 p", "q at T": "T 下的 q", "q at T = 1": "T = 1 时的 q",
@@ -130,7 +130,7 @@ CHINESE = {
     "gradients of\nhead, summed,\nand of hidden":
         "输出层的梯度\n逐块累加，还有\n隐藏状态的梯度",
     "hidden, N × H": "隐藏状态，N × H", "teacher's head\nH × V": "教师的输出层\nH × V",
-    "student's head\nH × V": "学生的输出层\nH × V", "N × V: never there at once": "N × V：从不同时存在",
+    "student's head\nH × V": "学生的输出层\nH × V", "N × V: never there at once": "N × V：不会整个存在",
     "one chunk": "一个分块", "then the next chunk": "然后是下一块",
     "teacher's hidden states, N × H": "教师的隐藏状态，N × H",
     "student's hidden states, N × H": "学生的隐藏状态，N × H",
@@ -142,7 +142,7 @@ CHINESE = {
     "p, next token": "下一个词元的 p", "q, next token": "下一个词元的 q",
     "20 of 30 are copied": "复制 30 块中的 20 块",
     # failures
-    "the control": "对照", "of the wrong kind?": "种类不对？", "wrong?": "错了？", "too sure?": "太自信？",
+    "the control": "对照", "of the wrong kind?": "种类不对？", "wrong?": "错了？", "too sure?": "太有把握？",
     "goes its own way?": "自行其是？",
     # copies
     "teacher's maps": "教师的特征图", "teacher's vectors": "教师的向量",

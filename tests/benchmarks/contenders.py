@@ -140,6 +140,23 @@ def _trl(setting: Setting, device: torch.device) -> Loss:
     return loss
 
 
+def _trl_chunked(setting: Setting, device: torch.device) -> Loss:
+    _soft_only(setting)
+    # What its DistillationTrainer calls, from version 1.16 on: trl/kernels/chunked_divergence.py.
+    divergence = _find("trl", "_chunked_divergence_loss", ("trl.trainer.distillation_trainer",))
+    beta = _BETA_OF.get(setting.divergence, setting.beta)
+
+    def loss(student, teacher, labels):
+        (hidden, weight), (teacher_hidden, teacher_weight) = student, teacher
+        value, *_ = divergence(
+            hidden, teacher_hidden, weight, teacher_weight, labels != IGNORED, beta,
+            temperature=setting.temperature,
+        )  # fmt: skip
+        return _times_square(value, setting)
+
+    return loss
+
+
 # --- Liger-Kernel -----------------------------------------------------------------------------------
 
 
@@ -239,6 +256,7 @@ CONTENDERS = (
     Contender("eager PyTorch", "linear", _eager),
     Contender("torch.compile", "linear", _compiled),
     Contender("TRL", "linear", _trl),
+    Contender("TRL chunked", "linear", _trl_chunked),
     Contender("Liger chunked JSD", "linear", _liger_chunked),
     Contender("Liger fused linear JSD", "linear", _liger_linear_jsd),
     Contender("Liger fused linear KL", "linear", _liger_linear_kl),

@@ -1,9 +1,11 @@
 """The course as a reader meets it: a real JupyterLab in a real browser, moved with the keyboard.
 
-Each notebook is run on a small budget, at least up to its first exercise; of the Chinese ones less, as their
-code is the same. Every slider on the way is moved, and the exercise is solved.
+The heavy notebooks are run on their small recipe; of the others, which nbval runs, and of the Chinese ones,
+whose code is the same, only what their explorers and the first exercise need. Every slider is moved, and the
+exercise is solved.
 """
 
+import ast
 import json
 import os
 import re
@@ -12,11 +14,14 @@ import shutil
 import signal
 import socket
 import subprocess
+import symtable
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -29,12 +34,8 @@ pytest.importorskip("jupyterlab", reason="the package jupyterlab is not installe
 
 ROOT = Path(__file__).resolve().parents[2]
 COURSE = ROOT / "notebooks"
-NAMES = [path.relative_to(COURSE).as_posix() for path in sorted(COURSE.glob("**/[0-9]*_*.ipynb"))
-         if path.parent.name != "solutions"]  # fmt: skip
 # As the WebDriver standard names them.
 RIGHT, LEFT, CONTROL, ENTER = "\ue014\ue012\ue009\ue007"
-# Their first exercise works with what the cells before it have made.
-NEED_WHAT_WAS_MADE = ("08_limits_and_variants", "09_fused_loss")
 PICTURES = ROOT / "build" / "browser"
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -42,22 +43,50 @@ pytestmark = needs_browser
 
 
 def to_run(path: Path) -> NotebookNode:
-    """The notebook without outputs that could pass for a result, on its small recipe.
-
-    A notebook that has none ends with the check of its first exercise: tests with nbval run the rest. The
-    Chinese ones hold the same code, so they are left the cells up to the last explorer, and the exercise.
-    """
+    """The notebook as far as it is to run, without outputs that could pass for a result."""
     notebook = small(path)
-    chinese = path.parent.name == "zh"
-    if chinese or "small_recipe" not in notebook.metadata.get("kdlib", {}):
-        del notebook.cells[place(notebook.cells, "check-1") + 1 :]
-    if chinese and path.stem not in NEED_WHAT_WAS_MADE:
-        explorers = [number for number, cell in enumerate(notebook.cells) if "widget" in tags(cell)]
-        first = next(number for number, cell in enumerate(notebook.cells) if cell.cell_type == "code")
-        del notebook.cells[max([first, *explorers]) + 1 : place(notebook.cells, "exercise-1")]
+    if path.parent.name == "zh" or "small_recipe" not in notebook.metadata.get("kdlib", {}):
+        needed = needed_cells(code_cells(notebook), solution(path))
+        notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "code" or cell.id in needed]
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
     return notebook
+
+
+def needed_cells(cells: list[NotebookNode], solution: str) -> set[str]:
+    """The ids of explorers, first exercise and its check, and of cells that make what these use."""
+    kept, used = set(), set()
+    for cell in reversed(cells):
+        makes, changes, given = names(cell.source)
+        if used & (makes | changes) or {"widget", "exercise-1", "check-1"} & {*tags(cell)}:
+            kept.add(cell.id)
+            used = (used - makes) | given
+            if "exercise-1" in tags(cell):
+                used |= names(solution)[2]
+    return kept
+
+
+def names(source: str) -> tuple[set[str], set[str], set[str]]:
+    """The global names that a cell makes, that it changes a part of, and that it must be given."""
+    makes, changes, given = set(), set(), set()
+    for statement in ast.parse(source).body:
+        tables = [symtable.symtable(ast.unparse(statement), "cell", "exec")]
+        top = tables[0].get_symbols()
+        made = {s.get_name() for s in top if s.is_assigned() or s.is_imported()}
+        uses = {s.get_name() for s in top if s.is_referenced()}
+        while tables:
+            inner = tables.pop().get_children()
+            uses |= {s.get_name() for table in inner for s in table.get_symbols() if s.is_global()}
+            tables += inner
+        # A loop makes its variable before it uses it; `x = f(x)` is given x.
+        given |= uses - makes - (set() if isinstance(statement, ast.Assign | ast.AugAssign) else made)
+        makes |= made
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
+            while isinstance(node, ast.Attribute | ast.Subscript):
+                node = node.value
+            changes |= {node.id} if isinstance(node, ast.Name) else set()
+    return makes, changes, given
 
 
 def place(cells: list[NotebookNode], tag: str) -> int:
@@ -77,7 +106,7 @@ def solution(path: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Iterator[tuple[Path, str, str]]:
+def server(tmp_path_factory) -> Iterator[tuple[Path, str, str]]:
     """A copy of the notebooks, the address of a JupyterLab with nobody's settings, and its token."""
     home = tmp_path_factory.mktemp("lab")
     folder = shutil.copytree(COURSE, home / "notebooks")
@@ -100,7 +129,7 @@ def lab(tmp_path_factory) -> Iterator[tuple[Path, str, str]]:
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
         "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}",
-        "--allow-root",
+        "--LabApp.expose_app_in_browser=True", "--allow-root",
     ]
     with (home / "server.log").open("w+") as log:
         server = subprocess.Popen(
@@ -119,7 +148,7 @@ def lab(tmp_path_factory) -> Iterator[tuple[Path, str, str]]:
                     return False
 
             wait("JupyterLab to answer", answers, 40)
-            yield folder, f"http://127.0.0.1:{port}/lab/tree", token
+            yield folder, f"http://127.0.0.1:{port}", token
         finally:
             server.send_signal(signal.SIGTERM)  # ends the kernels, too
             try:
@@ -129,29 +158,58 @@ def lab(tmp_path_factory) -> Iterator[tuple[Path, str, str]]:
                 server.wait(5)
 
 
+@dataclass
+class Lab:
+    """JupyterLab in a browser, which stays open from notebook to notebook: to load it takes seconds."""
+
+    browser: Any
+    folder: Path  # of the notebooks
+    sessions: str  # the address where it tells of its kernels
+    token: str
+
+    def command(self, name: str, **arguments: str) -> None:
+        call = "return window.jupyterapp.commands.execute(...arguments).then(() => null)"
+        self.browser.execute_script(call, name, arguments)
+
+    def close(self) -> None:
+        """Close all notebooks and end their kernels."""
+        self.command("docmanager:save-all")  # else it asks
+        self.command("application:close-all")
+        headers = {"Authorization": f"token {self.token}"}
+        with DIRECT.open(urllib.request.Request(self.sessions, headers=headers)) as reply:
+            found = json.load(reply)
+        for session in found:
+            url = f"{self.sessions}/{session['id']}"
+            DIRECT.open(urllib.request.Request(url, headers=headers, method="DELETE")).close()
+
+
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator:
-    with started(tmp_path_factory.mktemp("browser")) as driver:
-        yield driver
+def lab(server, tmp_path_factory) -> Iterator[Lab]:
+    folder, address, token = server
+    with started(tmp_path_factory.mktemp("browser")) as browser:
+        browser.get(f"{address}/lab?token={token}")
+        wait("the launcher", lambda: browser.find_elements(CSS, ".jp-Launcher"), 90)
+        yield Lab(browser, folder, f"{address}/api/sessions", token)
 
 
 class Page:
     """A notebook in JupyterLab, as far as it is to run."""
 
-    def __init__(self, browser, path: Path, address: str, seconds: float) -> None:
-        self.browser = browser
-        notebook = to_run(path)
-        nbformat.write(notebook, path)
+    def __init__(self, lab: Lab, name: str, seconds: float) -> None:
+        self.browser = lab.browser
+        notebook = to_run(lab.folder / name)
+        nbformat.write(notebook, lab.folder / name)
         cells = code_cells(notebook)
         self.exercise, self.check = place(cells, "exercise-1"), place(cells, "check-1")
         self.question = cells[self.check].source
-        browser.get(address)
+        self.total = len(cells)
+        lab.command("docmanager:open", path=name)
+        wait("its cells", lambda: len(self.all_of(".jp-CodeCell")) == self.total)
         status = "#jp-main-statusbar"
         wait("an idle kernel", lambda: any("| Idle" in bar.text for bar in self.all_of(status)), 90)
         (menu,) = [label for label in self.all_of(".lm-MenuBar-itemLabel") if label.text == "Run"]
         menu.click()
         wait("the menu", lambda: self.all_of('.lm-Menu-item[data-command="runmenu:run-all"]'))[0].click()
-        self.total = len(cells)
         wait(f"{self.total} cells to run", lambda: self.ran()[-1:] == [self.total], seconds)
 
     def all_of(self, selector: str) -> list:
@@ -186,15 +244,37 @@ class Page:
         return self.all_of(".jp-CodeCell")[self.check].find_element(CSS, ".jp-OutputArea").text
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param(name, id=name.removesuffix(".ipynb"), marks=fetches(COURSE / name)) for name in NAMES
-])
-def test_a_reader_runs_the_notebook_moves_its_sliders_and_solves_an_exercise(name, lab, browser):
-    folder, address, token = lab
-    fetch(folder / name)
-    solved = solution(folder / name)
-    page = Page(browser, folder / name, f"{address}/{name}?token={token}&reset", seconds=240)
+def notebooks(*folders: str) -> pytest.MarkDecorator:
+    """One test for each notebook of the folders."""
+    found = [
+        path.relative_to(COURSE)
+        for folder in folders for path in sorted((COURSE / folder).glob("[0-9]*_*.ipynb"))
+    ]  # fmt: skip
+    return pytest.mark.parametrize("name", [
+        pytest.param(path.as_posix(), id=path.with_suffix("").as_posix(), marks=fetches(COURSE / path))
+        for path in found
+    ])  # fmt: skip
+
+
+# Two classes, which two workers may share between them.
+class TestEnglish:
+    @notebooks("")
+    def test_a_reader_runs_the_notebook_moves_its_sliders_and_solves_an_exercise(self, name, lab):
+        read(name, lab)
+
+
+class TestChinese:
+    @notebooks("zh")
+    def test_a_reader_runs_the_notebook_moves_its_sliders_and_solves_an_exercise(self, name, lab):
+        read(name, lab)
+
+
+def read(name: str, lab: Lab) -> None:
+    browser = lab.browser
+    fetch(lab.folder / name)
+    solved = solution(lab.folder / name)
     try:
+        page = Page(lab, name, seconds=240)
         for slider in page.all_of(".noUi-handle"):
             before = wait("the explorer's picture", lambda slider=slider: page.picture(slider))
             slider.send_keys(RIGHT)
@@ -228,7 +308,7 @@ def test_a_reader_runs_the_notebook_moves_its_sliders_and_solves_an_exercise(nam
     finally:
         PICTURES.mkdir(parents=True, exist_ok=True)
         browser.save_screenshot(str(PICTURES / f"{name.replace('/', '_').removesuffix('.ipynb')}.png"))
-        close(address, token)
+        lab.close()
 
 
 def changed(page: Page, control, before: str, seconds: float = 3) -> str:
@@ -237,14 +317,3 @@ def changed(page: Page, control, before: str, seconds: float = 3) -> str:
     while (now := page.picture(control)) == before and time.monotonic() < end:
         time.sleep(0.1)
     return now
-
-
-def close(address: str, token: str) -> None:
-    """End all kernels."""
-    sessions = address.replace("/lab/tree", "/api/sessions")
-    headers = {"Authorization": f"token {token}"}
-    with DIRECT.open(urllib.request.Request(sessions, headers=headers)) as reply:
-        found = json.load(reply)
-    for session in found:
-        url = f"{sessions}/{session['id']}"
-        DIRECT.open(urllib.request.Request(url, headers=headers, method="DELETE")).close()

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 
 def modules(root: Path) -> dict[str, Path]:
@@ -42,25 +43,37 @@ def notebook_fingerprint(notebook: Mapping, root: Path) -> str:
     """
     files = modules(root / "kdlib")
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    trees = {"": ast.parse("\n".join(cells))}
-    waiting = _needed(trees[""], files)
+    codes = {"": _read("\n".join(cells))}
+    waiting = _needed(codes[""], files)
     while waiting:
         name = waiting.pop()
-        trees[name] = ast.parse(files[name].read_text(encoding="utf-8"))
-        waiting |= _needed(trees[name], files) - trees.keys()
+        codes[name] = _read(files[name].read_text(encoding="utf-8"))
+        waiting |= _needed(codes[name], files) - codes.keys()
     results = {path.name: path for path in (root / "data" / "results").glob("*.json")}
-    data = sorted(set.union(*map(strings, trees.values())) & results.keys())
+    data = sorted(set.union(*(code.strings for code in codes.values())) & results.keys())
     content = [
-        {name: _plain(tree) for name, tree in sorted(trees.items())},
+        {name: code.plain for name, code in sorted(codes.items())},
         {name: results[name].read_text(encoding="utf-8") for name in data},
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _needed(tree: ast.AST, files: Mapping[str, Path]) -> set[str]:
+class _Code(NamedTuple):
+    strings: set[str]
+    imported: set[tuple[str, str]]
+    plain: object
+
+
+@cache  # notebooks share most modules
+def _read(source: str) -> _Code:
+    tree = ast.parse(source)
+    return _Code(strings(tree), imported(tree), _plain(tree))
+
+
+def _needed(code: _Code, files: Mapping[str, Path]) -> set[str]:
     """The modules that hold what is imported; a name that a package passes on counts as its own module."""
-    found = {name for name in strings(tree) & files.keys() if "." in name}
-    for module, name in imported(tree):
+    found = {name for name in code.strings & files.keys() if "." in name}
+    for module, name in code.imported:
         if f"{module}.{name}" in files:
             found.add(f"{module}.{name}")
         elif module in files:
