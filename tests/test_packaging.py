@@ -1,5 +1,6 @@
 """What is declared in one place and repeated in another agrees, and the package installs as promised."""
 
+import json
 import os
 import re
 import shutil
@@ -8,19 +9,19 @@ import sys
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
+from jupyter_server.serverapp import DEFAULT_JUPYTER_SERVER_PORT
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+SUPPORTED = [line.rpartition(" ")[2] for line in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", line)]
 
 
 # Extras that `make lab` and `make test` do without, for what they need has to be compiled.
@@ -73,10 +74,7 @@ def test_conda_brings_python_pip_and_make_only():
     (python,) = [Requirement(entry) for entry in packages if entry.startswith("python")]
     assert [entry for entry in packages if not entry.startswith("python")] == ["pip", "make"]
     assert python.name == "python"
-    supported = [version for version in range(5, 20) if f"3.{version}" in python.specifier]
-    assert supported == [
-        int(line.rpartition(".")[2]) for line in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", line)
-    ]
+    assert [f"3.{minor}" for minor in range(5, 20) if f"3.{minor}" in python.specifier] == SUPPORTED
     assert PROJECT["requires-python"] == ">=3.11"
 
 
@@ -230,6 +228,38 @@ def test_make_goes_on_with_a_supported_python(tmp_path, version):
     assert (tmp_path / "went-on").exists()
 
 
+# --- containers ------------------------------------------------------------------------------
+
+
+def test_binder_installs_the_lock_with_its_hashes():
+    folder = ROOT / ".binder"
+    said = [line for line in (folder / "requirements.txt").read_text().splitlines() if line[0] != "#"]
+    assert said == ["--require-hashes", "-r ../requirements.lock"]
+    assert (folder / said[1].removeprefix("-r ")).samefile(ROOT / "requirements.lock")
+    assert (folder / "runtime.txt").read_text().strip().removeprefix("python-") in SUPPORTED
+
+
+@pytest.mark.skipif(not shutil.which("bash") or os.name == "nt", reason="needs bash")
+def test_binder_adds_kdlib_and_nothing_that_is_not_locked():
+    script = ROOT / ".binder" / "postBuild"
+    assert os.access(script, os.X_OK)
+    assert not subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True).stderr
+    commands = [line for line in script.read_text().splitlines() if line and line[0] != "#"]
+    assert commands[0] == "set -euo pipefail"
+    (install,) = commands[1:]
+    assert {"--no-deps", "--no-build-isolation", "--editable"} <= {*install.split()}
+
+
+def test_the_dev_container_sets_up_with_make_and_shows_jupyterlab():
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
+    assert re.fullmatch(r"\S+/python:(3\.\d+)", container["image"])[1] in SUPPORTED
+    make, target = container["postCreateCommand"].split()
+    assert make == "make"
+    assert re.search(rf"^{target}: \$\(READY\)$", MAKEFILE, re.MULTILINE)
+    assert "--require-hashes requirements.lock" in MAKEFILE
+    assert container["forwardPorts"] == [DEFAULT_JUPYTER_SERVER_PORT]
+
+
 # --- the package -----------------------------------------------------------------------------
 
 
@@ -340,65 +370,3 @@ print("imported", kdlib.__name__)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.stdout == "imported kdlib\n", result.stderr
-
-
-# --- README.md -------------------------------------------------------------------------------
-
-
-def example_of_the_readme(number, folder, last_line):
-    """Run the README's n-th Python example in a folder, without warnings; what it prints."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    example = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[number]
-    script = f"import warnings; warnings.simplefilter('error')\n{example}\n{last_line}"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=folder)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def test_the_readmes_loss_runs_as_it_stands(tmp_path):
-    assert example_of_the_readme(0, tmp_path, "print(loss.item() > 0)") == "True\n"
-
-
-def test_the_readmes_training_runs_as_it_stands_on_a_folder_of_pictures(tmp_path):
-    random = np.random.default_rng(0)
-    for part, count in (("train", 6), ("test", 2)):
-        for name in ("cat", "dog"):
-            folder = tmp_path / "my_photographs" / part / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = random.integers(0, 256, (70, 80, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.png")
-    printed = example_of_the_readme(1, tmp_path, "print(teacher is not student)")
-    assert re.fullmatch(r"accuracy .*%, NLL .* nats, ECE .*%\nTrue\n", printed)
-    assert {"teacher.safetensors", "student.safetensors"} <= {path.name for path in tmp_path.iterdir()}
-
-
-def test_the_readmes_fused_loss_runs_as_it_stands(tmp_path):
-    check = """
-from kdlib import kd_loss
-logits, gradient = student_hidden @ student_weight.T, student_weight.grad.clone()
-student_weight.grad = None
-expected = kd_loss(logits, teacher_hidden @ teacher_weight.T, labels, temperature=1.0, alpha=0.5)
-expected.backward()
-torch.testing.assert_close(loss, expected)
-torch.testing.assert_close(gradient, student_weight.grad)"""
-    assert example_of_the_readme(3, tmp_path, check) == ""
-
-
-def test_every_make_command_of_the_readme_exists():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"(?:^|`|^PYTHON=\S+ )make ([a-z]+)", text, re.MULTILINE))
-    assert {"lab", "test", "course", "check"} <= named
-    assert named <= set(re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split())
-
-
-def test_readme_without_make_says_what_the_makefile_does():
-    """Windows users type these; they must not drift from the recipes."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\", "/")
-    lines = re.findall(r"^\.venv/Scripts/(.*)$", text, re.MULTILINE)
-    recipes = re.findall(r"\$\(BIN\)/(.*)$", MAKEFILE, re.MULTILINE)
-    for line in lines:
-        if " -m pip " not in line:  # make installs with uv, which pip stands in for here
-            assert any(line == re.sub(r" \$\((PYTEST|LAB)_ARGS\)", "", recipe) for recipe in recipes), line
-    assert len(lines) == 5
-    assert any("--require-hashes -r requirements.lock" in line for line in lines)

@@ -38,13 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the report and what to send; the exit status is 0 only if every line is ok."""
     description = "Is this machine ready for the course? Every line says ok, or FIX and how."
     argparse.ArgumentParser(prog="python -m kdlib check", description=description).parse_args(argv)
-    findings: list[Finding] = []
-
-    def kept() -> Iterable[Finding]:
-        for finding in run_checks():
-            findings.append(finding)
-            yield finding
-
-    ready = report(kept())
+    findings = report(run_checks())
     print(f"\nTo send to whoever helps you:\n{to_send(findings)}")
-    return 0 if ready else 1
+    return 0 if all(finding.ok for finding in findings) else 1

@@ -98,8 +98,9 @@ def check_models() -> str:
     files = {"smollm2": "smollm2/model.safetensors", "efficientnet-lite0": "efficientnet-lite0.safetensors"}
     there = {name: (DATA / "downloads" / file).exists() for name, file in files.items()}
     found = [f"{name} is here" for name, here in there.items() if here]
-    missing = [f"for {name}: python -m kdlib fetch {name}" for name, here in there.items() if not here]
-    return "; ".join(found + missing)
+    if missing := ", ".join(name for name, here in there.items() if not here):
+        found.append(f"not here yet: {missing} (python -m kdlib fetch NAME)")
+    return "; ".join(found)
 
 
 def check_kernel(kernel_name: str = "python3", seconds: float = 120) -> str:
@@ -209,12 +210,12 @@ def run_checks(checks: Mapping[str, tuple[Callable[[], str], str]] = CHECKS) -> 
             yield Finding(name, False, found.splitlines()[0], fix)  # torch adds pages of stack to some
 
 
-def report(findings: Iterable[Finding]) -> bool:
-    """Print one line for each finding as it comes, then the verdict; True if all are ok."""
-    total = failed = 0
+def report(findings: Iterable[Finding]) -> list[Finding]:
+    """Print a line for each finding as it comes, since some take seconds, then the verdict; return them."""
+    seen = []
     for finding in findings:
         print(finding, flush=True)
-        total += 1
-        failed += not finding.ok
-    print(f"{failed} of {total} to fix." if failed else "All ok: make lab opens the course.")
-    return failed == 0
+        seen.append(finding)
+    failed = sum(not finding.ok for finding in seen)
+    print(f"{failed} of {len(seen)} to fix." if failed else "All ok: make lab opens the course.")
+    return seen

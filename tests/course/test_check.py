@@ -167,11 +167,11 @@ def test_writing_where_none_is_possible(tmp_path, monkeypatch):
 
 def test_models_that_are_here_and_how_to_fetch_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(check, "DATA", tmp_path)
-    fetch = "for {0}: python -m kdlib fetch {0}".format
-    assert check.check_models() == f"{fetch('smollm2')}; {fetch('efficientnet-lite0')}"
+    fetch = "(python -m kdlib fetch NAME)"
+    assert check.check_models() == f"not here yet: smollm2, efficientnet-lite0 {fetch}"
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads" / "efficientnet-lite0.safetensors").touch()
-    assert check.check_models() == f"efficientnet-lite0 is here; {fetch('smollm2')}"
+    assert check.check_models() == f"efficientnet-lite0 is here; not here yet: smollm2 {fetch}"
     (tmp_path / "downloads" / "smollm2").mkdir()
     (tmp_path / "downloads" / "smollm2" / "model.safetensors").touch()
     assert check.check_models() == "smollm2 is here; efficientnet-lite0 is here"
@@ -282,16 +282,25 @@ def test_crash_within_a_check_is_a_line(capsys):
     findings = list(check.run_checks(checks))
     assert [finding.ok for finding in findings] == [True, False]
     fails(crash, found="OSError: libcudart.so.13: cannot open")
-    assert check.report(findings) is False
+    assert check.report(findings) == findings
     assert capsys.readouterr().out.splitlines()[-1] == "1 of 2 to fix."
 
 
 def test_report_of_a_ready_machine(capsys):
-    assert check.report([Finding("memory", True, "8.0 GB free")]) is True
+    ready = Finding("memory", True, "8.0 GB free")
+    assert check.report(iter([ready])) == [ready]
     assert capsys.readouterr().out.splitlines() == [
         "ok    memory        8.0 GB free",
         "All ok: make lab opens the course.",
     ]
+
+
+def test_a_finding_is_printed_before_the_next_check_runs(capsys):
+    def looks_back() -> str:
+        return capsys.readouterr().out
+
+    first, second = check.report(check.run_checks({"one": (lambda: "1", ""), "two": (looks_back, "")}))
+    assert second.found == f"{first}\n"
 
 
 def test_what_is_sent_has_versions_and_machine_and_no_folder(monkeypatch):

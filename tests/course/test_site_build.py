@@ -44,8 +44,9 @@ def make_course(root: Path, **more: str) -> Path:
             " [here](#Why-two-words?), [there](02_t.ipynb#Why-%24T%5E2%24%3F), [file](../data/x.csv)."
         ),
         new_markdown_cell("## Why two words?\n\n$$\nq = a\n$$"),
-        new_code_cell("show()", outputs=[picture(0.2, "first \"one\""), picture(0.4, "second")]),
+        new_code_cell("show()", id="shown", outputs=[picture(0.2, "first \"one\""), picture(0.4, "second")]),
         new_code_cell("assert x  # folded", metadata={"tags": ["claim", "hide-input"]}),
+        new_code_cell("print()", id="said", outputs=[new_output("stream", text="a < b\n\nc\n")]),
         new_markdown_cell("<details><summary>Hint</summary>\n\nUse *it*, $b$.\n\n</details>\n\nafter"),
     ]
     glossary = "# Glossary\n\n### soft label\n\nProbabilities\nfrom $\\mathrm{softmax}(z)$.\n\nMore."
@@ -71,6 +72,26 @@ def make_course(root: Path, **more: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
     return root
+
+
+SLIDES = """# Slides
+
+## Labels
+
+2 min, [here](01_labels.ipynb#Why-two-words?)
+
+<!--stored:01_labels/shown-->
+
+<aside class="notes">
+
+Say $p$.
+
+</aside>
+
+### More
+
+<!--stored:01_labels/said-->
+"""
 
 
 class Page(HTMLParser):
@@ -107,7 +128,11 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    root = make_course(tmp_path_factory.mktemp("course"))
+    chinese = "# 幻灯片\n\n[标签](01_labels.ipynb)"
+    more = {"notebooks/slides.md": SLIDES, "notebooks/zh/slides.md": chinese}
+    root = make_course(
+        tmp_path_factory.mktemp("course"), **more, **{"notebooks/teaching.md": "# Teaching\n\n[S](slides.md)"}
+    )
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     first = build_site(root)
     assert first == root / "build/site/index.html"
@@ -153,6 +178,28 @@ def test_claims_hints_and_solutions_are_folded_and_outputs_in_sight(site, labels
     assert "details" in solutions.texts["Show the solution"]
 
 
+def test_slides_show_what_is_stored_and_know_their_time(site):
+    path = site / "slides/notebooks/slides.html"
+    slides, text = Page(path), path.read_text(encoding="utf-8")
+    assert slides.alts == ['first "one"'] and slides.formulas == ["p"]
+    assert "aside" in slides.texts["Say"] and "pre" in slides.texts["a < b\n\nc"]
+    assert re.findall(r'data-timing="(\d+)"', text) == ["60", "60"]
+    assert "../../notebooks/01_labels.html" in slides.links and '<html  lang="en"' in text
+    chinese = site / "slides/notebooks/zh/slides.html"
+    assert "../../../zh/notebooks/zh/01_labels.html" in Page(chinese).links
+    assert 'lang="zh-CN"' in chinese.read_text(encoding="utf-8")
+    assert "../slides/notebooks/slides.html" in Page(site / "notebooks/teaching.html").links
+
+
+@pytest.mark.parametrize(
+    ("marker", "says"), [("02_labels/shown", "no notebook 02"), ("01_labels/gone", "no cell gone")]
+)
+def test_a_slide_that_shows_nothing_ends_the_build(tmp_path, marker, says):
+    root = make_course(tmp_path, **{"notebooks/slides.md": SLIDES.replace("01_labels/shown", marker)})
+    with pytest.raises(ValueError, match=f"slides.md: WARNING: <!--stored:{marker}-->: .*{says}"):
+        build_site(root)
+
+
 def test_results_are_tables(site):
     texts = Page(site / "kdlib/course/site/results.html").texts
     assert "td" in texts["a 2.00, b 1.00"] and "td" in texts["[+0.50, +1.50] over 3 seeds"]
@@ -169,7 +216,7 @@ def test_each_page_leads_to_its_twin_and_links_cross_over(site):
 
     assert {"zh/README.zh.html", "notebooks/01_labels.html"} <= links("index.html")
     assert "zh/notebooks/zh/01_labels.html" in links("notebooks/01_labels.html")
-    assert "zh/index.html" in links("notebooks/02_t.html")  # it has no twin
+    assert "zh/README.zh.html" in links("notebooks/02_t.html")  # it has no twin
     assert {"notebooks/01_labels.html", "zh/notebooks/zh/glossary.html"} <= links(
         "zh/notebooks/zh/01_labels.html"
     )

@@ -160,6 +160,28 @@ def test_fault_elsewhere(tree: Path, fault: tuple[str, str, str, str, str, str])
     assert [c for c in said if c.startswith(place) and says in c], said
 
 
+@pytest.mark.parametrize(
+    ("slide", "says"),
+    [
+        ("<!--stored:00_good/c07-->\n\n0.506<!--out:00_good.ipynb:demo-->", ""),
+        ("<!--stored:00_good/c99-->", "the cell c99 with an output in 00_good.ipynb"),
+        ("<!--stored:00_good/c03-->", "the cell c03 with an output in 00_good.ipynb"),
+        ("<!--stored:01_good/c07-->", "the cell c07 with an output in 01_good.ipynb"),
+        ("0.507<!--out:00_good.ipynb:demo-->", "expected 0.507 in the output of result:demo"),
+        ("0.506<!--out:01_good.ipynb:demo-->", "the notebook 01_good.ipynb"),
+    ],
+)
+def test_slides_show_what_the_notebooks_beside_them_have_stored(tree: Path, slide: str, says: str):
+    path = tree / "notebooks" / "slides.md"
+    path.write_text(f"# Slides\n\n{slide}\n")
+    assert path in documents(tree)
+    said = DOCUMENT_GUARDS["measured"](read(path, tree))
+    assert [says in complaint for complaint in said] == [True] * bool(says), said
+    path.rename(path.with_name("teaching.md"))
+    if "stored" in slide:
+        assert "found 'stored:'" in DOCUMENT_GUARDS["measured"](read(path.with_name("teaching.md"), tree))[0]
+
+
 @pytest.mark.parametrize(("said", "complains"), [("0.1", False), ("0.15", False), ("0.3", True)])
 def test_card_and_readme_forgive_noise_below_a_tenth_of_a_minute(
     tree: Path, said: str, complains: bool

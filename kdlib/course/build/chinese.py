@@ -1,7 +1,7 @@
 """The Chinese edition: `notebooks/zh`, made of the English notebooks and of their translated cells.
 
-`notebooks/zh/text` holds a Markdown file for each notebook, and for the README and the guide for teachers. A
-line above each translated cell names the cell and the English text that it was made from:
+`notebooks/zh/text` holds a Markdown file for each notebook, and for the README, the guide for teachers and
+its slides. A line above each translated cell names the cell and the English text that it was made from:
 
     <!-- cell 443f1a63 of 1a2b3c4d5e6f -->
 
@@ -33,6 +33,7 @@ TEXT = FOLDER / "text"
 DOCUMENTS = {
     "README": ("README.md", "README.zh.md"),
     "teaching": ("notebooks/teaching.md", f"{FOLDER}/teaching.md"),
+    "slides": ("notebooks/slides.md", f"{FOLDER}/slides.md"),
 }
 WHOLE = "document"  # the name of the only cell of a document
 NOW = "<!-- the English text as it is now: -->"

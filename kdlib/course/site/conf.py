@@ -23,7 +23,7 @@ include_patterns = (
 exclude_patterns = [
     entry.name for entry in ROOT.iterdir()
     if entry.is_dir() and entry.name not in ("data", "kdlib", "notebooks")
-] + ["data/cache", "data/downloads"]  # fmt: skip
+] + ["data/cache", "data/downloads", "notebooks/slides.md", "notebooks/zh/slides.md"]  # fmt: skip
 
 extensions = [
     "myst_nb", "sphinx_copybutton", "sphinx.ext.autodoc", "sphinx.ext.napoleon",

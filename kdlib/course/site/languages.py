@@ -1,8 +1,10 @@
-"""Two editions, built one after the other: a page leads to its twin, and links cross over.
+"""Two editions and the slides, built one after the other: a page leads to its twin, and links cross over.
 
-English pages lie at the top of the site, Chinese ones below `zh`; both under the names of their files.
+English pages lie at the top of the site, Chinese ones below `zh`, slides below `slides`, all under the names
+of their files.
 """
 
+import posixpath
 from pathlib import Path, PurePosixPath
 
 from docutils import nodes
@@ -20,10 +22,11 @@ def twin(page: str) -> str:
 
 
 def address(app: Sphinx, start: str, target: str) -> str:
-    """From the page `start` of this edition to the page `target` of the other."""
-    if app.tags.has("zh"):
-        return "../" * (start.count("/") + 1) + f"{target}.html"
-    return "../" * start.count("/") + f"zh/{target}.html"
+    """From the page `start` of this run of Sphinx to the page `target` of another."""
+    here = "slides" if app.builder.name == "revealjs" else "zh" if app.tags.has("zh") else ""
+    chinese = target == "README.zh" or target.startswith("notebooks/zh/")
+    there = "slides" if target.endswith("/slides") else "zh" if chinese else ""
+    return posixpath.relpath(f"/{there}/{target}.html", posixpath.dirname(f"/{here}/{start}"))
 
 
 def exists(app: Sphinx, page: str) -> bool:
@@ -44,7 +47,8 @@ def offer(app: Sphinx, page: str, template: str, context: dict, document: object
     """Give the template of `page` the address of its twin, if there is a Chinese edition."""
     if exists(app, "README.zh"):
         other = twin(page)
-        there = other if other != page and exists(app, other) else "index"
+        first = "README" if app.tags.has("zh") else "README.zh"
+        there = other if other != page and exists(app, other) else first
         context["other_language"] = address(app, page, there)
 
 

@@ -74,8 +74,8 @@ def parts(text: str) -> dict[str, Counter]:
 
 
 def marked_number(text: str, marker: re.Match) -> str:
-    """A marker and what stands right before it, a number and perhaps a sign of per cent."""
-    before = re.search(r"[\d.,−-]*[*_]*[\s\u00a0]*\\?%?[*_]*\s*$", text[: marker.start()])[0]
+    """A marker and what stands right before it in its line, a number and perhaps a sign of per cent."""
+    before = re.search(r"[\d.,−-]*[*_]*[^\S\n]*\\?%?[*_]*[^\S\n]*$", text[: marker.start()])[0]
     return re.sub(r"[\s*_\\]", "", before) + marker.group()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import prose
 from .card import fields
-from .page import Page, text_output
+from .page import Page, read, text_output
 
 MARKER = re.compile(r"<!--\s*(\w+):\s*(.*?)\s*-->", re.S)
 # A minus only where a number begins: in 3-5 the hyphen is a dash.
@@ -40,6 +40,8 @@ def measured(page: Page) -> list[str]:
 
 def _marker(page: Page, marker: re.Match, before: str) -> str | None:
     kind, argument = marker.groups()
+    if kind == "stored" and page.path.name == "slides.md":
+        return _stored(page, argument)
     if kind not in ("out", "results"):
         return f"expected a marker 'out:' or 'results:', found '{kind}:'"
     written = WRITTEN.search(before)
@@ -50,11 +52,27 @@ def _marker(page: Page, marker: re.Match, before: str) -> str | None:
     return check(argument, number, bool(percent))
 
 
-def _out(page: Page, tag: str, number: str, percent: bool) -> str | None:
-    cells = page.tagged(f"result:{tag}")
+def _stored(page: Page, argument: str) -> str | None:
+    name, _, cell = argument.partition("/")
+    there = _beside(page, f"{name}.ipynb")
+    found = there and any(one.id == cell and one.get("outputs") for one in there.cells)
+    return None if found else f"expected the cell {cell} with an output in {name}.ipynb"
+
+
+def _beside(page: Page, name: str) -> Page | None:
+    path = page.path.parent / name
+    return read(path, page.root) if path.is_file() else None
+
+
+def _out(page: Page, argument: str, number: str, percent: bool) -> str | None:
+    name, _, tag = argument.rpartition(":")
+    there = _beside(page, name) if name else page
+    if there is None:
+        return f"expected the notebook {name}"
+    cells = there.tagged(f"result:{tag}")
     if len(cells) != 1:
         return f"expected one cell tagged result:{tag}, found {len(cells)}"
-    text = text_output(page.cells[cells[0]])
+    text = text_output(there.cells[cells[0]])
     if plain(number) in {plain(token) for token in TOKEN.findall(text)}:
         return None
     # Enough of the output to find the right number in it.
