@@ -99,7 +99,8 @@ class SharedClasses(NamedTuple):
 def share_classes(tokens: TokenBytes, teacher_tokens: TokenBytes) -> SharedClasses:
     """The classes of a student's and a teacher's tokens."""
     sides = (tokens, teacher_tokens)
-    sets = [{piece for piece in side.of.values() if piece} for side in sides]
+    sets = [{piece for token, piece in side.of.items() if piece and token != side.tokenizer.eos_token_id}
+            for side in sides]  # fmt: skip
     numbers = {piece: number for number, piece in enumerate(sorted(sets[0] & sets[1]))}
     end = len(numbers)
     # From each piece that one side alone has to the first in which the other would write it.

@@ -54,7 +54,12 @@ class TokenBytes:
         }
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text alone, without what a tokenizer puts around it."""
+        """The token ids of a text alone, without what a tokenizer puts around it.
+
+        Raises:
+            ValueError: half a character, which has no UTF-8.
+        """
+        check_text("text", text)
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def ends(self, ids: Sequence[int], text: str) -> list[int]:

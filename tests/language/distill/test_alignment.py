@@ -66,6 +66,8 @@ def read_back(side, ids, groups, name, text):
         mine = [ids[place] for place in getattr(group, name)]
         covered = whole[group.covered.start : group.covered.stop].decode(errors="replace")
         read = side.tokenizer.decode(mine, clean_up_tokenization_spaces=False)
+        if side.of[mine[0]] != read[:2].encode():  # WordPiece's decoder leaves the ## of a first token
+            read = read.removeprefix("##")
         around = side.tokenizer.all_special_tokens
         for token in (*around, "") if covered not in around else ("",):
             if read.lstrip(" ") == covered.lstrip(" "):  # a decoder drops the space of ▁ at a beginning
@@ -109,7 +111,7 @@ def test_each_byte_of_ten_thousand_strings_is_in_one_group_of_real_tokenizers(na
     known = {piece[0] for piece in sides[0].of.values() if len(piece) == 1}
     changes = {
         "qwen3": lambda text: unicodedata.normalize("NFC", text) != text,
-        "mistral": lambda text: "▁" in text or "<unk>" in text, "deepseek-v4": lambda text: False,
+        "mistral": lambda text: "▁" in text, "deepseek-v4": lambda text: False,
     }[name]  # fmt: skip
     texts = [*strings(10_000, seed=1)]
     encoded = [side.tokenizer(texts)["input_ids"] for side in sides]
@@ -145,7 +147,7 @@ def test_a_bos_on_one_side_makes_no_single_group_of_a_text():
         text, with_bos, without, ids=with_bos(text)["input_ids"], teacher_ids=without(text)["input_ids"]
     )
     assert with_bos(text)["input_ids"][0] == with_bos.bos_token_id
-    assert len(groups) > 6
+    assert [*groups[0].student] == [0, 1, 2] and len(groups) == 5
     assert [group.covered for group in groups] == [g.covered for g in align_tokens(text, with_bos, without)]
 
 
@@ -211,7 +213,7 @@ def naive_class(token, mine, other, common):
 def test_a_token_that_one_side_lacks_counts_for_the_first_piece_it_is_written_in(names):
     student, teacher = (TokenBytes(MADE[name]()) for name in names)
     classes = share_classes(student, teacher)
-    common = {*student.of.values()} & {*teacher.of.values()} - {b""}
+    common = {*student.of.values()} & {*teacher.of.values()} - {b"", b"</s>"}
     ends = [side.tokenizer.eos_token_id for side in (student, teacher)]
     assert classes.shared == len(common) and [classes.student[ends[0]], classes.teacher[ends[1]]] == [len(common)] * 2
     numbers = {}
@@ -230,9 +232,7 @@ def test_a_token_that_one_side_lacks_counts_for_the_first_piece_it_is_written_in
 def test_of_the_same_tokens_each_has_a_class_of_its_own():
     tokens = TokenBytes(byte_level())
     classes = share_classes(tokens, tokens)
-    assert classes.student == classes.teacher and sorted(classes.student) == [
-        *range(len(tokens.of) - 1), len(tokens.of)
-    ]  # fmt: skip  (the end has a number behind all pieces, that of its name stays empty)
+    assert classes.student == classes.teacher and sorted(classes.student) == [*range(len(tokens.of))]
 
 
 def test_classes_of_a_thousand_rabbits():
