@@ -8,12 +8,12 @@ probabilities of both models, each sorted, the shorter list padded with zeros:
     ULD = Σ_i |p_(i) − q_(i)|
 
 This is the Wasserstein distance between the two distributions where it costs as much to move mass from any
-token to any other, and where one may choose which token corresponds to which (least over all ways to pair them:
-sorting pairs best). It compares how sure the models are, and not of what.
+token to any other, and where one may choose which token corresponds to which (least over all ways to pair
+them: sorting pairs best). It compares how sure the models are, and not of what.
 
-**Aligned.** Where both models have read the same text (`kdlib.language.distill.alignment`) they are compared on
-events that both know: "the text goes on with a piece of class c", and, where a side writes the text up to the
-next such place in several tokens, "it goes on with exactly this text":
+**Aligned.** Where both models have read the same text (`kdlib.language.distill.alignment`) they are compared
+on events that both know: "the text goes on with a piece of class c", and, where a side writes the text up to
+the next such place in several tokens, "it goes on with exactly this text":
 
     P(text) = Π p(token | tokens before it),   P(c) = Σ p(token) over the tokens of class c, less P(text)
                                                                      where the text begins with one of them
@@ -100,7 +100,7 @@ def aligned_loss(
     """T² · D between what teacher and student expect where a group begins: of the classes and of its text.
 
     Args:
-        student, teacher: the tokens of the same texts, in the same G groups; `teacher.logits` get no gradient.
+        student, teacher: the tokens of the same texts, in the same G groups; the teacher gets no gradient.
             Two numbers of tokens, two vocabularies, each with its own classes from 0 to `classes` − 1.
         temperature, divergence, beta: see `soft_target_loss`.
         reduction: "mean" over groups, "sum", or "none".

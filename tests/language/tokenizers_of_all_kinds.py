@@ -17,7 +17,8 @@ from kdlib.wheels import NotFetched, WheelFile, unpacked
 
 CORPUS = [
     "The cage holds 35 heads and 94 feet: how many rabbits, how many chickens?\n", "Knowledge distillation.",
-    "  def f(x):\n\treturn x  ", "naïve café, Ünïcode", "今有雉兔同笼，上有三十五头。", "مرحبا", "👩‍👩‍👧 😀👍🏽", "e\u0301",
+    "  def f(x):\n\treturn x  ", "naïve café, Ünïcode", "今有雉兔同笼，上有三十五头。", "مرحبا",
+    "👩‍👩‍👧 😀👍🏽", "e\u0301",
 ] * 3  # fmt: skip
 
 
@@ -43,6 +44,11 @@ def byte_level(size: int = 400, *, normalizer=None, bos: bool = False) -> PreTra
             single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
         )
     return _ready(tokenizer, bos_token="<s>")
+
+
+def normalised(name: str) -> PreTrainedTokenizerFast:
+    """One that changes texts first: by NFC, NFKC, Lowercase."""
+    return byte_level(normalizer=getattr(normalizers, name)())
 
 
 def unigram(prefix: str = "first") -> PreTrainedTokenizerFast:
@@ -91,7 +97,6 @@ MADE = {
     "byte-level, BOS": lambda: byte_level(350, bos=True), "unigram": unigram,
     "unigram, always": lambda: unigram("always"), "WordPiece": wordpiece,
 }  # fmt: skip
-NORMALIZERS = {"NFC": normalizers.NFC(), "NFKC": normalizers.NFKC(), "lower case": normalizers.Lowercase()}
 
 # Wheels of others, with tokenizers of Qwen3 and DeepSeek-V4 (Apache-2.0 and MIT), and Mistral-7B's of 2023
 # (Apache-2.0), a SentencePiece model of the kind that Llama 1 and 2 have.
@@ -132,7 +137,8 @@ def _sentencepiece(file: Path) -> Tokenizer:
     pieces = [(piece.decode(), score) for piece, score in _pieces(file.read_bytes())]
     vocabulary = {piece: number for number, (piece, _) in enumerate(pieces)}
     merges = generate_merges(vocabulary, dict(pieces))
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    options = {"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, **options))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence([
         decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0),
@@ -143,7 +149,7 @@ def _sentencepiece(file: Path) -> Tokenizer:
 
 
 def _pieces(model: bytes) -> Iterator[tuple[bytes, float]]:
-    """Pieces and scores of a SentencePiece model: field 1 of it, and in that fields 1 and 2, as protobuf has it."""
+    """Pieces and scores of a SentencePiece model: in protobuf, field 1 of it, and in that fields 1 and 2."""
     place = 0
     while model[place] == 0x0A:
         length = model[place + 1]  # below 128: a byte

@@ -39,7 +39,7 @@ def test_uld_is_the_sum_over_sorted_probabilities(seed, student, teacher, temper
     expected = [naive_uld(a, b, temperature) for a, b in zip(z, other, strict=True)]
     found = uld_loss(z, other, temperature=temperature, reduction="none")
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
-    assert 0 <= found.min() and found.max() <= 2
+    assert found.min() >= 0 and found.max() <= 2
 
 
 def test_uld_is_the_cheapest_way_to_pair_the_tokens_of_both():
@@ -62,7 +62,8 @@ def test_uld_is_twice_the_mass_that_must_move_between_any_two_tokens():
     q, p = (logits(6, seed=seed).softmax(-1).sort(descending=True).values for seed in (3, 4))
     cost = (1 - torch.eye(6)).flatten().numpy()
     sums = [torch.kron(torch.eye(6), torch.ones(6)), torch.kron(torch.ones(6), torch.eye(6))]
-    plan = linprog(cost, A_eq=torch.cat([s.reshape(6, 36) for s in sums]).numpy(), b_eq=torch.cat([q, p]).numpy())
+    sums, masses = torch.cat([s.reshape(6, 36) for s in sums]).numpy(), torch.cat([q, p]).numpy()
+    plan = linprog(cost, A_eq=sums, b_eq=masses)
     assert uld_loss(q.log(), p.log()).item() == pytest.approx(2 * plan.fun, abs=1e-9)
 
 
@@ -102,7 +103,7 @@ def tokens(z, targets, groups, classes):
     return Tokens(z, targets, groups, torch.tensor(firsts), torch.tensor(classes))
 
 
-# "thousand rabbits" of two vocabularies: a class for each piece that both have, and the last for what has none.
+# "thousand rabbits" of two vocabularies: a class for each piece that both have, the last for what has none.
 #   student: th ou sand _rab bits x      teacher: thousand _rab bits th y
 CLASSES = {"student": [0, 1, 2, 3, 4, 5], "teacher": [0, 3, 4, 0, 5], "count": 6}
 
@@ -168,7 +169,8 @@ def test_with_the_same_tokens_it_is_the_soft_target_loss(divergence, dtype):
     found, expected = aligned_loss(*sides, 11, **options), soft_target_loss(own[1], other, **options)
     close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-14}
     torch.testing.assert_close(found, expected, **close)
-    gradients = [torch.autograd.grad(loss.sum(), x)[0] for loss, x in zip((found, expected), own, strict=True)]
+    losses = zip((found, expected), own, strict=True)
+    gradients = [torch.autograd.grad(loss.sum(), x)[0] for loss, x in losses]
     torch.testing.assert_close(*gradients, **close)
     assert gradients[0].isfinite().all()
 
@@ -226,10 +228,10 @@ def test_half_precision_is_computed_in_single():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s, t: (s, t._replace(firsts=t.firsts[:2])), "teacher.firsts has 2 groups and student.firsts 3"),
-        (lambda s, t: (s._replace(classes=s.classes[:-1]), t), "student.classes has shape .5,.; expected a class"),
+        (lambda s, t: (s, t._replace(firsts=t.firsts[:2])), "teacher.firsts has 2 groups and student.* 3"),
+        (lambda s, t: (s._replace(classes=s.classes[:-1]), t), "student.classes has shape .5,.; expected a"),
         (lambda s, t: (s._replace(classes=s.classes + 1), t), "student.classes reaches beyond 0 to 5"),
-        (lambda s, t: (s._replace(groups=s.groups[:-1]), t), "student.groups has shape .5,. on cpu; expected .6,"),
+        (lambda s, t: (s._replace(groups=s.groups[:-1]), t), "student.groups has shape .5,. .*expected .6,"),
         (lambda s, t: (s._replace(firsts=s.firsts + 1), t), "student.firsts are not where groups begin"),
         (lambda s, t: (s, t._replace(logits=t.logits.softmax(-1))), "teacher.logits holds probabilities"),
     ],

@@ -1,4 +1,4 @@
-"""Two tokenizations of one text laid side by side: which tokens of a student and of its teacher belong together.
+"""Two tokenizations of one text laid side by side: which tokens of student and teacher belong together.
 
     tokens of the student    | th |ou|sand| rab|bits|
     tokens of the teacher    | thousand   | rabbits |
@@ -7,8 +7,8 @@
 Both end a token at some of the text's bytes alike. There, and only there, both models have read the same text
 and say what comes next, so that they can be compared. What lies between two such places is a group; no finer
 partition has both sides' tokens whole. Found from byte offsets, as TRL's GOLD trainer does since
-https://github.com/huggingface/trl/pull/5885; before, it compared decoded texts, and one token more on one side
-(BOS) made a single group of a whole sequence (https://github.com/huggingface/trl/issues/4393).
+https://github.com/huggingface/trl/pull/5885; before, it compared decoded texts, and one token more on one
+side (BOS) made a single group of a whole sequence (https://github.com/huggingface/trl/issues/4393).
 """
 
 from collections.abc import Collection, Sequence
@@ -37,11 +37,11 @@ def align_tokens(
 ) -> list[Group]:  # fmt: skip
     """The finest partition of a text into groups of whole tokens of the student and of the teacher.
 
-    In order; each byte and each token is in exactly one. A token that covers no byte (BOS, EOS) is in the group
-    of what follows it, or of the last byte.
+    In order; each byte and each token is in exactly one. A token that covers no byte (BOS, EOS) is in the
+    group of what follows it, or of the last byte.
 
     Args:
-        tokenizer, teacher_tokenizer: or their `TokenBytes`, which take a second to make for a large vocabulary.
+        tokenizer, teacher_tokenizer: or their `TokenBytes`, which take a second to make of a large one.
         ids, teacher_ids: the tokens; None where the tokenizers are to make them, without BOS and EOS.
 
     Raises:
@@ -77,11 +77,11 @@ def _cut(ends: Sequence[int], borders: Sequence[int]) -> list[range]:
 class SharedClasses(NamedTuple):
     """What the tokens of two vocabularies can be compared by: a class for each piece of text that both have.
 
-    A token that the other vocabulary lacks counts for the first piece in which that vocabulary would write it,
-    " rabbits" for " rab"; if that piece is not in both, for the first piece of the piece, and so on. So a
-    teacher's mass goes where the student can follow it. TRL's GOLD keeps such tokens in a set of their own, and
-    takes mass from the pieces that a student has in their place (Sreenivas et al. 2026, arXiv 2605.21699, call
-    it the uncommon-token failure, and project one vocabulary on the other against it).
+    A token that the other vocabulary lacks counts for the first piece in which that vocabulary would write
+    it, " rabbits" for " rab"; if that piece is not in both, for the first piece of the piece, and so on. So a
+    teacher's mass goes where the student can follow it. TRL's GOLD keeps such tokens in a set of their own,
+    and takes mass from the pieces that a student has in their place (Sreenivas et al. 2026, arXiv 2605.21699,
+    call it the uncommon-token failure, and project one vocabulary on the other against it).
 
     The last but one class is the end of a completion, of whatever name; the last is what has no class.
     """

@@ -1,7 +1,7 @@
 """Which bytes of a text each token stands for, whatever the tokenizer writes them in.
 
-Tokenizers spell bytes in different ways, which their decoders undo; three are in use (Kudo and Richardson 2018,
-D18-2012; Radford et al. 2019, §2.2; Devlin et al. 2019, N19-1423):
+Tokenizers spell bytes in different ways, which their decoders undo; three are in use (Kudo and Richardson
+2018, D18-2012; Radford et al. 2019, §2.2; Devlin et al. 2019, N19-1423):
 
 | kind | " é" may be written as | and read back by |
 |---|---|---|
@@ -9,8 +9,8 @@ D18-2012; Radford et al. 2019, §2.2; Devlin et al. 2019, N19-1423):
 | SentencePiece (Llama 2, Mistral, Gemma) | `▁é`, or `▁` `<0xC3>` `<0xA9>` | ▁ is a space, `<0x..>` a byte |
 | WordPiece (BERT) | `é`, and `##é` within a word | `##` is nothing; spaces are lost |
 
-What is read back is compared with the text. A tokenizer that changes the text (NFC, lower case, spaces that it
-drops) is refused for texts that it changes, and for no others.
+What is read back is compared with the text. A tokenizer that changes the text (NFC, lower case, spaces that
+it drops) is refused for texts that it changes, and for no others.
 """
 
 import json
@@ -43,7 +43,7 @@ class TokenBytes:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
-            raise ValueError(f"tokenizer is {tokenizer!r:.60}; expected a fast one, which says how it decodes")
+            raise ValueError(f"tokenizer is {tokenizer!r:.60}; expected a fast one, which tells its decoder")
         self.tokenizer = tokenizer
         described = json.loads(backend.to_str())
         read = _reader(described)
@@ -107,10 +107,11 @@ class TokenBytes:
             place = min(len(read), len(text))
         ours, theirs = (part[max(0, place - 10) : place + 20] for part in (text, read))
         normalizer = self.tokenizer.backend_tokenizer.normalizer
-        hint = f" Its normalizer is {type(normalizer).__name__}: normalise the texts first." if normalizer else ""
+        hint = f" Its normalizer is {type(normalizer).__name__}: normalise the texts first."
         return (
             f"the tokens of {name} do not stand for the text: it has {ours!r} where they read {theirs!r}. "
-            f"Expected a tokenizer that keeps every byte of this text, and the tokens that it makes of it.{hint}"
+            "Expected a tokenizer that keeps every byte of this text, and the tokens that it makes of it."
+            + (hint if normalizer else "")
         )
 
 
@@ -119,10 +120,8 @@ def _reader(described: Mapping[str, object]) -> Callable[[str], bytes]:
     parts = [*_parts(described["decoder"]), *_parts(described["pre_tokenizer"])]
     kinds = {part["type"]: part for part in parts}
     if "ByteLevel" in kinds:
-        letters = {letter: byte for byte, letter in bytes_to_unicode().items()}
-        return lambda token: b"".join(
-            bytes([letters[letter]]) if letter in letters else letter.encode() for letter in token
-        )
+        letters = {letter: bytes([byte]) for byte, letter in bytes_to_unicode().items()}
+        return lambda token: b"".join([letters.get(letter) or letter.encode() for letter in token])
     replaced = {part["pattern"].get("String"): part["content"] for part in parts if part["type"] == "Replace"}
     if "Metaspace" in kinds:
         replaced[kinds["Metaspace"]["replacement"]] = " "
