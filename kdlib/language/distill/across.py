@@ -1,0 +1,166 @@
+"""A teacher with another tokenizer: it reads the same texts in its own tokens and by its own chat template, and
+is compared with the student where both have read the same (`kdlib.language.distill.alignment`).
+
+The losses are in `kdlib.losses.cross_tokenizer`.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kdlib.language.distill.alignment import groups_of, share_classes
+from kdlib.language.distill.batches import TokenExample, collate, read_example, tokenize
+from kdlib.language.distill.fsdp import sharding
+from kdlib.language.distill.teachers import move, predictions
+from kdlib.language.models.positions import check_positions
+from kdlib.language.models.token_bytes import TokenBytes
+from kdlib.language.models.vocabulary import check_same_tokens
+from kdlib.losses.cross_tokenizer import Tokens, aligned_loss, uld_loss
+from kdlib.losses.divergences import LossSettings
+from kdlib.storage import fingerprint
+
+Across = Literal["aligned", "uld"]
+
+
+def check_across(
+    across: Across, teacher: object, teacher_tokenizer: object, *, divergence: str | None, **unfit: object
+) -> None:
+    """Refuse what a comparison across tokenizers cannot be combined with; `unfit` are other arguments given."""
+    if across not in get_args(Across):
+        raise ValueError(f'across_tokenizers must be None, "aligned" or "uld"; got {across!r}')
+    if not isinstance(teacher, PreTrainedModel):
+        raise ValueError(
+            f"across_tokenizers={across!r} needs a model as teacher: stored outputs belong to the student's "
+            "tokens, which a teacher with others has not seen"
+        )
+    if not isinstance(teacher_tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(
+            f"across_tokenizers={across!r} needs teacher_tokenizer, by which the teacher reads the texts; got "
+            f"{teacher_tokenizer!r:.60}. Leave across_tokenizers out where both have the same"
+        )
+    if wrong := [f"{name}={value!r}" for name, value in unfit.items() if value]:
+        raise ValueError(
+            f"across_tokenizers={across!r} with {', '.join(wrong)}; expected completions that the examples "
+            "have, and all logits of both models, held at once: leave the other argument out"
+        )
+    if across == "uld" and divergence is not None:
+        raise ValueError(f'divergence={divergence!r} with across_tokenizers="uld", which is a distance itself')
+    if sharding():
+        raise ValueError(f"across_tokenizers={across!r} under FSDP2; expected one process, or launch with ddp")
+
+
+class _Pair(NamedTuple):
+    """A text in the teacher's tokens, and for each token of the completion its group, on both sides."""
+
+    example: TokenExample
+    groups: Tensor  # (student's tokens)
+    teacher_groups: Tensor  # (teacher's tokens)
+
+
+class Grouped(NamedTuple):
+    """What a teacher with other tokens says of a batch, and how the student's targets are grouped."""
+
+    across: Across
+    teacher: Tokens
+    groups: Tensor  # (n) the group of each of the student's targets
+    firsts: Tensor  # (G) where in the n each group begins
+    classes: Tensor  # (V) of the student's tokens
+    count: int  # of classes
+
+    def loss(self, logits: Tensor, targets: Tensor, settings: LossSettings) -> Tensor:
+        """The sum over groups, from the student's (n, V) logits that predict its n targets."""
+        if self.across == "uld":
+            return uld_loss(
+                logits[self.firsts], self.teacher.logits[self.teacher.firsts],
+                temperature=settings.temperature, reduction="sum",
+            )  # fmt: skip
+        student = Tokens(logits, targets, self.groups, self.firsts, self.classes)
+        return aligned_loss(
+            student, self.teacher, self.count, temperature=settings.temperature,
+            divergence=settings.divergence, beta=settings.beta, reduction="sum",
+        )  # fmt: skip
+
+
+class AcrossTeacher:
+    """For a batch of `collate` a teacher's logits of the same completions in its own tokens, in groups.
+
+    Args:
+        teacher: its model, which runs at each step in eval mode without gradients.
+        tokenizer, examples, encoded: the student's, the texts, and what `tokenize` made of them.
+
+    Raises:
+        ValueError: a text that either tokenizer changes (see `TokenBytes.ends`), an example without text,
+            a teacher with fewer logits than tokens, or with fewer positions than its tokens of a text.
+    """
+
+    def __init__(
+        self, teacher: PreTrainedModel, across: Across, tokenizer: PreTrainedTokenizerBase,
+        teacher_tokenizer: PreTrainedTokenizerBase, examples: Sequence[object], encoded: Sequence[TokenExample],
+    ) -> None:  # fmt: skip
+        self.model, self._across = teacher, across
+        check_same_tokens(teacher_tokenizer, None, teacher=teacher)
+        if any(isinstance(example, TokenExample) for example in examples):
+            raise ValueError("examples are token ids; expected texts, which another tokenizer can read")
+        texts = []
+        for statement, text, finished in map(read_example, examples):
+            text = text.removesuffix(tokenizer.eos_token)
+            texts.append(SimpleNamespace(statement=statement, text=text, finished=finished))
+        read = tokenize(teacher_tokenizer, texts)
+        check_positions("examples", [*map(len, read)], {"teacher": teacher})
+        self._sides = TokenBytes(tokenizer), TokenBytes(teacher_tokenizer)
+        self._pairs = [self._pair(*row) for row in zip(texts, encoded, read, strict=True)]
+        self._starts = torch.tensor([example.first for example in encoded])
+        pad = teacher_tokenizer.pad_token_id
+        self._pad = teacher_tokenizer.eos_token_id if pad is None else pad
+
+    def _pair(self, given: SimpleNamespace, *encoded: TokenExample) -> _Pair:
+        if not all(example.completion for example in encoded):
+            raise ValueError("examples holds a completion without text and end; leave it out")
+        # The end of both stands behind the same text: a group of its own.
+        completions = [example.completion[: len(example.completion) - given.finished] for example in encoded]
+        ends = [side.ends(ids, given.text) for side, ids in zip(self._sides, completions, strict=True)]
+        groups = groups_of(*ends)
+        numbers = (
+            [number for number, places in enumerate(side) for _ in places] + [len(groups)] * given.finished
+            for side in ([group.student for group in groups], [group.teacher for group in groups])
+        )
+        return _Pair(encoded[1], *map(torch.tensor, numbers))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the model, and of what it reads."""
+        return fingerprint(self.model, [[p.example.prompt, p.example.completion] for p in self._pairs])
+
+    @cached_property
+    def _classes(self) -> tuple[Tensor, Tensor, int]:
+        found = share_classes(*self._sides)
+        device = self.model.device
+        return torch.tensor(found.student, device=device), torch.tensor(found.teacher, device=device), found.count
+
+    def to(self, device: torch.device | str) -> "AcrossTeacher":
+        """Ready to run there."""
+        move(self.model.eval(), device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Tensor]) -> Grouped:
+        device, stored = batch["stored"].device, batch["stored"].cpu()
+        # The rows that a cache would have of the batch's targets tell which examples these are.
+        numbers = torch.searchsorted(self._starts, stored[torch.isin(stored, self._starts)])
+        pairs = [self._pairs[number] for number in numbers]
+        own = {name: part.to(device) for name, part in collate([p.example for p in pairs], self._pad).items()}
+        classes, teacher_classes, count = self._classes
+        logits = predictions(self.model, own)[:, : len(teacher_classes)]
+        sides = []
+        for parts in ([pair.groups for pair in pairs], [pair.teacher_groups for pair in pairs]):
+            sizes = torch.tensor([part[-1] + 1 for part in parts])
+            groups = torch.cat(parts) + (sizes.cumsum(0) - sizes).repeat_interleave(torch.tensor([*map(len, parts)]))
+            firsts = groups.diff(prepend=groups.new_full((1,), -1)).nonzero().flatten()
+            sides.append((groups.to(device), firsts.to(device)))
+        teacher = Tokens(logits, own["targets"], *sides[1], teacher_classes)
+        return Grouped(self._across, teacher, *sides[0], classes, count)
