@@ -1,11 +1,12 @@
-"""A teacher with another tokenizer: it reads the same texts in its own tokens and by its own chat template, and
-is compared with the student where both have read the same (`kdlib.language.distill.alignment`).
+"""A teacher with another tokenizer: it reads the same texts in its own tokens, by its own chat template.
 
-The losses are in `kdlib.losses.cross_tokenizer`.
+It is compared with the student where both have read the same (`kdlib.language.distill.alignment`), by a loss
+of `kdlib.losses.cross_tokenizer`.
 """
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import Literal, NamedTuple, get_args
 
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kdlib.cache.tokens import CachedTokens
 from kdlib.language.distill.alignment import groups_of, share_classes
 from kdlib.language.distill.batches import TokenExample, collate, read_example, tokenize
 from kdlib.language.distill.fsdp import sharding
-from kdlib.language.distill.teachers import move, predictions
+from kdlib.language.distill.teachers import predictions
 from kdlib.language.models.positions import check_positions
 from kdlib.language.models.token_bytes import TokenBytes
 from kdlib.language.models.vocabulary import check_same_tokens
@@ -27,21 +29,29 @@ from kdlib.storage import fingerprint
 Across = Literal["aligned", "uld"]
 
 
-def check_across(
-    across: Across, teacher: object, teacher_tokenizer: object, *, divergence: str | None, **unfit: object
-) -> None:
-    """Refuse what a comparison across tokenizers cannot be combined with; `unfit` are other arguments given."""
+def across_teacher(
+    across: Across | None, teacher: PreTrainedModel | CachedTokens | None, tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase | None, examples: Sequence[object], *, divergence: str | None,
+    **unfit: object,
+) -> "PreTrainedModel | CachedTokens | AcrossTeacher | None":  # fmt: skip
+    """The teacher of `distill_language_model`, unchanged or as `across_tokenizers` wants it.
+
+    Args:
+        unfit: arguments that do not go with it: each must be None, False or 0.
+    """
+    if across is None:
+        return teacher
     if across not in get_args(Across):
         raise ValueError(f'across_tokenizers must be None, "aligned" or "uld"; got {across!r}')
     if not isinstance(teacher, PreTrainedModel):
         raise ValueError(
-            f"across_tokenizers={across!r} needs a model as teacher: stored outputs belong to the student's "
-            "tokens, which a teacher with others has not seen"
+            f"across_tokenizers={across!r} needs a model as teacher, which reads its own tokens; got "
+            f"{teacher!r:.60}"
         )
     if not isinstance(teacher_tokenizer, PreTrainedTokenizerBase):
         raise ValueError(
-            f"across_tokenizers={across!r} needs teacher_tokenizer, by which the teacher reads the texts; got "
-            f"{teacher_tokenizer!r:.60}. Leave across_tokenizers out where both have the same"
+            f"across_tokenizers={across!r} needs teacher_tokenizer, by which the teacher reads the texts; "
+            f"got {teacher_tokenizer!r:.60}. Leave across_tokenizers out where both have the same"
         )
     if wrong := [f"{name}={value!r}" for name, value in unfit.items() if value]:
         raise ValueError(
@@ -49,9 +59,10 @@ def check_across(
             "have, and all logits of both models, held at once: leave the other argument out"
         )
     if across == "uld" and divergence is not None:
-        raise ValueError(f'divergence={divergence!r} with across_tokenizers="uld", which is a distance itself')
+        raise ValueError(f'divergence={divergence!r} with across_tokenizers="uld", a distance itself')
     if sharding():
-        raise ValueError(f"across_tokenizers={across!r} under FSDP2; expected one process, or launch with ddp")
+        raise ValueError(f"across_tokenizers={across!r} under FSDP2; expected one process, or ddp")
+    return AcrossTeacher(teacher, across, tokenizer, teacher_tokenizer, examples)
 
 
 class _Pair(NamedTuple):
@@ -91,7 +102,9 @@ class AcrossTeacher:
 
     Args:
         teacher: its model, which runs at each step in eval mode without gradients.
-        tokenizer, examples, encoded: the student's, the texts, and what `tokenize` made of them.
+        across: "aligned" or "uld".
+        tokenizer, teacher_tokenizer: the student's and the teacher's.
+        examples: as `distill_language_model` takes them; texts.
 
     Raises:
         ValueError: a text that either tokenizer changes (see `TokenBytes.ends`), an example without text,
@@ -100,10 +113,11 @@ class AcrossTeacher:
 
     def __init__(
         self, teacher: PreTrainedModel, across: Across, tokenizer: PreTrainedTokenizerBase,
-        teacher_tokenizer: PreTrainedTokenizerBase, examples: Sequence[object], encoded: Sequence[TokenExample],
+        teacher_tokenizer: PreTrainedTokenizerBase, examples: Sequence[object],
     ) -> None:  # fmt: skip
-        self.model, self._across = teacher, across
+        self.model, self.across = teacher, across
         check_same_tokens(teacher_tokenizer, None, teacher=teacher)
+        encoded = tokenize(tokenizer, examples)
         if any(isinstance(example, TokenExample) for example in examples):
             raise ValueError("examples are token ids; expected texts, which another tokenizer can read")
         texts = []
@@ -140,12 +154,8 @@ class AcrossTeacher:
     def _classes(self) -> tuple[Tensor, Tensor, int]:
         found = share_classes(*self._sides)
         device = self.model.device
-        return torch.tensor(found.student, device=device), torch.tensor(found.teacher, device=device), found.count
-
-    def to(self, device: torch.device | str) -> "AcrossTeacher":
-        """Ready to run there."""
-        move(self.model.eval(), device)
-        return self
+        student, teacher = (torch.tensor(side, device=device) for side in (found.student, found.teacher))
+        return student, teacher, found.count
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor]) -> Grouped:
@@ -156,11 +166,15 @@ class AcrossTeacher:
         own = {name: part.to(device) for name, part in collate([p.example for p in pairs], self._pad).items()}
         classes, teacher_classes, count = self._classes
         logits = predictions(self.model, own)[:, : len(teacher_classes)]
-        sides = []
-        for parts in ([pair.groups for pair in pairs], [pair.teacher_groups for pair in pairs]):
-            sizes = torch.tensor([part[-1] + 1 for part in parts])
-            groups = torch.cat(parts) + (sizes.cumsum(0) - sizes).repeat_interleave(torch.tensor([*map(len, parts)]))
-            firsts = groups.diff(prepend=groups.new_full((1,), -1)).nonzero().flatten()
-            sides.append((groups.to(device), firsts.to(device)))
-        teacher = Tokens(logits, own["targets"], *sides[1], teacher_classes)
-        return Grouped(self._across, teacher, *sides[0], classes, count)
+        groups, firsts = _of_a_batch([pair.groups for pair in pairs], device)
+        sides = _of_a_batch([pair.teacher_groups for pair in pairs], device)
+        teacher = Tokens(logits, own["targets"], *sides, teacher_classes)
+        return Grouped(self.across, teacher, groups, firsts, classes, count)
+
+
+def _of_a_batch(parts: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The groups of several texts numbered on, and where each begins."""
+    before = accumulate((int(part[-1]) + 1 for part in parts[:-1]), initial=0)
+    groups = torch.cat([part + number for part, number in zip(parts, before, strict=True)])
+    firsts = groups.diff(prepend=groups.new_full((1,), -1)).nonzero().flatten()
+    return groups.to(device), firsts.to(device)

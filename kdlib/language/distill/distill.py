@@ -20,7 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from kdlib.cache.tokens import CachedTokens
-from kdlib.language.distill.across import Across, AcrossTeacher, check_across
+from kdlib.language.distill.across import Across, AcrossTeacher, across_teacher
 from kdlib.language.distill.batches import TokenExample, dated, tokenize, tokenize_prompts
 from kdlib.language.distill.checks import check_length, check_numbers, check_switches, check_teacher
 from kdlib.language.distill.fsdp import shard, sharding
@@ -95,9 +95,9 @@ def distill_language_model(
         across_tokenizers: how to compare with a teacher whose tokens differ; None refuses it. Both read the
             same texts, each in its own tokens and by its own chat template, and are compared where both have
             read the same: "aligned" by what they expect there of pieces of text (`aligned_loss`), "uld" by
-            how sure they are (`uld_loss`; in its paper the i-th tokens, wherever they stand). The soft term is
-            the sum over these places by the number of the student's tokens, as the hard term is: α weighs
-            nats of the same texts. With a live teacher, texts as examples, and not under FSDP2.
+            how sure they are (`uld_loss`; its paper compares the i-th tokens, wherever they stand). The soft
+            term is the sum over these places by the number of the student's tokens, as the hard term is: α
+            weighs nats of the same texts. With a live teacher, texts as examples, and not under FSDP2.
         on_policy: True, or the share λ of the steps, spread evenly, in which the student writes.
         alpha: weight of the hard label; default 0.5 with a teacher, 1 without, 0 (the only one) on-policy.
         temperature: T of the soft term, for teacher and student; R1-scale work takes 1.
@@ -144,16 +144,14 @@ def distill_language_model(
     check_switches(resume=resume, packing=packing, group_by_length=group_by_length, progress=progress,
                    **{} if fused is None else {"fused": fused})  # fmt: skip
     check_teacher(student, teacher, alpha, top_k, on_policy)
-    across = across_tokenizers is not None
-    if across:
-        check_across(across_tokenizers, teacher, teacher_tokenizer, divergence=divergence, on_policy=on_policy,
-                     top_k=top_k, fused=fused)  # fmt: skip
+    teacher = across_teacher(across_tokenizers, teacher, tokenizer, teacher_tokenizer, examples, top_k=top_k,
+                             divergence=divergence, on_policy=on_policy, fused=fused)  # fmt: skip
+    across = isinstance(teacher, AcrossTeacher)
     if alpha is None:
         alpha = 1.0 if teacher is None else 0.0 if on_policy else 0.5
     loss = LossSettings(temperature, alpha, divergence or ("reverse" if on_policy else "forward"), beta)
     check_settings(loss, "sum")
-    live = isinstance(teacher, PreTrainedModel) and not across
-    models = {"student": student} | ({"teacher": teacher} if live else {})
+    models = {"student": student} | ({"teacher": teacher} if isinstance(teacher, PreTrainedModel) else {})
     width = check_same_tokens(tokenizer, None if across else teacher_tokenizer, **models)
     encoded = (tokenize_prompts if on_policy == 1 else tokenize)(tokenizer, examples)
     check_positions("examples", [*map(len, encoded)], models)
@@ -162,8 +160,6 @@ def distill_language_model(
         check_positions("examples", prompts, models, max_new_tokens=max_new_tokens)
     if isinstance(teacher, CachedTokens):
         teacher.check(encoded, temperature, width, **dated(tokenizer, examples))
-    if across:
-        teacher = AcrossTeacher(teacher, across_tokenizers, tokenizer, teacher_tokenizer, examples, encoded)
     fused = not across and _fused(fused, models if alpha < 1 and top_k is None else {"student": student})
     sampling = {"max_new_tokens": max_new_tokens, "temperature": sampling_temperature} if on_policy else None
     written = sampling and {"share": float(on_policy), **sampling}
@@ -177,7 +173,6 @@ def distill_language_model(
     ) as folder:
         run |= {"precision": accelerator.mixed_precision, "processes": accelerator.num_processes}
         micro_batches = math.ceil(len(encoded) / (batch_size * accelerator.num_processes))
-        run |= {"across_tokenizers": across_tokenizers} if across else {}
         run["steps"] = steps or math.ceil(epochs * math.ceil(micro_batches / accumulation))
         settings = _trainer_settings(
             accelerator, run, output_dir=os.fspath(folder), use_cache=student.config.use_cache,
@@ -191,7 +186,7 @@ def distill_language_model(
         if alpha == 1:
             teacher = None
         elif across:
-            teacher.to(arguments.device)
+            move(teacher.model.eval(), arguments.device)
         elif "teacher" in models:
             teacher = ModelTeacher(teacher.eval(), width, top_k, temperature, fused and top_k is None)
             move(teacher.model, "cpu" if sharding() else arguments.device)  # one to shard is moved then
@@ -265,7 +260,8 @@ def _claim(
     teacher: PreTrainedModel | CachedTokens | AcrossTeacher | None,
 ) -> None:  # fmt: skip
     """Record in `run.json` what the run is, unless it is another; remove what it cannot go on from."""
-    run = json.loads(json.dumps(run, default=str)) | dated(tokenizer, examples) | {
+    across = {"across_tokenizers": teacher.across} if isinstance(teacher, AcrossTeacher) else {}
+    run = json.loads(json.dumps(run, default=str)) | across | dated(tokenizer, examples) | {
         "examples": fingerprint([[e.prompt, e.completion] for e in encoded]),
         "tokens": fingerprint(tokenizer.get_vocab()), "student": fingerprint(student),
         "teacher": teacher.fingerprint if isinstance(teacher, CachedTokens | AcrossTeacher)
