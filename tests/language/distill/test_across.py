@@ -143,7 +143,7 @@ def test_a_run_that_was_killed_goes_on(kind, tmp_path, monkeypatch):
     settings["across_tokenizers"] = "uld" if kind == "aligned" else "aligned"
     with pytest.raises(ValueError, match=f"belongs to another run: across_tokenizers .*{kind}"):
         run(tmp_path / "killed")
-    settings["across_tokenizers"], settings["teacher_tokenizer"] = kind, byte_level(258)
+    settings["across_tokenizers"], other.chat_template = kind, f"Answer: {other.chat_template}"
     with pytest.raises(ValueError, match="belongs to another run: teacher "):
         run(tmp_path / "killed")
 
