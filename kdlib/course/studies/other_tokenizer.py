@@ -50,8 +50,8 @@ class OtherTokenizerRecipe:
     batch_size: int = 4
     lrs: tuple[float, ...] = (5e-4, 1e-3)
     measured_on: int = 8  # texts, for the importance of the blocks
-    validation: int = 24  # texts
-    test: int = 60
+    validation: int = 16  # texts
+    test: int = 40
     precision: Precision = "bf16"  # of the teacher, and of the products in which a student learns
 
 
