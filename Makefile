@@ -14,6 +14,9 @@ PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 
+# Where it is set, each of the hundred processes of a test run compiles PyTorch anew, for eight seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help lab test test-all site course zh check record lint lock clean
 
 help:

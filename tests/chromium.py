@@ -27,11 +27,15 @@ needs_browser = [
 
 
 @contextmanager
-def started(profile: Path, *more: str) -> Iterator["webdriver.Chrome"]:
-    """A browser with nobody's settings, kept in the folder `profile`; `more` are arguments of its command."""
+def started(profile: Path, *more: str, traffic: bool = False) -> Iterator["webdriver.Chrome"]:
+    """A browser with nobody's settings, kept in the folder `profile`; `more` are arguments of its command.
+
+    `traffic`: it keeps what it asks for, in its log "performance".
+    """
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    logs = ("browser", "performance") if traffic else ("browser",)
+    options.set_capability("goog:loggingPrefs", dict.fromkeys(logs, "ALL"))
     for argument in (
         "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",

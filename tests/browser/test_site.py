@@ -22,8 +22,9 @@ import kdlib  # noqa: E402
 from kdlib.course.site.build import build_site  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
+RIGHT = "\ue014"  # as the WebDriver standard names the key
 SCREENSHOTS = ROOT / "build" / "screenshots" / "site"
-DESKTOP, TELEPHONE = (1280, 1000), (390, 844)
+DESKTOP, TELEPHONE, PROJECTOR = (1280, 1000), (390, 844), (1280, 720)
 # Pages that hold every kind of text, for what takes axe longest: is each letter told from its background?
 PALETTE = ("index.html", "notebooks/00_start_here.html", "kdlib/course/site/api.html")
 # What axe calls serious or critical; the rest is advice.
@@ -56,6 +57,13 @@ return {
 };
 """
 
+# The heading of the slide that is shown, if there is room for all of it, else what there is none for.
+SLIDE = """
+const slide = Reveal.getCurrentSlide(), room = Reveal.getConfig();
+const over = slide.scrollHeight > room.height || slide.scrollWidth > room.width;
+return over ? `no room: ${slide.textContent.trim().slice(0, 40)}` : "";
+"""
+
 pytestmark = needs_browser
 
 
@@ -66,6 +74,7 @@ class Walk:
     pages: dict[str, set[str]] = field(default_factory=dict)  # address below the start: the anchors there
     links: dict[str, str] = field(default_factory=dict)  # address with anchor: a page that has it
     complaints: list[str] = field(default_factory=list)
+    slides: dict[str, int] = field(default_factory=dict)  # how many a page has
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -98,7 +107,7 @@ def address(site) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory) -> Iterator:
-    with started(tmp_path_factory.mktemp("browser"), "--hide-scrollbars") as driver:
+    with started(tmp_path_factory.mktemp("browser"), "--hide-scrollbars", traffic=True) as driver:
         driver.set_page_load_timeout(60)
         driver.set_script_timeout(60)
         yield driver
@@ -155,6 +164,8 @@ def walk(browser, start: str, screenshots: Path) -> Walk:
             if page in PALETTE:
                 complain(f"axe, {theme}", browser.execute_async_script(AXE, True))
         choose(browser, "light")
+        if browser.execute_script("return Boolean(window.Reveal)"):
+            found.slides[page] = show_slides(browser, shot, functools.partial(complain, "slide"))
         resize(browser, TELEPHONE)
         browser.save_screenshot(str(shot.with_suffix(".telephone.png")))
         width = browser.execute_script("return document.documentElement.scrollWidth")
@@ -165,9 +176,26 @@ def walk(browser, start: str, screenshots: Path) -> Walk:
         complain("console", errors(browser))
     for link, page in found.links.items():
         target, _, anchor = link.partition("#")
+        if target in found.slides and anchor.startswith("/"):  # a slide by its number
+            continue
         if target.endswith(".html") and urllib.parse.unquote(anchor) not in {"", *found.pages[target]}:
             found.complaints.append(f"{page}: no such place: {link}")
     return found
+
+
+def show_slides(browser, shot: Path, complain: Callable[[list[str]], None]) -> int:
+    """Go through the slides of a page with the keyboard, as a projector shows them; how many there are."""
+    resize(browser, PROJECTOR)
+    browser.refresh()
+    count = "return Reveal.isReady() && Reveal.getTotalSlides()"
+    total = wait("slides", lambda: browser.execute_script(count))
+    for number in range(total):
+        wait(f"slide {number}", lambda number=number: browser.execute_script(
+            "return Reveal.getSlidePastCount() === arguments[0]", number))  # fmt: skip
+        complain(list(filter(None, [browser.execute_script(SLIDE)])))
+        browser.save_screenshot(str(shot.with_suffix(f".{number + 1:02}.png")))
+        browser.switch_to.active_element.send_keys(RIGHT)
+    return total
 
 
 def complaint(complaints: list[str], page: str, what: str, values: list) -> None:
@@ -179,10 +207,14 @@ def test_every_page_is_whole_without_a_network(site, address, browser):
     SCREENSHOTS.mkdir(parents=True)
     found = walk(browser, address, SCREENSHOTS)
     assert not found.complaints, "\n".join(found.complaints)
-    built = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
-    unlinked = ("genindex.html", "search.html")
-    assert set(found.pages) >= {page for page in built if Path(page).name not in unlinked}
+    pages = [path.relative_to(site) for path in site.rglob("*.html")]
+    built = {page.as_posix() for page in pages if "_static" not in page.parts}
+    unlinked = {"genindex.html", "search.html", "zh/genindex.html", "zh/search.html", "zh/index.html"}
+    assert set(found.pages) >= built - unlinked
     assert len([link for link in found.links if "glossary.html#" in link]) > 50
+    slides = ("slides/notebooks/slides.html", "slides/notebooks/zh/slides.html")
+    assert {page: count > 15 for page, count in found.slides.items()} == dict.fromkeys(slides, True)
+    assert len({*found.slides.values()}) == 1, "as many in Chinese"
     for link in found.links:
         target, _, _ = urllib.parse.unquote(link).partition("#")
         assert (site / target.partition("?")[0]).exists(), link
@@ -206,11 +238,14 @@ def opened(address, browser) -> Callable[[str], None]:
     return go
 
 
-def test_search_finds_temperature(opened, browser):
-    opened("index.html")
-    browser.find_element(CSS, ".sidebar-search").send_keys("temperature\n")
+@pytest.mark.parametrize(("page", "word"), [("index.html", "temperature"), ("zh/index.html", "温度")])
+def test_search_finds_temperature(opened, browser, page, word):
+    opened(page)
+    errors(browser)  # of the pages before
+    browser.find_element(CSS, ".sidebar-search").send_keys(f"{word}\n")
     results = wait("results", lambda: browser.find_elements(CSS, "ul.search li a"))
     assert any("02_temperature.html" in result.get_attribute("href") for result in results)
+    assert not errors(browser)
 
 
 def test_dark_mode_is_a_click_and_stays(opened, address, browser):
@@ -286,6 +321,11 @@ FAULTS = {
     "wider than a telephone": '<div style="width: 900px">x</div>',
     "axe: image-alt": '<img src="dot.svg">',
     "axe, light: color-contrast": '<p style="color: #eee; background: #fff">pale</p>',
+    "slide: no room: much": """<div id="slide" style="width: 90px">much<hr style="width: 99px"></div>
+    <script>Reveal = {
+        isReady: () => true, getTotalSlides: () => 1, getSlidePastCount: () => 0,
+        getCurrentSlide: () => document.getElementById("slide"), getConfig: () => ({width: 90, height: 90}),
+    }</script>""",
 }
 
 

@@ -28,7 +28,8 @@ VERDICT = {"few": {"a against b": {"verdict": "better", "text": TEXT}}}
 
 def picture(height: float, alt: str):
     data = base64.b64encode(png(label_bars({"p": [height, 1 - height]}, ["cat", "dog"]))).decode()
-    return new_output("display_data", {"image/png": data}, metadata={"image/png": {"alt": alt}})
+    about = {"alt": alt, "width": 400, "height": 300}
+    return new_output("display_data", {"image/png": data}, metadata={"image/png": about})
 
 
 def page(*cells) -> str:
@@ -128,7 +129,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    chinese = "# 幻灯片\n\n[标签](01_labels.ipynb)"
+    chinese = "# 幻灯片\n\n## 标签\n\n### 软标签\n\n[标签](01_labels.ipynb)"
     more = {"notebooks/slides.md": SLIDES, "notebooks/zh/slides.md": chinese}
     root = make_course(
         tmp_path_factory.mktemp("course"), **more, **{"notebooks/teaching.md": "# Teaching\n\n[S](slides.md)"}
@@ -137,8 +138,8 @@ def site(tmp_path_factory) -> Path:
     first = build_site(root)
     assert first == root / "build/site/index.html"
     after = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    assert {path for path in after if path not in before} == set((root / "build/site").rglob("*.*")) - {
-        path for path in (root / "build/site").rglob("*.*") if path.is_dir()
+    assert {path for path in after if path not in before} == {
+        path for path in (root / "build/site").rglob("*") if path.is_file()
     }
     assert {path: after[path] for path in before} == before
     return first.parent

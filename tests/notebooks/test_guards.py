@@ -125,7 +125,7 @@ TREE_FAULTS = [
     ("links", README, "#a-course", "#A-course", "README.md, line 8", "#a-course-of-one-notebook"),
     ("links", README, "#soft-label", "#soft-labels", "README.md, line 6", "heading #soft-labels"),
     ("measured", README, "1,797<", "1,796<", "README.md, line 8", "expected 1797"),
-    ("measured", README, "results:demo", "out:demo", "README.md, line 8", "result:demo"),
+    ("measured", README, "results:demo", "out:demo", "README.md, line 8", "the notebook demo.json"),
     ("card", COURSE_JSON, "0.5", "5", "notebooks/00_good.ipynb, cell 1 (", "about 5 min"),
     ("card", COURSE_JSON, "00_good", "00_bad", "notebooks/00_good.ipynb, cell 1 (", "make record"),
     ("functions", "kdlib/losses/kd.py", "z / temp", "z * temp", "notebooks/00_good.ipynb, cell 4 (",
