@@ -1,7 +1,10 @@
 """A teacher with another tokenizer: it reads the same texts in its own tokens, by its own chat template.
 
-It is compared with the student where both have read the same (`kdlib.language.distill.alignment`), by a loss
-of `kdlib.losses.cross_tokenizer`.
+It is compared with the student where both have read the same, which is where the groups of
+`kdlib.language.distill.alignment` begin, and the end of a text: "aligned" by `aligned_loss`, "uld" by
+`uld_loss` (whose paper compares the i-th tokens, wherever they stand). The soft term is the sum over these
+places by the number of the student's tokens. The hard term is divided by the same, so that α weighs nats of
+the same texts, and with the same tokens on both sides a run is the ordinary one.
 """
 
 from collections.abc import Sequence

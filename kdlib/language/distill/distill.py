@@ -92,12 +92,9 @@ def distill_language_model(
             Or its stored outputs for these examples, by `cache_teacher_tokens`.
         teacher_tokenizer: to be compared with `tokenizer`; None if the teacher's is the same. Logits beyond
             the tokens, which pad vocabularies to different sizes, are cut off.
-        across_tokenizers: how to compare with a teacher whose tokens differ; None refuses it. Both read the
-            same texts, each in its own tokens and by its own chat template, and are compared where both have
-            read the same: "aligned" by what they expect there of pieces of text (`aligned_loss`), "uld" by
-            how sure they are (`uld_loss`; its paper compares the i-th tokens, wherever they stand). The soft
-            term is the sum over these places by the number of the student's tokens, as the hard term is: α
-            weighs nats of the same texts. With a live teacher, texts as examples, and not under FSDP2.
+        across_tokenizers: how to compare with a teacher whose tokens differ, where both have read the same:
+            "aligned" by what they expect of pieces of text, "uld" by how sure they are; None refuses it. With
+            a live teacher, texts as examples, not under FSDP2: see `kdlib.language.distill.across`.
         on_policy: True, or the share λ of the steps, spread evenly, in which the student writes.
         alpha: weight of the hard label; default 0.5 with a teacher, 1 without, 0 (the only one) on-policy.
         temperature: T of the soft term, for teacher and student; R1-scale work takes 1.
