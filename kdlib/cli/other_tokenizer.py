@@ -17,7 +17,7 @@ command was interrupted, start it again.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print the report, write the results."""
-    parser = StudyParser("other-tokenizer", DESCRIPTION, seeds=3, work="other_tokenizer")
+    parser = StudyParser("other-tokenizer", DESCRIPTION, seeds=5, work="other_tokenizer")
     given = parser.parse_args(argv)
     from kdlib.course.studies.other_tokenizer import SMALL, OtherTokenizerStudy, report
     from kdlib.language.models.smollm2 import fetch_smollm2, origin
