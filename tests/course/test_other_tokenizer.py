@@ -68,3 +68,12 @@ def test_verdicts_follow_from_the_seeds(committed):
         ours, theirs = ([-x for x in committed["arms"][arm]["nll"]] for arm in pair.split(" against "))
         assert found["difference"] == pytest.approx(compare(ours, theirs, unit="nats").difference, abs=1e-4)
         assert found["low"] <= found["difference"] <= found["high"]
+
+
+def test_it_says_what_notebook_7_says(committed):
+    found = {pair: verdict["verdict"] for pair, verdict in committed["verdicts"].items()}
+    assert found == {
+        "aligned against hard labels": "better", "ULD against hard labels": "worse", "aligned against ULD": "better",
+    }  # fmt: skip
+    for column in committed["arms"].values():
+        assert committed["teacher"]["nll"] < min(column["nll"]) < max(column["nll"]) < committed["untrained"]["nll"]
