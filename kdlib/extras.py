@@ -8,7 +8,7 @@ def require(extra: str, *packages: str) -> None:
     for package in packages:
         if find_spec(package) is None:
             raise ModuleNotFoundError(
-                f'kdlib.{extra} needs {package}: python -m pip install "kdlib[{extra}]" '
+                f'kdlib[{extra}] needs {package}: python -m pip install "kdlib[{extra}]" '
                 f'(in a checkout of the course: ".[{extra}]")',
                 name=package,
             )

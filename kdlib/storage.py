@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -170,6 +171,16 @@ class JsonLines:
 
 def _lines(records: Iterable[Mapping[str, object]]) -> bytes:
     return b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
+
+
+def sealed(record: Mapping[str, object]) -> dict[str, object]:
+    """A record with a checksum."""
+    return {**record, "crc32": f"{zlib.crc32(json.dumps(record, ensure_ascii=False).encode()):08x}"}
+
+
+def is_sound(record: dict[str, object]) -> bool:
+    """Whether a record is as it was sealed; its checksum is removed."""
+    return record.pop("crc32", None) == sealed(record)["crc32"]
 
 
 def write_json(path: str | os.PathLike, content: object) -> None:

@@ -50,18 +50,19 @@ class Cache:
         return self.manifest["rows"]
 
     def fill(
-        self, make: Callable[[int, range], Mapping[str, Tensor]], *, overwrite: bool, progress: bool
-    ) -> None:
+        self, make: Callable[[int, range], Mapping[str, Tensor]], *, overwrite: bool, progress: bool,
+        finish: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         """Make every shard that is missing, damaged or of another cache; one process at a time.
 
-        `make` gives the tensors of a run of rows of an epoch.
+        `make` gives the tensors of a run of rows of an epoch; `finish` is called when all are there.
         """
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / ".lock").acquire()
         with lock:
             self._claim(overwrite)
-            for left in self.folder.glob(".[0-9]*.part"):
+            for left in self.folder.glob(".*.part"):
                 left.unlink(missing_ok=True)  # of a process that was killed
             for epoch, rows in tqdm([*self._shards()], desc="teacher", disable=not progress, leave=False):
                 shard = (epoch, rows.start)
@@ -69,6 +70,7 @@ class Cache:
                     self._load(*shard)
                 except (FileNotFoundError, DamagedFile):
                     save_tensors(self._path(*shard), make(epoch, rows), self._label(*shard))
+            finish()
 
     def require(self, **run: object) -> None:
         """Refuse a training run, of which these are entries of the manifest, that the cache does not fit."""
@@ -145,8 +147,8 @@ class Cache:
         write_json(self.folder / "manifest.json", self.manifest)
 
 
-def read_manifest(folder: Path, maker: str) -> dict | None:
-    """What the cache in a folder is bound to; None if there is none; a ValueError if it is not by `maker`."""
+def read_manifest(folder: Path, *makers: str) -> dict | None:
+    """What the cache in a folder is bound to; None if there is none; a ValueError if it is not by these."""
     path = folder / "manifest.json"
     if not path.exists():
         return None
@@ -154,6 +156,7 @@ def read_manifest(folder: Path, maker: str) -> dict | None:
         held = json.loads(path.read_bytes())
     except ValueError:
         held = None
-    if not isinstance(held, dict) or held.get("maker") != maker:
-        raise ValueError(f"{path} was not written by {maker}, or has changed since; choose another folder")
+    if not isinstance(held, dict) or held.get("maker") not in makers:
+        said = " or ".join(makers)
+        raise ValueError(f"{path} was not written by {said}, or has changed since; choose another folder")
     return held

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from kdlib.course.figures import bar_style, canvas, colours, describe, log_ticks, point_style
+from kdlib.course.figures import LINES, bar_style, canvas, colours, describe, log_ticks, point_style
 
 # Of plans: these have the same colour in all figures, and stand in this order.
 _COMPONENTS = (
@@ -93,6 +93,31 @@ def memory_bars(rows: Mapping[str, Mapping[str, float]], *, limit: float, title:
 
 def _sizes(row: Mapping[str, float], digits: str) -> str:
     return ", ".join(f"{kind} {size:{digits}}" for kind, size in row.items())
+
+
+def push_picture(x: Tensor, curves: Mapping[str, Tensor], push: Tensor, *, title: str = "") -> Figure:
+    """Distributions, (K,) by name, over points x (K,), and beside them the push (K,) on each logit."""
+    coloured = colours(curves)
+    with canvas(11, 4.2, heading=title, ncols=2) as (figure, (left, right)):
+        for k, (name, values) in enumerate(curves.items()):
+            left.plot(x, values, label=name, linestyle=LINES[k % 7], color=coloured[k])
+        left.set(xlabel="x", ylabel="probability")
+        left.legend()
+        right.axhline(0, color="black", linewidth=1)
+        right.fill_between(x, push, color="0.8")
+        right.plot(x, push, color="black")
+        right.set(xlabel="x", ylabel="push on the student's logit")
+    parts = [f"{name}: {mean_and_width(x, values)}" for name, values in curves.items()]
+    for way, most in (("up", push.argmax()), ("down", push.argmin())):
+        parts.append(f"strongest push {way}: {push[most]:.2g} at {x[most]:.1f}")
+    return describe(figure, title, "Curves of probability, and the push on each logit, against x", parts)
+
+
+def mean_and_width(x: Tensor, probabilities: Tensor) -> str:
+    """Mean and standard deviation over points x (K,), in words."""
+    mean = (probabilities * x).sum()
+    deviation = (probabilities * (x - mean) ** 2).sum().sqrt()
+    return f"mean {mean:.1f}, standard deviation {deviation:.1f}"
 
 
 def token_grid(batches: Mapping[str, Tensor]) -> Figure:

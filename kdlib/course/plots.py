@@ -19,9 +19,11 @@ from torch import Tensor
 from kdlib.course.charts import (
     block_bars,
     differences,
+    mean_and_width,
     memory_bars,
     named_points,
     pictures,
+    push_picture,
     token_grid,
 )  # fmt: skip
 from kdlib.course.figures import (
@@ -41,8 +43,8 @@ from kdlib.metrics import ReliabilityCurve, Scores, bounded_interval, interval
 
 __all__ = [
     "arms", "block_bars", "densities", "differences", "digit_gallery", "heat_map", "label_bars", "lines",
-    "loss_picture", "memory_bars", "named_points", "neighbours", "panels", "pictures", "reliability", "show",
-    "softened", "temperature_curves", "token_grid",
+    "loss_picture", "memory_bars", "named_points", "neighbours", "panels", "pictures", "push_picture",
+    "reliability", "show", "softened", "temperature_curves", "token_grid",
 ]
 
 Numbers = Sequence[float] | Tensor
@@ -220,10 +222,7 @@ def densities(
     points = torch.as_tensor(x).double()
 
     def say(values: Numbers) -> str:
-        values = torch.as_tensor(values).double()
-        mean = (values * points).sum()
-        deviation = (values * (points - mean) ** 2).sum().sqrt()
-        return f"mean {mean:.1f}, standard deviation {deviation:.1f}"
+        return mean_and_width(points, torch.as_tensor(values).double())
 
     figure = panels(x, groups, xlabel=xlabel, ylabel="probability", title=title)
     return _describe_groups(figure, title, f"Curves of probability against {xlabel}", groups, say)

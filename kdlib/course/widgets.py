@@ -4,6 +4,7 @@ import base64
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import ipywidgets as ipw
 import numpy as np
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from kdlib.course import plots
 from kdlib.course.figures import image_tag, png
-from kdlib.losses.divergences import jensen_shannon_divergence, kl_divergence
-from kdlib.losses.kd import soften
+from kdlib.losses.divergences import DIVERGENCES, OF_MIXTURE, Divergence, head, share_in
+from kdlib.losses.kd import soft_target_loss, soften
 
 _TEMPERATURES = [{"temperature": 2.0**power} for power in (-1, 0, 2, 4)]
 _LOOK = {"style": {"description_width": "120px"}, "layout": ipw.Layout(width="480px")}
@@ -128,27 +129,68 @@ def loss_explorer(
 
 
 def divergence_explorer(x: Tensor, p: Tensor) -> Explorer:
-    """Fit a normal distribution by hand to probabilities p (K,) of evenly spaced x (K,); see KL and JSD."""
-    log_p = p.log().clamp(min=-1e30)  # finite where p is 0
+    """Fit a normal distribution q to probabilities p (K,) of evenly spaced x (K,), by hand or by descent.
 
-    def draw(centre: float, width: float) -> Figure:
-        log_q = torch.log_softmax(-0.5 * ((x - centre) / width) ** 2, dim=-1)
-        forward, reverse = kl_divergence(log_p, log_q), kl_divergence(log_q, log_p)
-        title = (
-            f"KL(p‖q) {forward:.3f}   KL(q‖p) {f'{reverse:.3f}' if reverse < 1e9 else '∞'}   "
-            f"JSD {jensen_shannon_divergence(log_p, log_q):.3f} nats"
-        )
-        return plots.densities(x, {title: {"teacher p": p, "student q": log_q.exp()}})
-
+    For the divergence chosen it shows its value and the most it can be, its push on each logit of q, and the
+    bell in which gradient descent from there ends.
+    """
+    x, p = x.double(), p.double()
+    log_p = p.log().clamp(min=-1e29)  # finite where p is 0
     low, high = float(x[0]), float(x[-1])
-    span = high - low
+    span, unit = high - low, (high - low) / 14
+
+    def bell(centre: float | Tensor, width: float | Tensor) -> Tensor:
+        return torch.log_softmax(-0.5 * ((x - centre) / width) ** 2, dim=-1)
+
+    @cache
+    def descent(centre: float, width: float, **of: float | str) -> Tensor:
+        knobs = torch.tensor([centre / unit, math.log(width)], dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.Adam([knobs], 0.1)
+        for _ in range(150):
+            optimizer.zero_grad()
+            log_q = bell(unit * knobs[0], knobs[1].exp())
+            soft_target_loss(log_q, log_p, temperature=1.0, **of).backward()
+            optimizer.step()
+        return log_q.detach()
+
+    def draw(divergence: Divergence, beta: float, centre: float, width: float) -> Figure:
+        of = {"divergence": divergence, "beta": beta}
+        log_q = bell(centre, width).requires_grad_()
+        value = soft_target_loss(log_q, log_p, temperature=1.0, **of)
+        (slope,) = torch.autograd.grad(value, log_q)
+        ending = descent(centre, width, **of)
+        values = value.item(), soft_target_loss(ending, log_p, temperature=1.0, **of).item()
+        here, there = (f"{each:.3f}" if each < 1e9 else "∞" for each in values)
+        q = log_q.detach().exp()
+        title = f"{divergence}, {_about(divergence, beta, p, q)}: {here} here, {there} where descent ends"
+        curves = {"teacher p": p, "student q": q, "where descent ends": ending.exp()}
+        return plots.push_picture(x, curves, -slope, title=title)
+
+    choice = ipw.Dropdown(options=DIVERGENCES, value="jsd", description="divergence", **_LOOK)
+    weight = _slider("β", 0.5, 0.05, 0.95, step=0.05)
     centre = _slider("centre of q", (low + high) / 2, low, high, step=span / 200)
     width = _slider("width of q", span / 8, span / 50, span / 2, step=span / 200)
-    # What forward KL and reverse KL would choose: the moments of p, and its highest bump.
-    mean = float(p @ x)
-    fits = [(mean, math.sqrt(float(p @ (x - mean) ** 2))), (float(x[p.argmax()]), span / 20)]
-    states = [{"centre": round(centre, 2) + 0.0, "width": round(width, 2)} for centre, width in fits]
-    return explorer(draw, states, centre=centre, width=width)
+    # On the highest bump: who says anything of the others? The β is DistiLLM's.
+    place = {"centre": round(float(x[p.argmax()]), 2) + 0.0, "width": round(unit, 2)}
+    chosen = {"forward": {}, "reverse": {}, "skew-forward": {"beta": 0.1}, "tvd": {}, "akl": {}}
+    states = [{"divergence": name} | beta | place for name, beta in chosen.items()]
+    return explorer(draw, states, divergence=choice, beta=weight, centre=centre, width=width)
+
+
+def _about(divergence: Divergence, beta: float, p: Tensor, q: Tensor) -> str:
+    """The formula, and what else to know: the most that it can be, or how much of AKL is forward."""
+    if divergence == "akl":
+        return f"{share_in(head(p), (p - q).abs()):.2f} KL(p‖q) + rest KL(q‖p)"
+    formula = {
+        "forward": "KL(p‖q)", "reverse": "KL(q‖p)", "jsd": "β KL(p‖m) + (1 − β) KL(q‖m)",
+        "skew-forward": "KL(p‖m)", "skew-reverse": "KL(q‖m)", "tvd": "½ Σ |p − q|",
+    }[divergence]  # fmt: skip
+    most = {
+        "jsd": -beta * math.log(beta) - (1 - beta) * math.log1p(-beta),
+        "skew-forward": -math.log(beta), "skew-reverse": -math.log1p(-beta), "tvd": 1.0,
+    }.get(divergence)  # fmt: skip
+    formula += f", β = {beta:.2f}" if divergence in OF_MIXTURE else ""
+    return formula + (f", at most {most:.3f}" if most else "")
 
 
 def plan_explorer(tokens: float = 100e6) -> Explorer:

@@ -3,6 +3,9 @@
 from dataclasses import MISSING, dataclass, field
 from typing import Literal
 
+# As in kdlib.losses.divergences, which imports torch.
+Divergence = Literal["forward", "reverse", "jsd", "skew-forward", "skew-reverse", "tvd", "akl"]
+
 
 def option(default: object, text: str) -> object:
     return field(default=default, metadata={"help": text})
@@ -39,11 +42,13 @@ class PipelineOptions:
     )
 
     # How the student learns: arguments of `distill_language_model`.
+    teacher_prompt: Literal["own", "student"] | None = option(
+        None, "whose prompt the teacher reads, where their chat templates differ (on-policy: to be chosen)"
+    )
     alpha: float | None = option(None, "weight of the hard label (texts 1, on-policy 0, else 0.5)")
     temperature: float = option(1.0, "T of the soft term")
-    divergence: Literal["forward", "reverse", "jsd"] | None = option(
-        None, "of the soft term (forward, on-policy reverse)"
-    )
+    divergence: Divergence | None = option(None, "of the soft term (forward, on-policy reverse)")
+    beta: float = option(0.5, "weight of the teacher in the mixture of jsd and the two skew-…")
     top_k: int | None = option(None, "learn from the teacher's k largest logits only (cached: 64)")
     epochs: float | None = option(2.0, "passes over the texts, R1-Distill's were 2 to 3")
     steps: int | None = option(None, "optimizer steps, instead of epochs")
@@ -73,6 +78,11 @@ class PipelineOptions:
             raise ValueError(
                 "teacher is missing; without one expected traces or plain texts, method texts and the "
                 "student's tokenizer"
+            )
+        if self.teacher_prompt == "own" and (self.texts or self.method not in ("logits", "on-policy")):
+            raise ValueError(
+                f'teacher_prompt="own" with {"texts" if self.texts else f"method {self.method}"}; expected '
+                "problems or traces, and method logits or on-policy, for which the teacher reads prompts"
             )
         if self.steps is not None:
             self.epochs = None

@@ -1,8 +1,8 @@
 """What computes a loss. Nothing else in the package knows of Triton.
 
-    on NVIDIA GPUs from compute capability 8.0             `kdlib.losses.kernels`
-    elsewhere, from four million logits on                 `kdlib.losses.closed_form`, some rows at a time
-    fewer, compiled, of torch.func or forward mode         the formula as `kdlib.losses.kd` has it
+    KL and JSD on NVIDIA GPUs from compute capability 8.0   `kdlib.losses.kernels`
+    else, from four million logits on                       `kdlib.losses.closed_form`, some rows at a time
+    fewer, compiled, of torch.func or forward mode          the formula as `kdlib.losses.kd` has it
 
 The first two are one operator of PyTorch, which `torch.compile` takes as it is. Its forward pass finds the
 gradient too and keeps it in place of the logits; `backward` multiplies it by what arrives there. There is no
@@ -19,20 +19,24 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from kdlib.losses import closed_form
-from kdlib.losses.divergences import LossSettings, Reduction, weighted
+from kdlib.losses.divergences import Divergence, LossSettings, Reduction, weighted
 
 _LARGE = 1 << 22  # logits; from here on the temporaries of the formula as written are what takes the time
 _SLICE = 1 << 22  # logits that the closed form works on at once: 16 MB in float32
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def kd_terms_and_gradient(student: Tensor, teacher: Tensor | None, *rest, scale: float | Tensor):
+def kd_terms_and_gradient(
+    student: Tensor, teacher: Tensor | None, labels: Tensor | None, settings: LossSettings, width: int | None,
+    *, scale: float | Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`kdlib.losses.closed_form.kd_terms_and_gradient`, by kernels where they run. Overwrites the logits."""
-    if not on_kernels(student, teacher):
-        return closed_form.kd_terms_and_gradient(student, teacher, *rest, scale=scale)
+    given = (student, teacher, labels, settings, width)
+    if not computed_by_kernels(settings, student, teacher):
+        return closed_form.kd_terms_and_gradient(*given, scale=scale)
     from kdlib.losses import kernels
 
-    return kernels.kd_terms(student, teacher, *rest, gradient=student, gradient_scale=scale), student
+    return kernels.kd_terms(*given, gradient=student, gradient_scale=scale), student
 
 
 def in_slices(logits: Tensor) -> bool:
@@ -51,8 +55,17 @@ def is_transformed(logits: Tensor) -> bool:
     )
 
 
-def on_kernels(*logits: Tensor | None) -> bool:
+def has_kernel(divergence: Divergence) -> bool:
+    return divergence in ("forward", "reverse", "jsd")
+
+
+def computed_by_kernels(settings: LossSettings, *logits: Tensor | None) -> bool:
     """Whether the kernels are to compute the loss of these logits."""
+    return (settings.alpha == 1 or has_kernel(settings.divergence)) and on_kernels(*logits)
+
+
+def on_kernels(*logits: Tensor | None) -> bool:
+    """Whether the kernels run where these logits are, and on their dtypes."""
     return all(
         logit.is_cuda and logit.dtype in _KERNEL_DTYPES and _kernels_run_on(logit.device.index)
         for logit in logits if logit is not None

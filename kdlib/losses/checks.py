@@ -6,7 +6,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from kdlib.losses.divergences import DIVERGENCES, RULED_OUT, LossSettings
+from kdlib.losses.divergences import DIVERGENCES, OF_MIXTURE, RULED_OUT, LossSettings
 
 SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-18, 1e18
 
@@ -27,10 +27,10 @@ def check_settings(settings: LossSettings, reduction: str) -> None:
     if not isinstance(alpha, Real) or not 0 <= alpha <= 1:
         raise ValueError(f"alpha, the weight of the hard label, must lie in [0, 1]; got {alpha}")
     if divergence not in DIVERGENCES:
-        raise ValueError(f'divergence must be "forward", "reverse" or "jsd"; got {divergence!r}')
-    if divergence == "jsd" and not (isinstance(beta, Real) and 0 < beta < 1):
+        raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}; got {divergence!r}")
+    if divergence in OF_MIXTURE and not (isinstance(beta, Real) and 0 < beta < 1):
         raise ValueError(
-            f"beta must lie strictly between 0 and 1; got {beta}. The divergence is 0 at both ends; for the "
+            f"beta must lie strictly between 0 and 1; got {beta}. At the ends it is 0 or KL: for these "
             'limits use divergence="forward" (beta to 0) or "reverse" (beta to 1)'
         )
     if reduction not in ("mean", "sum", "none"):

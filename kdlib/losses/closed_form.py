@@ -1,15 +1,20 @@
 """Loss and gradient of given logits in PyTorch, by formula and in place: what the kernels do, on any device.
 
-Autograd would hold a dozen float32 tensors of the size of the logits. But the gradient has a closed form,
-T² included:
+Autograd would hold a dozen float32 tensors of the size of the logits. But the gradient has a closed form:
+that of the hard term is softmax(s) − onehot, that of T² · D
 
-    hard      softmax(s) − onehot
-    forward   T · (q − p)
-    reverse   T · q · ((log q − log p) − KL(q‖p))
-    JSD       T · (1 − β) · q · (H − h),  h = log(m/q),  H = Σ q·h
+    T · (q · Σ g − g),  g = −q · ∂D/∂q
 
-so that four such tensors do, each overwritten as soon as what it held is used up; and as a row needs no other
-row, some rows at a time (`kdlib.losses.backend`).
+    forward        g = p                          so that it is T · (q − p)
+    reverse        g = q · log(p/q)                T · q · (log(q/p) − KL(q‖p))
+    JSD            g = (1 − β) · q · h             h = log(m/q)
+    skew-forward   g = w · (p − m)                 w = (1 − β) · q/m, the student's share of the mixture
+    skew-reverse   g = q · h + w · (q − m)
+    TV             g = ½ · q · sign(p − q)
+    AKL            g = a · p + (1 − a) · q · log(p/q), a being a constant
+
+so that four such tensors do for the KL divergences and TV, seven for the others, each overwritten as soon as
+what it held is used up; and as a row needs no other row, some rows at a time (`kdlib.losses.backend`).
 """
 
 import math
@@ -18,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlib.losses.divergences import RULED_OUT, Divergence, LossSettings
+from kdlib.losses.divergences import OF_MIXTURE, RULED_OUT, Divergence, LossSettings, head, share_in
 
 
 def kd_terms_and_gradient(
@@ -76,8 +81,10 @@ def _soft(
         if ruled_out is not None:
             logits.masked_fill_(ruled_out, RULED_OUT)
     log_q, log_p = torch.log_softmax(student, dim=-1), torch.log_softmax(teacher, dim=-1)
-    if divergence == "jsd":
-        return _jensen_shannon(log_p, log_q, beta, student, teacher)
+    if divergence in OF_MIXTURE:
+        return _to_mixture(log_p, log_q, divergence, beta, student, teacher)
+    if divergence in ("tvd", "akl"):
+        return (_total_variation if divergence == "tvd" else _adaptive)(log_p, log_q, student, teacher)
     # KL(x‖y) for the two directions; what is written lies where nothing is needed any more.
     log_x, log_y = (log_q, log_p) if divergence == "reverse" else (log_p, log_q)
     u = torch.sub(log_y, log_x, out=student)
@@ -89,24 +96,56 @@ def _soft(
     return distances, u.add_(distances.unsqueeze(-1)).mul_(x).neg_()
 
 
-def _jensen_shannon(
-    log_p: Tensor, log_q: Tensor, beta: float, free: Tensor, other: Tensor
+def _to_mixture(
+    log_p: Tensor, log_q: Tensor, divergence: Divergence, beta: float, free: Tensor, other: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """β·KL(p‖m) + (1 − β)·KL(q‖m), m = β·p + (1 − β)·q; all five tensors are overwritten."""
+    """Those made of KL(p‖m) and KL(q‖m), m = β·p + (1 − β)·q; all four tensors are overwritten."""
     torch.add(log_p, math.log(beta), out=free)
     torch.add(log_q, math.log1p(-beta), out=other)
     log_m = torch.logaddexp(free, other, out=other)
     m = log_m.exp()
     difference, spare = torch.empty_like(m), torch.empty_like(m)
     distances = 0
-    for weight, log_x in ((beta, log_p), (1 - beta, log_q)):
+    weights = {"jsd": (beta, 1 - beta), "skew-forward": (1, 0), "skew-reverse": (0, 1)}[divergence]
+    for weight, log_x in zip(weights, (log_p, log_q), strict=True):
         h = torch.sub(log_m, log_x, out=free)
         x = log_x.exp_()
-        _difference(x, m, h, difference, spare)
-        distances = distances + weight * difference.addcmul_(x, h, value=-1).sum(dim=-1)
-    # x is q and h is log(m/q) now.
-    mean = torch.mul(x, h, out=difference).sum(dim=-1, keepdim=True)
-    return distances, h.sub_(mean).mul_(x).mul_(beta - 1)
+        if weight:
+            _difference(x, m, h, difference, spare)
+            distances = distances + weight * torch.addcmul(difference, x, h, value=-1, out=spare).sum(dim=-1)
+    # x is q and h is log(m/q) now; what has been subtracted from m is p for skew-forward, else q.
+    w = torch.neg(h, out=spare).exp_().mul_(1 - beta)
+    if divergence == "skew-forward":
+        g = torch.mul(w, difference, out=difference).neg_()
+    elif divergence == "skew-reverse":
+        g = h.mul_(x).addcmul_(w, difference, value=-1)
+    else:
+        g = h.mul_(x).mul_(1 - beta)
+    return distances, torch.mul(x, g.sum(dim=-1, keepdim=True), out=spare).sub_(g)
+
+
+def _total_variation(log_p: Tensor, log_q: Tensor, free: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """½ Σ |p − q|; all four tensors are overwritten."""
+    u = torch.sub(log_q, log_p, out=free)
+    p, q = log_p.exp_(), log_q.exp_()
+    difference = _difference(p, q, u, other, p)
+    distances = torch.abs(difference, out=u).sum(dim=-1) / 2
+    g = difference.sign_().mul_(q).div_(-2)
+    return distances, torch.mul(q, g.sum(dim=-1, keepdim=True), out=u).sub_(g)
+
+
+def _adaptive(log_p: Tensor, log_q: Tensor, free: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """a·KL(p‖q) + (1 − a)·KL(q‖p); all four tensors are overwritten."""
+    u = torch.sub(log_q, log_p, out=free)
+    p, q = log_p.exp_(), log_q.exp_()
+    top = head(p)  # first: to sort takes most memory
+    spare = torch.empty_like(p)
+    difference = _difference(p, q, u, other, spare)
+    a = share_in(top, torch.abs(difference, out=spare)).unsqueeze(-1)
+    forward = torch.addcmul(difference, p, u, value=-1, out=spare).sum(dim=-1, keepdim=True)
+    reverse = torch.mul(q, u, out=spare).sub_(difference).sum(dim=-1, keepdim=True)
+    slope = u.sub_(reverse).mul_(q).mul_(1 - a).addcmul_(difference, a)
+    return torch.lerp(reverse, forward, a).squeeze(-1), slope
 
 
 def _difference(x: Tensor, y: Tensor, u: Tensor, out: Tensor, free: Tensor) -> Tensor:

@@ -18,8 +18,13 @@ d = z_teacher − z_student and C classes. The gradient of KL alone thus shrinks
 that, and one α keeps its meaning while T is changed (Hinton et al. 2015, end of §2).
 
 **High-T limit.** By the same expansion T²·KL → Var(d) / 2, the variance taken over the classes with equal
-weights, for either direction of KL, and T²·JSD → β(1 − β) · Var(d) / 2: the student is asked to match logits
-up to a constant (Hinton et al. 2015, §2.1, eq. 4, where logits have zero mean).
+weights, for either direction of KL and hence for AKL. It is β(1 − β) times that for JSD, (1 − β)² for
+skew-forward and β² for skew-reverse. The student is asked to match logits up to a constant (Hinton et al.
+2015, §2.1, eq. 4, where logits have zero mean).
+
+Not so by total variation, which is of first order: T²·TV → T · mean|d − mean d| / 2, and its gradient grows
+like T as well. The weight of the hard label is then no longer what α says. Take it at T = 1, or divide
+(1 − α)/α by T.
 
 `plain_kd_loss` below is the formula above, differentiated by autograd; `backend` has what is faster.
 """
@@ -93,8 +98,11 @@ def kd_loss(
             softened probabilities agree in all but the last digits of float32: the soft term is then a few
             per cent off, and 0 from some 1e8 on. The hard term is always taken at T = 1.
         alpha: weight of the HARD label, in [0, 1]. A term of weight 0 is not computed.
-        divergence: "forward" KL(teacher‖student), "reverse" KL(student‖teacher), or "jsd".
-        beta: weight of the teacher in the mixture of "jsd".
+        divergence: "forward" KL(teacher‖student), "reverse" KL(student‖teacher), "jsd", "skew-forward" or
+            "skew-reverse" (DistiLLM), "tvd" (total variation; at T > 1 see above) or "akl" (adaptive KL);
+            formulas and sources in `kdlib.losses.divergences`. Only the first three have kernels.
+        beta: weight of the teacher in the mixture of "jsd" and the two "skew-…"; of no effect on others.
+            DistiLLM's are 0.1 for "skew-forward" and 0.9 for "skew-reverse".
         ignore_index: label of positions left out of both terms.
         reduction: "mean" over counted positions (never over classes), "sum" (divide by a global count
             yourself, for gradient accumulation), or "none".
@@ -120,7 +128,7 @@ def kd_loss(
             checks.check_possible(labels, student_logits, ignore_index)
     teacher_logits = teacher_logits if settings.alpha < 1 else None
     arguments = (student_logits, teacher_logits, labels, settings, ignore_index, reduction)
-    kernels = backend.on_kernels(student_logits, teacher_logits)
+    kernels = backend.computed_by_kernels(settings, student_logits, teacher_logits)
     once = kernels or (teacher_logits is not None and backend.in_slices(student_logits))
     if once and not backend.is_transformed(student_logits):
         return backend.kd_loss_with_gradient(*arguments, kernels=kernels)

@@ -126,7 +126,7 @@ def linear_kd_loss(
     if teacher_weight is not None:  # without autocast in its own dtype, whatever the student's
         weight = teacher_weight.detach().to(autocast or teacher_weight.dtype)
         bias = None if teacher_bias is None else teacher_bias.detach().to(weight.dtype)
-    if not stored and backend.on_kernels(hidden.new_empty(0, dtype=dtype), weight):
+    if not stored and backend.computed_by_kernels(settings, hidden.new_empty(0, dtype=dtype), weight):
         over = len(student_weight) * dtype.itemsize + (0 if weight is None else len(weight) * weight.itemsize)
 
     def terms_of(logits: Tensor, rows: slice, scale: float | Tensor, wanted: bool):

@@ -11,7 +11,8 @@ To leave the tail out and let the k probabilities sum to 1 would make the studen
 **What it measures.** By the data-processing inequality the divergence between the merged distributions is at
 most the one between all classes, and equal to it where both spread their tails in the same proportions, and
 if k = C. The gradient of T² · KL(p‖q) by a kept logit is T · (q_j − p_j), as for all classes; by one of the
-tail it is T · (Q − P) · q_j / Q, P and Q being the tail's mass for teacher and student.
+tail it is T · (Q − P) · q_j / Q, P and Q being the tail's mass for teacher and student. AKL alone may also be
+more than between all classes. Its head is sought among the k, and of the tail only |P − Q| counts in its a.
 
 **Rounding.** The tail's mass as 1 − Σ (kept mass) is nothing but rounding below 1e-7 in float32, and a
 reverse KL then far off: for the 10 % that a student puts on the tail it is to pay 0.1 · log(0.1 / P), and P
@@ -87,9 +88,9 @@ def top_k_loss(
         divergence, beta, mask, reduction: see `soft_target_loss`.
 
     Returns:
-        A scalar in nats times T², or (...) for "none". Zero, with zero gradient, if nothing counts. At most
-        `soft_target_loss` against all of the teacher's logits (where neither rules out a class of the tail),
-        and equal to it for k = C.
+        A scalar in nats times T², or (...) for "none". Zero, with zero gradient, if nothing counts. Except
+        for "akl" at most `soft_target_loss` against all of the teacher's logits (where neither rules out a
+        class of the tail), and equal to it for k = C.
     """
     settings = LossSettings(temperature, 0.0, divergence, beta)
     checks.check_settings(settings, reduction)
@@ -100,7 +101,7 @@ def top_k_loss(
     # Log-masses of k + 1 events at T: their softmax is the distribution.
     merged = _Merged.apply(student_logits, indices, temperature, mask)
     target = torch.cat([values, log_tail.unsqueeze(-1).to(values.dtype)], dim=-1)
-    distance = softened_divergence(merged, target, settings._replace(temperature=1.0), mask)
+    distance = softened_divergence(merged, target, settings._replace(temperature=1.0), mask, tail=True)
     return reduce(temperature**2 * distance, mask, reduction)
 
 

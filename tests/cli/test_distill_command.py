@@ -14,6 +14,7 @@ from kdlib.__main__ import main as kdlib
 from kdlib.language import pipeline
 from kdlib.language.models.tiny import stand_in
 from kdlib.language.pipeline import PipelineOptions
+from kdlib.losses.divergences import DIVERGENCES
 
 ESSENTIAL = ["--student", "s", "--teacher", "t", "--problems", "p", "--out", "o"]
 
@@ -49,6 +50,16 @@ def test_options_are_spelt_either_way(ran):
     assert ran[0] == ran[1]
     assert (ran[0].max_new_tokens, ran[0].batch_size, ran[0].packing, ran[0].steps) == (7, 3, False, 9)
     assert ran[0].training_arguments == {"weight_decay": 0.1} and ran[0].epochs is None
+
+
+def test_every_divergence_can_be_chosen_and_the_weight_of_its_mixture(ran, capsys):
+    for name in DIVERGENCES:
+        main([*ESSENTIAL, "--divergence", name, "--beta", "0.9"])
+    assert [(run.divergence, run.beta) for run in ran] == [(name, 0.9) for name in DIVERGENCES]
+    with pytest.raises(SystemExit, match="2"):
+        main([*ESSENTIAL, "--divergence", "kl"])
+    told = capsys.readouterr().err
+    assert [name for name in DIVERGENCES if name in told.partition("invalid choice")[2]] == [*DIVERGENCES]
 
 
 def test_a_file_of_options_and_what_the_command_line_says_instead(ran, tmp_path):

@@ -73,7 +73,8 @@ def test_verdicts_follow_from_the_seeds(committed):
 def test_it_says_what_notebook_7_says(committed):
     found = {pair: verdict["verdict"] for pair, verdict in committed["verdicts"].items()}
     assert found == {
-        "aligned against hard labels": "better", "ULD against hard labels": "worse", "aligned against ULD": "better",
+        "aligned against hard labels": "better", "ULD against hard labels": "worse",
+        "aligned against ULD": "better",
     }  # fmt: skip
-    for column in committed["arms"].values():
-        assert committed["teacher"]["nll"] < min(column["nll"]) < max(column["nll"]) < committed["untrained"]["nll"]
+    teacher, untrained = committed["teacher"]["nll"], committed["untrained"]["nll"]
+    assert all(teacher < x < untrained for column in committed["arms"].values() for x in column["nll"])

@@ -62,6 +62,10 @@ def catalogue(classes: list[str]) -> dict[str, Figure]:
             [1, 2, 3], {"left": series, "right": series}, xlabel="epoch", ylabel="nats", title="Panels"
         ),
         "densities": plots.densities(POINTS, {"one bell": {"p": BELL, "q": BELL[::-1].copy()}}),
+        "push_picture": plots.push_picture(
+            torch.tensor(POINTS), {"teacher p": torch.tensor(BELL), "student q": torch.tensor(BELL).flip(0)},
+            torch.tensor(BELL - BELL[::-1]), title="A bell and its reflection",
+        ),
         "arms": plots.arms(RUNS, title="Three seeds"),
         "differences": plots.differences(
             {"few": {"distilled (against alone)": BETTER, classes[0]: OPEN}, "all": {"alone": OPEN}},

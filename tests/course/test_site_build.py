@@ -55,7 +55,8 @@ def make_course(root: Path, **more: str) -> Path:
     files = {
         "README.md": "# Course\n\n[In Chinese](README.zh.md)",
         "README.zh.md": "# 课程\n\n[贡献](CONTRIBUTING.md)",
-        "CONTRIBUTING.md": "# How", "data/README.md": "# Data", "data/results/README.md": "# Results",
+        "COMPARISON.md": "# Others", "CONTRIBUTING.md": "# How",
+        "data/README.md": "# Data", "data/results/README.md": "# Results",
         "data/x.csv": "1", "data/results/x.json": json.dumps({"environment": {}, "verdicts": VERDICT}),
         "kdlib/course/site/api.md": "# Names",
         "notebooks/teaching.md": "# Teaching", "notebooks/01_labels.ipynb": page(*labels),

@@ -16,7 +16,7 @@ import torch
 from kdlib.course import plots, widgets
 from kdlib.course.figures import png
 from kdlib.language.plan.plan import plan
-from kdlib.losses.divergences import jensen_shannon_divergence, kl_divergence
+from kdlib.losses.divergences import DIVERGENCES, OF_MIXTURE
 from kdlib.losses.kd import kd_loss, soft_target_loss, soften
 
 CLASSES = ["8", "3", "5"]
@@ -335,46 +335,89 @@ def bell(x: torch.Tensor, centre: float, width: float) -> torch.Tensor:
     return density / density.sum()
 
 
-def test_divergence_explorer_shows_the_three_divergences():
+@pytest.fixture
+def words_alone(monkeypatch):
+    """No picture is painted, which takes longest; its alt text is there."""
+    monkeypatch.setattr(widgets, "image_tag", lambda figure: f'<img alt="{html.escape(figure.get_label())}">')
+
+
+def place(box: ipw.VBox, **values: float | str) -> str:
+    """The alt text once the controls of these names, with _ for a space, have these values."""
+    for name, value in values.items():
+        controls(box)[name.replace("_", " ")].value = value
+    return alt(box)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_divergence_explorer_shows_value_bound_and_push(divergence, words_alone):
     box = EXPLORERS["divergence"]()
-    sliders = controls(box)
-    assert list(sliders) == ["centre of q", "width of q"]
-    assert (sliders["centre of q"].min, sliders["centre of q"].max) == (-6, 6)
-    log_p = BUMPS.double().log()
-    for centre in (-2.4, 0.0, 3.0):
-        for width in (0.6, 1.5, 6.0):
-            sliders["centre of q"].value = centre
-            sliders["width of q"].value = width
-            q = bell(X, centre, width)
-            log_q = q.log()
-            shown = [float(value) for value in re.findall(r"(?:\)|JSD) (\d+\.\d+)", alt(box))]
-            wanted = [kl_divergence(log_p, log_q), kl_divergence(log_q, log_p)]
-            wanted.append(jensen_shannon_divergence(log_p, log_q))
-            assert shown == pytest.approx([value.item() for value in wanted], abs=6e-4, rel=1e-5)
-            mean = (q * X).sum()
-            deviation = (q * (X - mean) ** 2).sum().sqrt()
-            said = re.search(r"student q: mean (-?\d+\.\d), standard deviation (\d+\.\d)", alt(box))
-            assert float(said[1]) == pytest.approx(mean.item(), abs=0.051)
-            assert float(said[2]) == pytest.approx(deviation.item(), abs=0.051)
+    assert list(controls(box)) == ["divergence", "β", "centre of q", "width of q"]
+    assert (controls(box)["centre of q"].min, controls(box)["centre of q"].max) == (-6, 6)
+    place(box, divergence=divergence)
+    p, x = BUMPS.double(), X.double()
+    for centre, width, beta in ((-2.4, 0.6, 0.1), (3.0, 6.0, 0.95))[: 1 + (divergence in OF_MIXTURE)]:
+        told = place(box, centre_of_q=centre, width_of_q=width, β=beta)
+        log_q = bell(X, centre, width).log()
+        q, m = log_q.exp(), beta * p + (1 - beta) * log_q.exp()
+        forward, reverse = torch.xlogy(p, p / q).sum(), torch.xlogy(q, q / p).sum()
+        skewed = torch.xlogy(p, p / m).sum(), torch.xlogy(q, q / m).sum()
+        falling = p.sort(descending=True).values
+        least = falling[(falling.cumsum(0) < 0.5).sum()]  # of the head
+        a = (p - q).abs()[p >= least].sum() / (p - q).abs().sum()
+        wanted, most = {
+            "forward": (forward, None), "reverse": (reverse, None),
+            "jsd": (beta * skewed[0] + (1 - beta) * skewed[1],
+                    -beta * math.log(beta) - (1 - beta) * math.log(1 - beta)),
+            "skew-forward": (skewed[0], -math.log(beta)), "skew-reverse": (skewed[1], -math.log(1 - beta)),
+            "tvd": ((p - q).abs().sum() / 2, 1.0), "akl": (a * forward + (1 - a) * reverse, None),
+        }[divergence]  # fmt: skip
+        assert told.startswith(f"{divergence}, ")
+        assert float(re.search(r": (\d+\.\d+) here, ", told)[1]) == pytest.approx(wanted.item(), abs=6e-4)
+        assert re.findall(r"at most (\d+\.\d+):", told) == ([f"{most:.3f}"] if most else [])
+        assert (f"β = {beta:.2f}" in told) == (divergence in OF_MIXTURE)
+        assert divergence != "akl" or f"akl, {a:.2f} KL(p‖q) + rest KL(q‖p): " in told
+        mean = (q * x).sum()
+        said = re.search(r"student q: mean (-?\d+\.\d), standard deviation (\d+\.\d)", told)
+        assert float(said[1]) == pytest.approx(mean.item(), abs=0.051)
+        assert float(said[2]) == pytest.approx((q * (x - mean) ** 2).sum().sqrt().item(), abs=0.051)
+        push = {"forward": p - q, "reverse": q * ((p / q).log() + reverse)}.get(divergence)
+        if push is not None:
+            assert f"strongest push up: {push.max():.2g} at {x[push.argmax()]:.1f}; " in told
+            assert f"strongest push down: {push.min():.2g} at {x[push.argmin()]:.1f}." in told
 
 
-def test_divergence_explorer_knows_an_infinite_divergence():
+def test_descent_covers_by_forward_kl_and_stays_on_a_bump_by_what_is_bounded(words_alone):
+    box = EXPLORERS["divergence"]()
+    ends = {}
+    for divergence in DIVERGENCES:
+        told = place(box, divergence=divergence, β=0.5, centre_of_q=2.4, width_of_q=0.72)
+        ends[divergence] = re.search(r"ends: mean (\S+), standard deviation (\S+);", told).groups()
+    p = BUMPS.double()
+    mean = (p * X).sum().item()
+    assert float(ends["forward"][0]) == pytest.approx(mean, abs=0.16)
+    assert float(ends["forward"][1]) == pytest.approx((p * (X - mean) ** 2).sum().sqrt().item(), abs=0.1)
+    for divergence in ("reverse", "jsd", "skew-forward", "skew-reverse"):
+        assert ends[divergence] == ("2.0", "0.5"), divergence
+    assert 1.5 < float(ends["tvd"][0]) < 2.0
+
+
+def test_divergence_explorer_knows_an_infinite_divergence(words_alone):
     """p is 0 on the right half: KL(p‖q) is finite, KL(q‖p) is not, JSD is bounded by log 2."""
     p = (X < 0).float() / (X < 0).sum()
     box = widgets.divergence_explorer(X, p)
     q = bell(X, 0.0, 1.5)
     left = p > 0
     forward = (p[left] * (p[left].log() - q[left].log())).sum()
-    assert re.findall(r"KL\(p‖q\) (\S+)   KL\(q‖p\) (\S+)   JSD", alt(box)) == [(f"{forward:.3f}", "∞")]
-    jsd = float(re.search(r"JSD (\S+) nats", alt(box))[1])
-    assert 0 < jsd < math.log(2)
+    here = {name: re.search(r": (\S+) here", place(box, divergence=name))[1] for name in DIVERGENCES}
+    assert here["forward"] == f"{forward:.3f}" and here["reverse"] == here["akl"] == "∞"
+    assert 0 < float(here["jsd"]) < math.log(2)
 
 
 @pytest.mark.parametrize("span", [1.0, 12.0, 1000.0])
 def test_sliders_of_the_divergence_explorer_fit_the_axis(span):
     x = torch.linspace(0, span, 101)
     box = widgets.divergence_explorer(x, torch.full((101,), 1 / 101))
-    for slider in controls(box).values():
+    for slider in [*controls(box).values()][2:]:
         assert 20 <= (slider.max - slider.min) / slider.step <= 400
         assert slider.min < slider.value < slider.max
 

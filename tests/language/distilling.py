@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # the optimizer imports it at its first step: once, not in each fork  # noqa: F401
+import transformers  # whose Trainer imports peft, and that bitsandbytes: kdlib comes first
 from small_models import llama, pairs, qwen, word_tokenizer
-from transformers import TrainerState
 
 from kdlib.language.distill.distill import distill_language_model
+from kdlib.language.distill.hidden import HiddenMatch
 from kdlib.language.distill.trainer import DistillationTrainer
 from kdlib.storage import save_tensors
 
@@ -33,6 +34,7 @@ from forks import LIMIT  # noqa: E402
 MOMENTS = {
     "texts": [("weights", 1), ("state", 2), ("model", 1)],
     "on_policy": [("step", 4)],  # taken up from step 3, in the middle of an epoch
+    "adapted": [("state", 2)],  # LoRA with dropout, and maps between hidden states
 }
 
 
@@ -46,6 +48,15 @@ def texts(folder: Path, name: str, **changed) -> None:
 def on_policy(folder: Path, name: str, **changed) -> None:
     settings = {"steps": 5, "lr": 3e-3, "batch_size": 4, "max_new_tokens": 5, "save_steps": 3, **changed}
     leave(folder, name, qwen(), pairs(13), teacher=llama(1), on_policy=True, **settings)
+
+
+def adapted(folder: Path, name: str, **changed) -> None:
+    from peft import LoraConfig
+
+    lora = LoraConfig(r=4, lora_dropout=0.2, target_modules="all-linear")
+    settings = {"steps": 5, "lr": 3e-3, "batch_size": 4, "packing": True, "save_steps": 2, **changed}
+    leave(folder, name, qwen(), pairs(29), teacher=llama(1, hidden_size=48), lora=lora, hidden=HiddenMatch(),
+          **settings)  # fmt: skip
 
 
 def leave(folder: Path, name: str, student, data, **settings) -> None:
@@ -84,7 +95,7 @@ def stand_still_at(moment: str, count: int, tell: Callable[[str], None]) -> None
     elif moment == "weights":
         after(DistillationTrainer, "_save", reached)
     elif moment == "state":
-        write = TrainerState.save_to_json
+        write = transformers.TrainerState.save_to_json
 
         def half(state, path):
             write(state, path)
@@ -92,7 +103,7 @@ def stand_still_at(moment: str, count: int, tell: Callable[[str], None]) -> None
                 Path(path).write_bytes(Path(path).read_bytes()[:100])
             reached()
 
-        TrainerState.save_to_json = half
+        transformers.TrainerState.save_to_json = half
     else:
 
         def half_model(trainer, folder, *_, **__):
@@ -133,8 +144,8 @@ def process(run: Callable[[], None], moment: tuple[str, int] | None) -> dict[str
 
 
 def kills(folder: Path) -> None:
-    report = {}
-    for run in (texts, on_policy):
+    report = {"imported": sorted({"bitsandbytes", "peft"} & {*sys.modules})}
+    for run in (texts, on_policy, adapted):
         name = run.__name__
         whole = process(lambda run=run, name=name: run(folder, f"{name}_undisturbed"), None)
         killed = [

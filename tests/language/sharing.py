@@ -27,6 +27,7 @@ import kdlib.language.pipeline  # noqa: F401
 from kdlib.__main__ import main as kdlib_command
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.distill.fsdp import gather_output_layer, is_sharded
+from kdlib.language.distill.hidden import HiddenMatch
 from kdlib.language.models.tiny import TAUGHT, stand_in
 from kdlib.language.puzzles.puzzle import Cage, Puzzle
 from kdlib.language.puzzles.text import problem
@@ -79,7 +80,7 @@ def train(folder: Path, name: str, **changed) -> None:
 
     def note(optimizer, *_):
         # In the model's order: an optimizer whose sharded state was loaded has another.
-        gradient = torch.cat([whole(p.grad).flatten() for p in student.parameters()])
+        gradient = torch.cat([whole(p.grad).flatten() for p in student.parameters() if p.requires_grad])
         # PyTorch takes an empty step before it loads a sharded state.
         if gradient.any():
             gradients.append(gradient)
@@ -130,6 +131,15 @@ def work(folder: Path, name: str) -> None:
     train(folder, f"{name}_fused", fused=True, alpha=0.3, divergence="jsd", steps=2)
     if name in ("one", "fsdp"):
         train(folder, f"{name}_bf16", **BF16)
+    if name != "fsdp_in_parts":
+        adapted = {"lora": 4, "hidden": HiddenMatch({0: 0, 2: 1}), "fused": True, "steps": 2, "save_steps": 1}
+        train(folder, f"{name}_adapted", **adapted)
+        if os.environ.get("RANK", "0") == "0":
+            copytree(folder / f"run_{name}_adapted", folder / f"run_{name}_adapted_resumed")
+            rmtree(folder / f"run_{name}_adapted_resumed" / "checkpoint-2")
+        if WAYS[name][0] > 1:
+            torch.distributed.barrier()
+        train(folder, f"{name}_adapted_resumed", **adapted)
     if name == "fsdp":
         train(folder, "fsdp_on_policy", on_policy=True, max_new_tokens=7, steps=2)
 

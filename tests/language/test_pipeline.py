@@ -273,3 +273,12 @@ def test_sources_are_one_of_three_and_on_policy_needs_a_beginning():
             PipelineOptions(student="s", out="o", teacher="t", **wrong)
     with pytest.raises(ValueError, match="prompt_tokens=1; expected more on-policy"):
         PipelineOptions(student="s", out="o", teacher="t", texts=["t"], method="on-policy")
+
+
+@pytest.mark.parametrize(
+    "given", [{"method": "cached"}, {"method": "logits", "traces": None, "texts": ["t"]}]
+)
+def test_prompts_of_its_own_are_for_a_teacher_that_reads_prompts(given):
+    with pytest.raises(ValueError, match='teacher_prompt="own" with .*; expected problems or traces'):
+        PipelineOptions(**{"student": "s", "out": "o", "teacher": "t", "traces": "t", **given},
+                        teacher_prompt="own")  # fmt: skip

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from kdlib.losses.divergences import DIVERGENCES, OF_MIXTURE
 from kdlib.losses.kd import kd_loss, soft_target_loss, soften
 
 
@@ -66,11 +67,12 @@ def test_an_alpha_outside_zero_to_one_is_refused(alpha):
     assert str(error.value).endswith(f"got {alpha}")
 
 
+@pytest.mark.parametrize("divergence", OF_MIXTURE)
 @pytest.mark.parametrize("beta", [0, 1, -0.2, 1.5, math.nan, "0.5", None])
-def test_a_beta_at_or_beyond_the_ends_is_refused_and_the_limits_are_named(beta):
+def test_a_beta_at_or_beyond_the_ends_is_refused_and_the_limits_are_named(beta, divergence):
     for call in (
-        lambda: soft_target_loss(STUDENT, TEACHER, divergence="jsd", beta=beta),
-        lambda: kd_loss(STUDENT, TEACHER, LABELS, divergence="jsd", beta=beta),
+        lambda: soft_target_loss(STUDENT, TEACHER, divergence=divergence, beta=beta),
+        lambda: kd_loss(STUDENT, TEACHER, LABELS, divergence=divergence, beta=beta),
     ):
         with pytest.raises(ValueError, match="beta must lie strictly between 0 and 1") as error:
             call()
@@ -78,8 +80,8 @@ def test_a_beta_at_or_beyond_the_ends_is_refused_and_the_limits_are_named(beta):
         assert '"forward"' in str(error.value) and '"reverse"' in str(error.value)
 
 
-@pytest.mark.parametrize("divergence", ["forward", "reverse"])
-def test_beta_is_not_looked_at_without_jsd(divergence):
+@pytest.mark.parametrize("divergence", sorted({*DIVERGENCES} - {*OF_MIXTURE}))
+def test_beta_is_not_looked_at_without_a_mixture(divergence):
     loss = kd_loss(STUDENT, TEACHER, LABELS, divergence=divergence, beta=0)
     assert torch.equal(loss, kd_loss(STUDENT, TEACHER, LABELS, divergence=divergence))
 
@@ -90,7 +92,7 @@ def test_an_unknown_divergence_is_refused_and_the_known_ones_are_listed(divergen
         lambda: soft_target_loss(STUDENT, TEACHER, divergence=divergence),
         lambda: kd_loss(STUDENT, TEACHER, LABELS, divergence=divergence),
     ):
-        with pytest.raises(ValueError, match='divergence must be "forward", "reverse" or "jsd"') as e:
+        with pytest.raises(ValueError, match="divergence must be one of forward, reverse, jsd, skew") as e:
             call()
         assert str(e.value).endswith(f"got {divergence!r}")
 

@@ -10,10 +10,8 @@ from torch.autograd import forward_ad
 
 from kdlib.cost import peak_memory
 from kdlib.losses import backend, closed_form
-from kdlib.losses.divergences import LossSettings
+from kdlib.losses.divergences import DIVERGENCES, LossSettings
 from kdlib.losses.kd import kd_loss, soft_target_loss
-
-DIVERGENCES = ["forward", "reverse", "jsd"]
 
 
 def draw(rows=5, classes=17, seed=0, dtype=torch.float64, apart=None, spread=3.0):
@@ -100,12 +98,13 @@ def test_accurate_in_float32_where_the_models_nearly_agree(temperature, apart, d
     options = {"temperature": temperature, "alpha": 0.0, "divergence": divergence, "beta": 0.3}
     expected, gradient = by_autograd(student, teacher, None, **options)
     terms, found = kd_terms_and_gradient(student.clone(), teacher.clone(), None, **options)
-    if temperature == 1:
-        torch.testing.assert_close(terms[1].double(), expected[1], rtol=1e-4, atol=0)
+    if temperature == 1:  # the rounding of log-probabilities enters squared; not so in total variation
+        atol = 3e-7 if divergence == "tvd" else 0
+        torch.testing.assert_close(terms[1].double(), expected[1], rtol=2e-4, atol=atol)
     # At a high T, log q − log p carries the rounding of two large numbers. What of it a row has in common is
     # in the gradient here; autograd's leaves it out again as it goes through the softmax.
     usual = by_autograd(student, teacher, None, dtype=torch.float32, **options)
-    for ours, theirs, exact, times in ((terms, usual[0], expected, 2), (found, usual[1], gradient, 6)):
+    for ours, theirs, exact, times in ((terms, usual[0], expected, 2), (found, usual[1], gradient, 8)):
         error, as_usual = ((each.double() - exact).abs().max() for each in (ours, theirs))
         assert error <= times * as_usual + 1e-7 * exact.abs().max()
 

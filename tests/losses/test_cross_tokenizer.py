@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment, linprog
 from torch.autograd import gradcheck
 
+from kdlib.losses import divergences
 from kdlib.losses.cross_tokenizer import Tokens, aligned_loss, uld_loss
 from kdlib.losses.kd import soft_target_loss
 
@@ -157,7 +158,7 @@ def test_aligned_is_the_divergence_between_events_counted_one_by_one(seed, diver
     torch.testing.assert_close(total, expected.sum(), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", divergences.DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_with_the_same_tokens_it_is_the_soft_target_loss(divergence, dtype):
     z, other = (logits(7, 11, seed=seed).to(dtype) for seed in (1, 2))

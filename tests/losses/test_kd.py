@@ -24,8 +24,8 @@ from kdlib.losses import (
     soft_target_loss,
     soften,
 )
+from kdlib.losses.divergences import DIVERGENCES
 
-DIVERGENCES = ("forward", "reverse", "jsd")
 TEMPERATURES = (0.5, 1.0, 4.0, 20.0)
 
 
@@ -116,6 +116,10 @@ def test_two_classes_reduce_to_the_sigmoid(divergence, temperature):
         "forward": binary_kl(p, q),
         "reverse": binary_kl(q, p),
         "jsd": 0.3 * binary_kl(p, m) + 0.7 * binary_kl(q, m),
+        "skew-forward": binary_kl(p, m),
+        "skew-reverse": binary_kl(q, m),
+        "tvd": abs(p - q),
+        "akl": (binary_kl(p, q) + binary_kl(q, p)) / 2,  # one class is the head, and both have the same gap
     }[divergence]
     ours = soft_target_loss(
         torch.stack([torch.zeros(30), torch.tensor(z_student)], -1),
@@ -222,7 +226,7 @@ def test_the_gradient_of_the_hard_term_is_q_minus_the_one_hot_label_at_temperatu
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_the_gradient_agrees_with_finite_differences(divergence, alpha):
+def test_the_gradient_agrees_with_finite_differences(divergence, alpha, weights_stand_still):
     student, teacher = logits(2, 3, 5, seed=17, scale=1.5), logits(2, 3, 5, seed=18, scale=1.5)
     labels = torch.tensor([[0, -100, 2], [3, 1, -100]])
     student[0, 0, 4] = teacher[0, 2, 0] = student[1, 0, 1] = teacher[1, 0, 1] = -math.inf
@@ -253,8 +257,10 @@ def largest_relative_error(found, expected):
 
 @pytest.mark.parametrize("temperature", [1e3, 1e4])
 @pytest.mark.parametrize(
-    ("divergence", "factor"), [("forward", 0.5), ("reverse", 0.5), ("jsd", 0.3 * 0.7 / 2)]
-)
+    ("divergence", "factor"),
+    [("forward", 0.5), ("reverse", 0.5), ("jsd", 0.3 * 0.7 / 2), ("skew-forward", 0.7**2 / 2),
+     ("skew-reverse", 0.3**2 / 2), ("akl", 0.5)],
+)  # fmt: skip
 def test_in_float32_the_loss_reaches_its_limit_in_the_variance_of_the_logit_differences(
     divergence, factor, temperature
 ):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from kdlib.cost import peak_memory
 from kdlib.losses import backend
+from kdlib.losses.divergences import DIVERGENCES
 from kdlib.losses.kd import kd_loss, soft_target_loss
 from kdlib.losses.linear import linear_kd_loss
 from kdlib.losses.top_k import top_k_loss, top_k_of
@@ -65,7 +66,7 @@ def test_loss_and_gradients_are_those_of_all_logits(options, bias, chunk_tokens)
 @given(
     places=st.sampled_from([(1,), (5,), (2, 3), (2, 1, 4)]), classes=st.integers(2, 40),
     chunk_tokens=st.integers(1, 9), seed=st.integers(0, 999), ignored=st.sampled_from([0.0, 0.5, 1.0]),
-    alpha=st.sampled_from([0.0, 0.4, 1.0]), divergence=st.sampled_from(["forward", "reverse", "jsd"]),
+    alpha=st.sampled_from([0.0, 0.4, 1.0]), divergence=st.sampled_from(DIVERGENCES),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_any_shape(places, classes, chunk_tokens, seed, ignored, alpha, divergence):

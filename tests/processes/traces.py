@@ -3,6 +3,7 @@
 Each process is a fork of this one, which computes nothing, and tells through a pipe where it is. It is killed
 at random moments, and at moments too short to hit, where it stands still until it is killed. FOLDER holds
 undisturbed.jsonl, local.jsonl and remote.jsonl; kills.json: of each process what it told, and what it left.
+Likewise a cache of what a server says, by served.py: FOLDER/served and served.json.
 """
 
 import json
@@ -15,15 +16,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import served
 import torch
 from forks import InTwoParts, Tell, telling, told_to_the_end, told_until
 from openai import _base_client
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from kdlib import storage
+from kdlib.language import server as server_module
 from kdlib.language.problems import Problem
 from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
-from kdlib.language.traces import remote as remote_module
 from kdlib.language.traces.collect import collect_traces
 from kdlib.language.traces.file import TraceFile
 from kdlib.language.traces.generate import Writer
@@ -61,7 +63,7 @@ def local(path: Path) -> None:
 
 
 def remote(path: Path, url: str) -> None:
-    remote_module._LONGEST_PAUSE = _base_client.INITIAL_RETRY_DELAY = 0.0
+    server_module._LONGEST_PAUSE = _base_client.INITIAL_RETRY_DELAY = 0.0
     collect_remote_traces(url, "teacher", PROBLEMS, path, samples=3, concurrency=4, timeout=20, verify=odd)
 
 
@@ -138,6 +140,7 @@ def main(folder: Path, url: str, seed: int) -> None:
         for moment, count in [first, *others, ("end", 1)]:
             runs.append(killed(folder / f"{name}.jsonl", collect, moment, count, chance.randrange(2**31)))
     (folder / "kills.json").write_text(json.dumps(runs))
+    (folder / "served.json").write_text(json.dumps(served.runs(folder / "served", url, chance)))
 
 
 if __name__ == "__main__":

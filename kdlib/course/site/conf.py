@@ -16,8 +16,8 @@ root_doc = "README.zh" if CHINESE else "README"
 include_patterns = (
     ["README.zh.md", "notebooks/zh/*.md", "notebooks/zh/*.ipynb", "notebooks/zh/solutions/*.ipynb"]
     if CHINESE
-    else ["README.md", "CONTRIBUTING.md", "data/README.md", "data/results/README.md", "notebooks/*.md",
-          "notebooks/*.ipynb", "notebooks/solutions/*.ipynb", "kdlib/course/site/*.md"]
+    else ["README.md", "COMPARISON.md", "CONTRIBUTING.md", "data/README.md", "data/results/README.md",
+          "notebooks/*.md", "notebooks/*.ipynb", "notebooks/solutions/*.ipynb", "kdlib/course/site/*.md"]
 )  # fmt: skip
 # Sphinx would walk through all of these in search of pages.
 exclude_patterns = [

@@ -28,6 +28,7 @@ notebooks/glossary
 kdlib/course/site/api
 kdlib/course/site/results
 notebooks/teaching
+COMPARISON
 CONTRIBUTING
 data/README
 data/results/README

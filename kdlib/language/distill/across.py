@@ -21,7 +21,7 @@ from kdlib.cache.tokens import CachedTokens
 from kdlib.language.distill.alignment import groups_of, share_classes
 from kdlib.language.distill.batches import TokenExample, collate, read_example, tokenize
 from kdlib.language.distill.fsdp import sharding
-from kdlib.language.distill.teachers import predictions
+from kdlib.language.distill.teachers import move, predictions
 from kdlib.language.models.positions import check_positions
 from kdlib.language.models.token_bytes import TokenBytes
 from kdlib.language.models.vocabulary import check_same_tokens
@@ -59,7 +59,7 @@ def across_teacher(
     if wrong := [f"{name}={value!r}" for name, value in unfit.items() if value]:
         raise ValueError(
             f"across_tokenizers={across!r} with {', '.join(wrong)}; expected completions that the examples "
-            "have, and all logits of both models, held at once: leave the other argument out"
+            "have, behind each model's own prompt, and all logits of both, held at once: leave the other out"
         )
     if across == "uld" and divergence is not None:
         raise ValueError(f'divergence={divergence!r} with across_tokenizers="uld", a distance itself')
@@ -163,6 +163,7 @@ class AcrossTeacher:
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor]) -> Grouped:
         device, stored = batch["stored"].device, batch["stored"].cpu()
+        move(self.model.eval(), device)  # where it is from the second step on
         # The rows that a cache would have of the batch's targets tell which examples these are.
         numbers = torch.searchsorted(self._starts, stored[torch.isin(stored, self._starts)])
         pairs = [self._pairs[number] for number in numbers]

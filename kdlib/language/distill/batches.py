@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -27,6 +27,7 @@ class TokenExample:
     prompt: tuple[int, ...]  # with the template's generation prompt
     completion: tuple[int, ...] = ()  # with the closing end-of-text token
     first: int = 0  # the row of its first completion token in a cache of teacher outputs
+    teacher_prompt: tuple[int, ...] | None = None  # what a teacher reads in place of `prompt`
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -82,10 +83,10 @@ def tokenize(
     Raises:
         ValueError: as `tokenize_prompts`, or a completion that repeats the prompt's `<think>`.
     """
-    prompts = [example.prompt for example in tokenize_prompts(tokenizer, examples)]
+    asked = tokenize_prompts(tokenizer, examples)
     if isinstance(examples[0], TokenExample):
-        return _numbered(prompts, [example.completion for example in examples])
-    opens_thought = tokenizer.decode(prompts[0]).rstrip().endswith("<think>")
+        return _numbered(examples, [example.completion for example in examples])
+    opens_thought = tokenizer.decode(asked[0].prompt).rstrip().endswith("<think>")
     texts, ends = [], []
     for number, example in enumerate(examples):
         _, text, finished = read_example(example)
@@ -100,12 +101,13 @@ def tokenize(
         ends.append((tokenizer.eos_token_id,) * finished)
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     completions = [(*ids, *end) for ids, end in zip(encoded, ends, strict=True)]
-    return _numbered(prompts, completions)
+    return _numbered(asked, completions)
 
 
-def _numbered(prompts: Sequence[tuple], completions: Sequence[tuple]) -> list[TokenExample]:
+def _numbered(asked: Sequence[TokenExample], completions: Sequence[tuple]) -> list[TokenExample]:
     firsts = accumulate(map(len, completions), initial=0)
-    return [TokenExample(*example) for example in zip(prompts, completions, firsts, strict=False)]
+    rows = zip(asked, completions, firsts, strict=False)
+    return [replace(example, completion=ids, first=first) for example, ids, first in rows]
 
 
 def tokenize_turns(
@@ -155,7 +157,8 @@ def collate(
         input_ids (R, L); attention_mask (R, L), 0 on padding, or when packed position_ids (R, L); targets
         (n,), the completion tokens, example by example; kept (m,), the columns of the logits that predict any
         of them (without packing, all from the first on); places (n,), where in these (R, m) the predictions
-        stand, flattened; stored (n,), the targets' rows in a cache of teacher outputs.
+        stand, flattened; stored (n,), the targets' rows in a cache of teacher outputs. Where the examples
+        have prompts for a teacher, teacher: a batch of these before the same completions, in the same order.
     """
     lengths = [len(example) for example in examples]
     rows = _rows(lengths, packing)
@@ -181,6 +184,9 @@ def collate(
     else:
         kept, column = column.unique(return_inverse=True)
         attends = {"position_ids": position_ids}
+    if examples[0].teacher_prompt is not None:
+        others = [replace(e, prompt=e.teacher_prompt, teacher_prompt=None) for e in examples]
+        attends["teacher"] = collate(others, pad, packing)
     return attends | {
         "input_ids": input_ids,
         "targets": torch.tensor([t for e in examples for t in e.completion], dtype=torch.long),

@@ -1,13 +1,20 @@
 """What `distill_language_model` refuses before it begins, of options that it would leave unused too."""
 
+from collections.abc import Mapping, Sequence
 from numbers import Real
 
 from transformers import PreTrainedModel
 
 from kdlib.arguments import check_counts, check_number, check_whole, is_number, refuse
 from kdlib.cache.tokens import CachedTokens
-from kdlib.language.distill.fsdp import is_sharded
+from kdlib.language.distill.batches import TokenExample
+from kdlib.language.distill.fsdp import is_sharded, sharding
+from kdlib.language.distill.hidden import HiddenMatch
+from kdlib.language.distill.lora import has_adapter, is_packed
+from kdlib.language.models.positions import check_positions
 from kdlib.language.models.vocabulary import check_model
+from kdlib.losses.checks import check_settings
+from kdlib.losses.divergences import Divergence, LossSettings
 
 
 def check_length(steps: int | None, epochs: float | None, **counts: int | None) -> None:
@@ -51,10 +58,8 @@ def check_teacher(
     if not live and not isinstance(teacher, CachedTokens | None):
         raise ValueError(
             f"teacher is {teacher!r:.60}; expected a model, such as load_checkpoint gives, outputs stored by "
-            "cache_teacher_tokens, or None to learn from texts alone"
+            "cache_teacher_tokens or cache_served_tokens, or None to learn from texts alone"
         )
-    if getattr(student, "hf_quantizer", None) is not None:
-        raise ValueError("student has packed weights, which cannot be trained; load it without quantise")
     if teacher is student:
         raise ValueError("teacher and student are the same module; expected two")
     if is_sharded(student) or live and is_sharded(teacher):
@@ -69,3 +74,51 @@ def check_teacher(
         raise ValueError(f"alpha={alpha}; expected 1 without a teacher: there are only hard labels")
     if top_k is not None and not live:
         raise ValueError(f"top_k={top_k} needs a model as teacher, to choose among its logits; leave it out")
+
+
+def loss_settings(
+    temperature: float, alpha: float | None, divergence: Divergence | None, beta: float,
+    on_policy: bool | float, *, teacher: bool,
+) -> LossSettings:  # fmt: skip
+    """What was said of the loss, and what it is where nothing was."""
+    if alpha is None:
+        alpha = 1.0 if not teacher else 0.0 if on_policy else 0.5
+    loss = LossSettings(temperature, alpha, divergence or ("reverse" if on_policy else "forward"), beta)
+    check_settings(loss, "sum")
+    return loss
+
+
+def check_lengths(
+    encoded: Sequence[TokenExample], models: Mapping[str, PreTrainedModel], on_policy: bool | float,
+    max_new_tokens: int,
+) -> None:  # fmt: skip
+    """Refuse examples that a model has too few positions for; so far, or with what the student writes."""
+    for who, model in models.items():
+        prompts = [e.teacher_prompt if who == "teacher" and e.teacher_prompt else e.prompt for e in encoded]
+        lengths = [len(prompt) + len(e.completion) for prompt, e in zip(prompts, encoded, strict=True)]
+        check_positions("examples", lengths, {who: model})
+        if on_policy:
+            added = {"max_new_tokens": max_new_tokens}
+            check_positions("examples", [*map(len, prompts)], {who: model}, **added)
+
+
+def check_extensions(
+    student: PreTrainedModel, teacher: object, hidden: HiddenMatch | None, *, lora: bool
+) -> None:
+    """What LoRA and the matching of hidden states need of student and teacher."""
+    if has_adapter(student):
+        raise ValueError("student has adapters already; expected none: load it anew, or merge them")
+    if is_packed(student):
+        if not lora:
+            raise ValueError(
+                "student has packed weights, which cannot be trained; load it without quantise, or train "
+                "matrices beside them with lora=16"
+            )
+        if sharding():
+            raise ValueError("student has packed weights, which FSDP2 cannot spread; launch with ddp")
+    if hidden is None:
+        return
+    if not isinstance(hidden, HiddenMatch):
+        refuse("hidden", hidden, 'a HiddenMatch, such as HiddenMatch(layers="last")')
+    if not isinstance(teacher, PreTrainedModel):
+        raise ValueError("hidden needs a model as teacher, which computes hidden states; leave it out")

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from inspect import signature
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,22 +23,34 @@ from transformers.utils import logging
 from kdlib.cache.tokens import CachedTokens
 from kdlib.language.distill.across import Across, AcrossTeacher, across_teacher
 from kdlib.language.distill.batches import TokenExample, dated, tokenize, tokenize_prompts
-from kdlib.language.distill.checks import check_length, check_numbers, check_switches, check_teacher
+from kdlib.language.distill.checks import (
+    check_extensions,
+    check_length,
+    check_lengths,
+    check_numbers,
+    check_switches,
+    check_teacher,
+    loss_settings,
+)
 from kdlib.language.distill.fsdp import shard, sharding
+from kdlib.language.distill.hidden import HiddenMatch, matched
+from kdlib.language.distill.lora import adapted, described, lora_config
 from kdlib.language.distill.output_layer import FAMILIES, LARGE_VOCABULARY, has_linear_output
-from kdlib.language.distill.teachers import ModelTeacher, move
+from kdlib.language.distill.prompts import TeacherPrompt, teacher_prompts
+from kdlib.language.distill.teachers import ready_teacher
 from kdlib.language.distill.trainer import DistillationTrainer, LanguageHistory
-from kdlib.language.models.positions import check_positions
 from kdlib.language.models.small import without_bars
 from kdlib.language.models.vocabulary import align_special_tokens, check_same_tokens, logit_width
 from kdlib.language.problems import Problem
 from kdlib.language.traces.file import Trace
-from kdlib.losses.checks import check_settings
-from kdlib.losses.divergences import Divergence, LossSettings
+from kdlib.losses.divergences import Divergence
 from kdlib.runtime import Precision, accelerated, seeded
 from kdlib.storage import describe_changes, fingerprint, write_json, writing
 
 __all__ = ["LanguageHistory", "distill_language_model"]
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 _RECORD = "run.json"  # in the folder of a run
 
@@ -53,9 +66,11 @@ def distill_language_model(
     examples: Sequence[Trace | tuple[str, str]] | Sequence[Problem | str],
     output_dir: str | os.PathLike | None = None, *,
     teacher: PreTrainedModel | CachedTokens | None = None,
-    teacher_tokenizer: PreTrainedTokenizerBase | None = None, across_tokenizers: Across | None = None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None, teacher_prompt: TeacherPrompt | None = None,
+    across_tokenizers: Across | None = None,
     alpha: float | None = None, temperature: float = 1.0, divergence: Divergence | None = None,
     beta: float = 0.5, top_k: int | None = None, fused: bool | None = None,
+    hidden: HiddenMatch | None = None, lora: "LoraConfig | int | None" = None,
     on_policy: bool | float = False, max_new_tokens: int = 512, sampling_temperature: float = 1.0,
     steps: int | None = None, epochs: float | None = None, lr: float, batch_size: int = 32,
     accumulation: int = 1, group_by_length: bool = False, packing: bool = False, seed: int = 0,
@@ -80,7 +95,8 @@ def distill_language_model(
     spread over rows and processes.
 
     Args:
-        student: a causal language model, trained in the dtype of its weights: load it in float32.
+        student: a causal language model, trained in the dtype of its weights: load it in float32. With `lora`
+            bfloat16 or packed weights (`load_checkpoint(..., quantise="nf4")`) do too.
         tokenizer: with a chat template. Student and tokenizer are saved with each checkpoint.
         examples: traces (anything with `statement` and `text`) or pairs (statement, completion). A completion
             follows the template's generation prompt, so it lacks the `<think>\\n` that R1's contains; it is
@@ -89,22 +105,33 @@ def distill_language_model(
             unless FSDP2 writes checkpoints in parts. None saves nothing. (For a model of type qwen2
             `AutoTokenizer` takes Qwen2's own; load another by `PreTrainedTokenizerFast`.)
         teacher: with the same tokens; runs in eval mode without gradients, in the dtype of its weights.
-            Or its stored outputs for these examples, by `cache_teacher_tokens`.
+            Or its stored outputs for these examples, by `cache_teacher_tokens` or `cache_served_tokens`.
         teacher_tokenizer: to be compared with `tokenizer`; None if the teacher's is the same. Logits beyond
             the tokens, which pad vocabularies to different sizes, are cut off.
+        teacher_prompt: what a teacher reads whose chat template makes other prompts: "own", these, before the
+            same completions; "student", the student's. None takes the student's with a warning, which says
+            how many nats a token that changes on 32 examples; on-policy it refuses.
         across_tokenizers: how to compare with a teacher whose tokens differ, where both have read the same:
             "aligned" by what they expect of pieces of text, "uld" by how sure they are; None refuses it. With
             a live teacher, texts as examples, not under FSDP2: see `kdlib.language.distill.across`.
         on_policy: True, or the share λ of the steps, spread evenly, in which the student writes.
         alpha: weight of the hard label; default 0.5 with a teacher, 1 without, 0 (the only one) on-policy.
         temperature: T of the soft term, for teacher and student; R1-scale work takes 1.
-        divergence: "forward", "reverse" or "jsd", see `kd_loss`; default "forward", on-policy "reverse".
-        beta: weight of the teacher in the mixture of "jsd".
+        divergence: "forward", "reverse", "jsd", "skew-forward", "skew-reverse", "tvd" or "akl", see
+            `kd_loss`; default "forward", on-policy "reverse".
+        beta: weight of the teacher in the mixture of "jsd" and the two "skew-…".
         top_k: learn only from the teacher's k largest logits and the mass of all others, see `top_k_loss`;
             None learns from all. A cache has its own k.
         fused: compute the loss from hidden states, so that all logits are never held at once
             (`linear_kd_loss`): the same but for rounding. Default: from 8,192 logits on, where the models are
             of `kdlib.language.distill.output_layer.FAMILIES`.
+        hidden: match hidden states of a live teacher too, as TinyBERT does: a
+            `kdlib.language.distill.hidden.HiddenMatch`.
+        lora: train only small matrices beside the weights (Hu et al. 2021, arXiv 2106.09685): a rank, such as
+            16, for every linear layer but the output layer, with alpha twice the rank and no dropout; or a
+            `peft.LoraConfig`. Checkpoints hold this adapter alone, as peft reads it. At the end it is merged:
+            student and `output_dir` are a model as any other. Beside packed weights it stays, and is all that
+            `output_dir` holds.
         max_new_tokens: on-policy, the longest completion; one that is cut off counts without an end.
         sampling_temperature: on-policy, that of the student's sampling (nothing else restricts it).
         steps, epochs: how long, one of the two; a step is batch_size × accumulation × processes examples.
@@ -141,29 +168,29 @@ def distill_language_model(
     check_switches(resume=resume, packing=packing, group_by_length=group_by_length, progress=progress,
                    **{} if fused is None else {"fused": fused})  # fmt: skip
     check_teacher(student, teacher, alpha, top_k, on_policy)
-    teacher = across_teacher(across_tokenizers, teacher, tokenizer, teacher_tokenizer, examples, top_k=top_k,
-                             divergence=divergence, on_policy=on_policy, fused=fused)  # fmt: skip
+    teacher = across_teacher(across_tokenizers, teacher, tokenizer, teacher_tokenizer, examples, fused=fused,
+        divergence=divergence, top_k=top_k, on_policy=on_policy, hidden=hidden, teacher_prompt=teacher_prompt,
+    )  # fmt: skip
     across = isinstance(teacher, AcrossTeacher)
-    if alpha is None:
-        alpha = 1.0 if teacher is None else 0.0 if on_policy else 0.5
-    loss = LossSettings(temperature, alpha, divergence or ("reverse" if on_policy else "forward"), beta)
-    check_settings(loss, "sum")
+    check_extensions(student, teacher, hidden, lora=lora is not None)
+    adapter = lora_config(lora)
+    loss = loss_settings(temperature, alpha, divergence, beta, on_policy, teacher=teacher is not None)
     models = {"student": student} | ({"teacher": teacher} if isinstance(teacher, PreTrainedModel) else {})
     width = check_same_tokens(tokenizer, None if across else teacher_tokenizer, **models)
     encoded = (tokenize_prompts if on_policy == 1 else tokenize)(tokenizer, examples)
-    check_positions("examples", [*map(len, encoded)], models)
-    if on_policy:
-        prompts = [len(example.prompt) for example in encoded]
-        check_positions("examples", prompts, models, max_new_tokens=max_new_tokens)
+    encoded, other = teacher_prompts(teacher_prompt, teacher, teacher_tokenizer, tokenizer, examples, encoded)
+    check_lengths(encoded, models, on_policy, max_new_tokens)
     if isinstance(teacher, CachedTokens):
         teacher.check(encoded, temperature, width, **dated(tokenizer, examples))
-    fused = not across and _fused(fused, models if alpha < 1 and top_k is None else {"student": student})
+    fused = not across and _fused(fused, models if loss.alpha < 1 and not top_k else {"student": student})
     sampling = {"max_new_tokens": max_new_tokens, "temperature": sampling_temperature} if on_policy else None
     written = sampling and {"share": float(on_policy), **sampling}
     run = {
         **loss._asdict(), "on_policy": written, "top_k": top_k, "fused": fused, "lr": lr,
         "batch_size": batch_size, "accumulation": accumulation, "packing": packing, "seed": seed,
         "group_by_length": group_by_length, "training_arguments": training_arguments, "sharding": sharding(),
+        "lora": described(adapter),
+        "hidden": hidden and {**vars(hidden), "layers": [*hidden.layer_map(student, teacher).items()]},
     }  # fmt: skip
     with _undisturbed(), accelerated(device, precision) as accelerator, seeded(seed, accelerator.device), (
         tempfile.TemporaryDirectory() if output_dir is None else nullcontext(output_dir)
@@ -176,26 +203,28 @@ def distill_language_model(
             save_strategy="no" if output_dir is None else "steps",
             save_steps=save_steps or math.ceil(run["steps"] / 10),
         )  # fmt: skip
+        if other is not None:
+            other.tell(teacher, student, accelerator, on_policy)
         if output_dir is not None and accelerator.is_main_process:  # which alone need hold all the weights
             _claim(Path(folder), run, resume, examples, encoded, tokenizer, student, teacher)
         accelerator.wait_for_everyone()
         arguments = _training_arguments(accelerator, settings)
-        if alpha == 1:
-            teacher = None
-        elif across:
-            move(teacher.model.eval(), arguments.device)
-        elif "teacher" in models:
-            teacher = ModelTeacher(teacher.eval(), width, top_k, temperature, fused and top_k is None)
-            move(teacher.model, "cpu" if sharding() else arguments.device)  # one to shard is moved then
+        used = loss.alpha < 1 or hidden is not None
+        teacher = ready_teacher(teacher, width, top_k, temperature, fused, arguments.device) if used else None
         align_special_tokens(student, tokenizer)
         # Attention tells packed examples apart: flash attention in a single row only.
         flash = any("flash" in (model.config._attn_implementation or "") for model in models.values())
-        trainer = DistillationTrainer(
-            student, arguments, encoded, tokenizer, loss, teacher=teacher, width=width, fused=fused,
-            sampling=sampling, share=float(on_policy), group_by_length=group_by_length, progress=progress,
-            packing=("one row" if flash else "rows") if packing else None,
-        )  # fmt: skip
-        _train(trainer, **models, save=output_dir is not None)
+        with adapted(student, adapter, seed, fused=fused), (
+            matched(hidden, student, models.get("teacher"), seed)
+        ) as term:  # fmt: skip
+            trainer = DistillationTrainer(
+                student, arguments, encoded, tokenizer, loss, teacher=teacher, width=width, fused=fused,
+                sampling=sampling, share=float(on_policy), group_by_length=group_by_length, hidden=term,
+                packing=("one row" if flash else "rows") if packing else None, progress=progress,
+            )  # fmt: skip
+            _train(trainer, **models)
+        if output_dir is not None:
+            trainer.save_trained()
     return trainer.history()
 
 
@@ -259,7 +288,9 @@ def _claim(
     """Record in `run.json` what the run is, unless it is another; remove what it cannot go on from."""
     across = {"across_tokenizers": teacher.across} if isinstance(teacher, AcrossTeacher) else {}
     run = json.loads(json.dumps(run, default=str)) | across | dated(tokenizer, examples) | {
-        "examples": fingerprint([[e.prompt, e.completion] for e in encoded]),
+        "examples": fingerprint([
+            [part for part in (e.prompt, e.completion, e.teacher_prompt) if part is not None] for e in encoded
+        ]),
         "tokens": fingerprint(tokenizer.get_vocab()), "student": fingerprint(student),
         "teacher": teacher.fingerprint if isinstance(teacher, CachedTokens | AcrossTeacher)
         else teacher and fingerprint(teacher),
@@ -313,10 +344,9 @@ def _state(checkpoint: str) -> TrainerState | None:
 
 
 def _train(
-    trainer: DistillationTrainer, student: PreTrainedModel, teacher: PreTrainedModel | None = None, *,
-    save: bool,
-) -> None:  # fmt: skip
-    """From the newest checkpoint on; `save` the trained model."""
+    trainer: DistillationTrainer, student: PreTrainedModel, teacher: PreTrainedModel | None = None
+) -> None:
+    """From the newest checkpoint on."""
     if sharding() and teacher is not None:
         shard(trainer.accelerator, teacher)
     checkpointing = getattr(student, f"is_{CHECKPOINTING}")
@@ -336,10 +366,6 @@ def _train(
         student.eval()
         if getattr(student, f"is_{CHECKPOINTING}") and not checkpointing:
             getattr(student, f"{CHECKPOINTING}_disable")()
-    if save:
-        if trainer.is_fsdp_enabled:  # checkpoints may be kept in parts; this is what `from_pretrained` reads
-            trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-        trainer.save_trained()
 
 
 @contextmanager

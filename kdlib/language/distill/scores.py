@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -69,7 +70,8 @@ def score_texts(
 
     Args:
         student, tokenizer, examples, teacher, teacher_tokenizer: as for `distill_language_model`; both models
-            on one device, in eval mode while they are scored. Logits beyond the tokens do not count.
+            on one device, in eval mode while they are scored. Logits beyond the tokens do not count. Behind a
+            `TokenExample.teacher_prompt` the teacher reads that, and may be the same model.
         batch_tokens: of one forward pass, padding included; a longer text goes alone.
 
     Raises:
@@ -91,7 +93,7 @@ def score_texts(
             count = max(1, batch_tokens // len(encoded[left[0]]))  # all are padded to the first
             numbers, left = left[:count], left[count:]
             batch = collate([encoded[number] for number in numbers], pad)
-            batch = {name: tensor.to(student.device) for name, tensor in batch.items()}
+            batch = send_to_device(batch, student.device)
             figures = _of_tokens(student, teacher, batch, width)
             lengths = [len(encoded[number].completion) for number in numbers]
             for number, part in zip(numbers, figures.split(lengths, dim=1), strict=True):
@@ -106,7 +108,7 @@ def _of_tokens(
 ) -> Tensor:
     """(1, n) float64 NLL of the n targets of a batch; with a teacher (3, n): and KL, and agreement."""
     logits = predictions(student, batch)[:, :width]
-    teachers = None if teacher is None else predictions(teacher, batch)[:, :width]
+    teachers = None if teacher is None else predictions(teacher, batch.get("teacher", batch))[:, :width]
     columns = []
     for start in range(0, len(logits), _ROWS):
         rows = slice(start, start + _ROWS)

@@ -1,7 +1,6 @@
 """What a student is compared with: a teacher's outputs for the targets of a batch, live or from a cache."""
 
 import os
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdlib.arguments import check_counts
 from kdlib.cache.tokens import CachedTokens
 from kdlib.language.distill.batches import TokenExample, collate, dated, forward_inputs, tokenize
-from kdlib.language.distill.fsdp import gather_output_layer
-from kdlib.language.distill.output_layer import at_output_layer
+from kdlib.language.distill.fsdp import gather_output_layer, sharding
+from kdlib.language.distill.output_layer import at_output_layer, has_linear_output
 from kdlib.language.models.positions import check_positions
 from kdlib.language.models.vocabulary import check_same_tokens
 from kdlib.language.traces.file import Trace
@@ -57,12 +56,25 @@ class ModelTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor]) -> Tensor | TopK | HiddenStates:
+        batch = batch.get("teacher", batch)
         if self.fused:
             hidden = at_output_layer(self.model, batch, lambda hidden, weight, bias: hidden)
             layer = gather_output_layer(self.model)
             return HiddenStates(hidden, layer.weight, layer.bias)
         logits = predictions(self.model, batch)[:, : self.width]
         return logits if self.top_k is None else top_k_of(logits, self.top_k, self.temperature)
+
+
+def ready_teacher(
+    teacher: PreTrainedModel | CachedTokens | None, width: int, top_k: int | None, temperature: float,
+    fused: bool, device: torch.device,
+) -> Teacher | None:  # fmt: skip
+    """A model in eval mode, where it is to run, as a `ModelTeacher`; any other as it is."""
+    if not isinstance(teacher, PreTrainedModel):
+        return teacher
+    move(teacher, "cpu" if sharding() else device)  # one to shard is moved then
+    reads_hidden = fused and top_k is None and has_linear_output(teacher)
+    return ModelTeacher(teacher.eval(), width, top_k, temperature, reads_hidden)
 
 
 def move(model: PreTrainedModel, device: torch.device | str) -> None:
@@ -75,8 +87,8 @@ def cache_teacher_tokens(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Trace | tuple[str, str]], folder: str | os.PathLike, *,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None, top_k: int = 64, temperature: float = 1.0,
-    batch_tokens: int = 16_384, device: torch.device | str | None = None, overwrite: bool = False,
-    progress: bool = False,
+    compact: bool = False, batch_tokens: int = 16_384, device: torch.device | str | None = None,
+    overwrite: bool = False, progress: bool = False,
 ) -> CachedTokens:  # fmt: skip
     """Run the teacher over texts, in eval mode without gradients, and store its outputs for each token.
 
@@ -87,6 +99,7 @@ def cache_teacher_tokens(
         folder: a folder of its own; made if need be.
         top_k: how many logits to keep for each token.
         temperature: T of the loss that the student will be trained with.
+        compact: store a third of the bytes, a little less exactly; see `kdlib.cache.compact`.
         batch_tokens: tokens of one forward pass, padding included; a longer text goes alone. Its logits take
             batch_tokens × vocabulary × bytes of the teacher's dtype: 5 GB for 16,384 tokens and Qwen's
             vocabulary in bfloat16. Results agree up to rounding.
@@ -106,27 +119,22 @@ def cache_teacher_tokens(
     encoded = tokenize(tokenizer, examples)
     check_positions("examples", [*map(len, encoded)], {"teacher": teacher})
     cached = CachedTokens.of(
-        folder, encoded, fingerprint(teacher), width, top_k, temperature, **dated(tokenizer, examples)
-    )
+        folder, encoded, fingerprint(teacher), width, top_k, temperature, compact,
+        **dated(tokenizer, examples),
+    )  # fmt: skip
     move(teacher, usable_device(device))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     @torch.no_grad()
     def outputs(epoch: int, rows: range) -> dict[str, Tensor]:
-        """Those of some rows; texts that cross their borders are read for both sides."""
-        texts = range(bisect_right(cached.starts, rows.start) - 1, bisect_left(cached.starts, rows.stop))
         found: dict[int, dict[str, Tensor]] = {}
         # Like lengths together leave little padding. The longest first: if memory runs out, then at once.
-        left = sorted(texts, key=lambda text: -len(encoded[text]))
+        left = sorted(cached.texts(rows), key=lambda text: -len(encoded[text]))
         while left:
             count = max(1, batch_tokens // len(encoded[left[0]]))  # all are padded to the first
             found |= _outputs_of_texts(teacher, encoded, left[:count], pad, cached)
             left = left[count:]
-        start = rows.start - cached.starts[texts[0]]
-        return {
-            name: torch.cat([found[text][name] for text in texts])[start : start + len(rows)]
-            for name in found[texts[0]]
-        }
+        return cached.joined(rows, found)
 
     with eval_mode(teacher):
         cached.fill(outputs, overwrite=overwrite, progress=progress)

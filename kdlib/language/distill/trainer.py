@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import (
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -27,14 +27,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from kdlib.cost import process_peak
 from kdlib.language.distill.across import Grouped
 from kdlib.language.distill.batches import EpochOrder, Packing, TokenExample, collate
-from kdlib.language.distill.fsdp import sharding
+from kdlib.language.distill.hidden import HiddenTerm
+from kdlib.language.distill.lora import has_adapter, load_adapter
 from kdlib.language.distill.output_layer import at_output_layer
 from kdlib.language.distill.teachers import HiddenStates, Teacher, predictions
+from kdlib.language.distill.writing import write_completions
 from kdlib.losses.divergences import LossSettings, full_precision, weighted
 from kdlib.losses.kd import soft_target_loss
 from kdlib.losses.linear import LossTerms, linear_kd_loss
 from kdlib.losses.top_k import TopK, top_k_loss
-from kdlib.runtime import eval_mode, seeded, substream
+from kdlib.runtime import substream
 from kdlib.storage import saving
 
 
@@ -52,7 +54,8 @@ class LanguageHistory:
 
     Attributes:
         loss: mean over the tokens of each step, in nats.
-        hard, soft: the two terms of the loss before they are weighted; empty where it has only one.
+        hard, soft, hidden: the terms of the loss before they are weighted; empty where it has only one.
+        layer_map: the layers of the student that `hidden` compared, and those of the teacher.
         tokens: number of tokens that each step's loss is a mean of.
         seconds: spent on training, in all processes that worked on the run one after the other, up to the
             last checkpoint of those that were killed.
@@ -66,6 +69,8 @@ class LanguageHistory:
     peak_memory: int
     hard: list[float] = field(default_factory=list)
     soft: list[float] = field(default_factory=list)
+    hidden: list[float] = field(default_factory=list)
+    layer_map: dict[int, int] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -90,19 +95,22 @@ class DistillationTrainer(Trainer, TrainerCallback):
         examples: with completions, or prompts alone where `sampling` (max_new_tokens and temperature) says
             how the student completes them.
         share: of the steps in which it does; in the others it reads the completions of the examples.
-        teacher: None where alpha is 1.
+        teacher: None where alpha is 1 and hidden is None.
         width: number of logits that belong to a token, for teacher and student alike.
+        hidden: the term of the hidden states, if there is one.
     """
 
     def __init__(
         self, student: PreTrainedModel, args: TrainingArguments, examples: list[TokenExample],
         tokenizer: PreTrainedTokenizerBase, settings: LossSettings, *, teacher: Teacher | None, width: int,
         fused: bool, sampling: dict[str, float] | None, share: float, packing: Packing | None,
-        group_by_length: bool, progress: bool,
+        group_by_length: bool, progress: bool, hidden: HiddenTerm | None = None,
     ) -> None:  # fmt: skip
         self._settings, self._teacher, self._width, self._fused = settings, teacher, width, fused
-        self._sampling, self._share, self._progress = sampling, share, progress
-        self._names = ("loss", "hard", "soft") if 0 < settings.alpha < 1 else ("loss",)
+        self._sampling, self._share, self._progress, self._hidden = sampling, share, progress, hidden
+        there = {"hard": settings.alpha > 0, "soft": settings.alpha < 1, "hidden": hidden is not None}
+        terms = [name for name, used in there.items() if used]
+        self._names = ("loss", *(terms if len(terms) > 1 else ()))
         self._collate = partial(collate, pad=tokenizer.pad_token_id, packing=packing)
         collator = self._collate if sampling is None else list
         super().__init__(student, args, collator, examples, processing_class=tokenizer)
@@ -113,6 +121,16 @@ class DistillationTrainer(Trainer, TrainerCallback):
         self.order = EpochOrder([*map(len, examples)], args.seed, group if group_by_length else None)
         # Of the steps whose figures are still on the device: the terms so far, and the tokens.
         self._unread: list[list[Tensor | float]] = []
+
+    def create_optimizer(self, *args, **options) -> torch.optim.Optimizer:
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **options)
+        if fresh and self._hidden is not None:
+            maps = [*self._hidden.projector.parameters()]
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if not any(p is own for own in maps)]
+            optimizer.add_param_group({"params": maps, "lr": self._hidden.lr, "weight_decay": 0.0})
+        return optimizer
 
     def _get_train_sampler(self, train_dataset=None) -> EpochOrder:
         return self.order
@@ -140,62 +158,54 @@ class DistillationTrainer(Trainer, TrainerCallback):
         self._unread.append([0.0, items])
         return batches, items
 
-    @torch.no_grad()
     def _completed(self, examples: list[TokenExample], number: int) -> dict[str, Tensor]:
         """A batch of prompts with completions that the student writes now.
 
         The random numbers are of this step, micro-batch and process alone, so that a resumed run writes the
         same. A completion that reaches `max_new_tokens` counts as far as it goes, without an end.
         """
-        model, tokenizer = self.accelerator.unwrap_model(self.model), self.processing_class
+        model = self.accelerator.unwrap_model(self.model)
         ends = model.generation_config.eos_token_id  # the tokenizer's among them, see `align_special_tokens`
-        ends = ends if isinstance(ends, list) else [ends]
-        no_tokens = list(range(self._width, model.get_output_embeddings().weight.shape[0]))
-        # All is said here: what is left out is taken from the model's own settings (top-k, penalties).
-        settings = GenerationConfig(
-            **self._sampling, max_length=None, min_length=0, do_sample=True, top_k=0, top_p=1.0,
-            repetition_penalty=1.0, num_beams=1, num_return_sequences=1, use_cache=True,
-            suppress_tokens=no_tokens or None, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-        prompts = [{"input_ids": list(example.prompt)} for example in examples]
-        prompts = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(self.args.device)
         step = self.state.global_step * self.args.world_size + self.args.process_index
         seed = substream(substream(self.args.seed, "completions", step), "micro-batch", number)
-        with eval_mode(model), seeded(seed, self.args.device):
-            written = model.generate(
-                **prompts, generation_config=settings,
-                synced_gpus=sharding() is not None,  # layers are gathered by all, however long each writes
-            )  # fmt: skip
-        completed = []
-        for example, row in zip(examples, written[:, prompts["input_ids"].shape[1] :].tolist(), strict=True):
-            end = next((place for place, token in enumerate(row, 1) if token in ends), len(row))
-            completed.append(TokenExample(example.prompt, tuple(row[:end])))
-        return self._collate(completed)
+        written = write_completions(
+            model, examples, **self._sampling, width=self._width, seed=seed,
+            ends=ends if isinstance(ends, list) else [ends], pad=self.processing_class.pad_token_id,
+        )  # fmt: skip
+        return self._collate(written)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This micro-batch's share of the step's mean over tokens."""
         teacher, targets = None, inputs["targets"]
-        if self._teacher is not None:
-            with self.accelerator.autocast():
-                teacher = self._teacher(inputs)
         # Sharing processes take the mean of their gradients, where the sum is meant.
         share = self.args.world_size / num_items_in_batch.clamp(min=1).double()
-        if self._fused:
-            # What leaves the forward FSDP2 may round to half precision, and the slope that comes back: so the
-            # loss leaves as it is to be, with a slope of 1, and its figures are noted inside.
-            loss = at_output_layer(
-                model, inputs,
-                lambda *student: self._noted(self._terms_from_hidden(*student, teacher, targets, share)),
-            )  # fmt: skip
-        else:
-            terms = self._terms(predictions(model, inputs), teacher, targets)
-            loss = self._noted(LossTerms(*(term * share.to(term.dtype) for term in terms)))
+        with self._hidden.watching(inputs) if self._hidden else nullcontext():
+            if self._teacher is not None:
+                with self.accelerator.autocast():
+                    teacher = self._teacher(inputs)
+            if self._fused:
+                # What leaves the forward FSDP2 may round to half precision, and the slope that comes back: so
+                # the loss leaves as it is to be, with a slope of 1, and its figures are noted inside.
+                loss = at_output_layer(
+                    model, inputs,
+                    lambda *student: self._noted(
+                        self._terms_from_hidden(*student, teacher, targets, share), share
+                    ),
+                )  # fmt: skip
+            else:
+                terms = self._terms(predictions(model, inputs), teacher, targets)
+                loss = self._noted(LossTerms(*(term * share.to(term.dtype) for term in terms)), share)
         return (loss, None) if return_outputs else loss
 
-    def _noted(self, terms: LossTerms) -> Tensor:
+    def _noted(self, terms: LossTerms, share: Tensor) -> Tensor:
         """The loss, once the figures of a micro-batch are added to those of its step."""
-        self._unread[-1][0] += torch.stack([term.detach() for term in terms[: len(self._names)]])
-        return terms.loss
+        figures = terms._asdict()
+        if self._hidden is not None:
+            hidden = self._hidden.taken()
+            figures["hidden"] = hidden = hidden * share.to(hidden.dtype)
+            figures["loss"] = terms.loss + self._hidden.weight * hidden
+        self._unread[-1][0] += torch.stack([figures[name].detach() for name in self._names])
+        return figures["loss"]
 
     def _terms(self, logits: Tensor, teacher: Tensor | TopK | Grouped | None, targets: Tensor) -> LossTerms:
         """Sums over the n targets, from the (n, V) logits that predict them."""
@@ -238,6 +248,8 @@ class DistillationTrainer(Trainer, TrainerCallback):
             desc="steps", total=state.max_steps, initial=state.global_step, leave=False,
             disable=not (self._progress and state.is_world_process_zero),
         )  # fmt: skip
+        if self._hidden is not None and not self._bar.disable:
+            self._bar.write(str(self._hidden))
 
     def on_epoch_begin(self, args, state, control, **_) -> None:
         # Accelerate does not reach the order behind the batches of a resumed epoch that processes share.
@@ -282,6 +294,7 @@ class DistillationTrainer(Trainer, TrainerCallback):
         """Of all steps, those before a checkpoint included."""
         steps = [record for record in self.state.log_history if "tokens" in record]
         figures = {name: [record[name] for record in steps] for name in (*self._names, "tokens")}
+        figures["layer_map"] = self._hidden.layers if self._hidden else {}
         return LanguageHistory(**figures, seconds=steps[-1]["seconds"], peak_memory=steps[-1]["peak_memory"])
 
     def _save_checkpoint(self, model, trial) -> None:
@@ -293,8 +306,18 @@ class DistillationTrainer(Trainer, TrainerCallback):
         with saving(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"):
             super()._save_checkpoint(model, trial)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        if has_adapter(self.model) and not self.is_fsdp_enabled:
+            load_adapter(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._hidden is not None and not self.is_fsdp_enabled:  # which keeps all modules in one file
+            self._hidden.load(resume_from_checkpoint)
+
     def save_trained(self) -> None:
         """Save the model into the folder of the run, where each file appears whole; all processes call it."""
+        if self.is_fsdp_enabled:  # checkpoints may be kept in parts; this is what `from_pretrained` reads
+            self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         folder = Path(self.args.output_dir)
         part = folder / ".model.part"
         first = self.accelerator.is_main_process
@@ -312,5 +335,7 @@ class DistillationTrainer(Trainer, TrainerCallback):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
+        if self._hidden is not None and self.accelerator.is_main_process and not self.is_fsdp_enabled:
+            self._hidden.save(output_dir)
         # Each process writes one; then the first may write the state, with which a checkpoint is whole.
         self.accelerator.wait_for_everyone()

@@ -41,7 +41,7 @@ def block_importance(
     check_counts(max_tokens=max_tokens)
     if isinstance(texts, str | os.PathLike):
         raise ValueError(f"texts is {str(texts)!r:.60}; expected several texts: pass [text]")
-    layers = _layers(model)
+    layers = decoder_layers(model)
     sums, tokens = torch.zeros(len(layers), dtype=torch.float64), 0
 
     def measure(place: int, before: Tensor, after: Tensor | tuple) -> None:
@@ -88,7 +88,7 @@ def prune_layers(model: PreTrainedModel, *, keep: Iterable[int]) -> PreTrainedMo
     Raises:
         ValueError: `keep` is empty, or names a block twice or one that is not there; another kind of model.
     """
-    layers, chosen = _layers(model), sorted(keep)
+    layers, chosen = decoder_layers(model), sorted(keep)
     if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(len(layers))):
         raise ValueError(f"keep is {chosen}; expected different numbers of blocks, 0 to {len(layers) - 1}")
     decoder = model.get_decoder()
@@ -102,6 +102,7 @@ def prune_layers(model: PreTrainedModel, *, keep: Iterable[int]) -> PreTrainedMo
             if hasattr(module, "layer_idx"):  # its place in the cache of keys and values
                 module.layer_idx = number
     pruned.zero_grad()
+    pruned.name_or_path = ""  # it is not what lies there: an adapter would name that as its base
     config = pruned.config.get_text_config()
     config.num_hidden_layers = len(chosen)
     if getattr(config, "layer_types", None) is not None:
@@ -109,7 +110,8 @@ def prune_layers(model: PreTrainedModel, *, keep: Iterable[int]) -> PreTrainedMo
     return pruned
 
 
-def _layers(model: PreTrainedModel) -> Sequence[nn.Module]:
+def decoder_layers(model: PreTrainedModel) -> Sequence[nn.Module]:
+    """The blocks of a model; one that is not of Llama's or Qwen's kind is a ValueError."""
     check_model("model", model)
     layers = getattr(model.get_decoder(), "layers", None)
     if not isinstance(layers, nn.ModuleList):

@@ -8,19 +8,20 @@ and the traps of the chat format stay. What runs on a stand-in runs on the origi
 """
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
 
 import torch
 from tokenizers.processors import TemplateProcessing
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    get_cosine_schedule_with_warmup,
 )
 
 from kdlib.language.models.r1_distill import R1Checkpoint, find
@@ -115,7 +116,8 @@ def _teach(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     labels[:, : len(prompt)] = -100  # read, not learnt
     lr = min(1e-2, 1 / model.config.hidden_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
-    schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=4, num_training_steps=80)
+    # transformers has it too, and imports all of Trainer with it.
+    schedule = LambdaLR(optimizer, lambda n: min(n / 4, 0.5 + 0.5 * math.cos(math.pi * (n - 4) / 76)))
     for _ in range(80):
         model(ids, labels=labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

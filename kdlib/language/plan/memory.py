@@ -20,6 +20,7 @@ numbers a position, and keys and values of grouped heads repeated to A. Gradient
 from typing import Literal
 
 from kdlib.language.plan.workload import Architecture, Method, Workload
+from kdlib.losses.backend import has_kernel
 from kdlib.losses.divergences import Divergence
 from kdlib.losses.linear import chunk_tokens
 
@@ -28,9 +29,15 @@ Moments = dict[str, dict[str, float]]  # bytes on one device by component, when 
 
 # Logit-sized float32 tensors at the fullest moment of a loss, the student's logits among them, the teacher's
 # not; counted in kdlib.losses.kd and kdlib.losses.top_k as they are, and counted again in the tests.
-_COPIES = {"texts": 3, "forward": 11.5, "reverse": 10.5, "jsd": 18.75, "top-k": 4}
+_COPIES = {
+    "texts": 3, "forward": 11.5, "reverse": 10.5, "jsd": 18.75, "skew-forward": 14.5, "skew-reverse": 14.5,
+    "tvd": 9.5, "akl": 14.75, "top-k": 4,
+}  # fmt: skip
 # The same for a chunk of the fused loss, as kdlib.losses.closed_form has them, without the logits themselves.
-_IN_A_CHUNK = {"forward": 2.25, "reverse": 2.25, "jsd": 5.25}
+_IN_A_CHUNK = {
+    "forward": 2.25, "reverse": 2.25, "jsd": 5.25, "skew-forward": 5.25, "skew-reverse": 5.25, "tvd": 2.25,
+    "akl": 5.25,
+}  # fmt: skip
 
 
 def loss_bytes(
@@ -60,7 +67,7 @@ def _chunk_bytes(w: Workload) -> float:
         return rows * w.itemsize * student + loss_bytes(w.method, w.divergence, w.top_k, rows, student)
     teacher = w.live_teacher.vocabulary if w.live_teacher else 0
     logits = student * w.itemsize + teacher * w.teacher_itemsize
-    if w.hardware.kernels:  # they write the gradient over the logits
+    if w.hardware.kernels and (w.method == "texts" or has_kernel(w.divergence)):  # written over the logits
         return logits * min(w.counted, chunk_tokens(w.counted, student, written_over=logits))
     # In float32, which is a copy of bfloat16 logits, and the gradient of the hard term.
     held = logits + student * (8 if w.bf16 else 4)

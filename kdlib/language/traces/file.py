@@ -1,8 +1,6 @@
 """The file of traces: JSON lines that survive a kill at any moment."""
 
-import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,7 +9,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from kdlib.language.problems import Problem, check_path
-from kdlib.storage import DamagedFile, ForeignFile, JsonLines, describe_changes, writing
+from kdlib.storage import DamagedFile, ForeignFile, JsonLines, describe_changes, is_sound, sealed, writing
 
 __all__ = ["Asked", "Trace", "TraceFile", "check_traces", "load_traces", "open_traces"]
 
@@ -74,7 +72,7 @@ class TraceFile:
         """Add traces, and notes as JSON values before them; when this returns they are on the disk."""
         if self._lines is not None:
             records = [*({_NOTE: note} for note in notes), *map(asdict, traces)]
-            self._lines.append(*map(_sealed, records))
+            self._lines.append(*map(sealed, records))
         self.notes += notes
         self.traces |= {trace.asked: trace for trace in traces}
 
@@ -111,7 +109,7 @@ def open_traces(path: str | os.PathLike | None, settings: Mapping[str, object]) 
         ) from error
     with lock:
         if not lines.path.exists() or not lines.path.stat().st_size:
-            lines.replace([_sealed({**_HEADER, "settings": settings})])
+            lines.replace([sealed({**_HEADER, "settings": settings})])
         held, traces, notes = _read(lines)
         if changes := describe_changes(held, settings):
             raise ForeignFile(f"{path} holds other traces: {changes}. To collect anew, {_REMAKE}")
@@ -140,13 +138,13 @@ def _read(lines: JsonLines) -> tuple[dict, list[Trace], list[dict]]:
         header = next(records, {})
     except DamagedFile:
         header = {}
-    if not _is_sound(header) or not header.items() >= _HEADER.items():
+    if not is_sound(header) or not header.items() >= _HEADER.items():
         raise ForeignFile(
             f"{lines.path} is not by this version's collect_traces, or its first line has changed; {_REMAKE}"
         )
     traces, notes = [], []
     for number, record in enumerate(records, 2):
-        if not _is_sound(record):
+        if not is_sound(record):
             raise DamagedFile(
                 f"line {number} of {lines.path} has changed since it was written; delete that line, and "
                 f"collect_traces samples it again"
@@ -156,13 +154,3 @@ def _read(lines: JsonLines) -> tuple[dict, list[Trace], list[dict]]:
         else:
             traces.append(Trace(**record))
     return header["settings"], traces, notes
-
-
-def _sealed(record: Mapping[str, object]) -> dict[str, object]:
-    """With a checksum."""
-    return {**record, "crc32": f"{zlib.crc32(json.dumps(record, ensure_ascii=False).encode()):08x}"}
-
-
-def _is_sound(record: dict[str, object]) -> bool:
-    """Whether a record is as it was sealed; its checksum is removed."""
-    return record.pop("crc32", None) == _sealed(record)["crc32"]

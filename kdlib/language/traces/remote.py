@@ -6,33 +6,27 @@
     )
 
 The prices are an example, R1's first: they change, and so does what a name such as "deepseek-reasoner" means.
-
-The client of the package openai makes the requests, and repeats those that failed. It runs in a thread with
-an event loop, so that all this can be called where a loop runs already, as in a notebook. Which request is
-next, what it may cost and what is kept is decided in the calling thread, one thing after another.
 """
 
-import asyncio
 import os
 import warnings
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
-from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 
-from anyio.from_thread import start_blocking_portal
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from kdlib.arguments import check_counts, check_whole, is_number
 from kdlib.language.answers.final_answer import verify_answer
+from kdlib.language.collector import Collector
 from kdlib.language.problems import Problem
+from kdlib.language.server import Failure, Usage
 from kdlib.language.traces.collect import Verifier, check_references, keep, missing_traces, wanted_traces
 from kdlib.language.traces.file import Asked, Trace, TraceFile, open_traces
-from kdlib.language.traces.reply import Failure, Reply, Usage, tokens_by_bytes
-from kdlib.language.traces.server import Server
+from kdlib.language.traces.reply import Reply, tokens_by_bytes
+from kdlib.language.traces.server import ChatServer
 from kdlib.runtime import substream
 from kdlib.storage import identity
 
@@ -41,8 +35,6 @@ __all__ = ["BudgetReached", "TracesMissing", "collect_remote_traces"]
 _SET_BY_US = {
     "model", "messages", "temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stream", "n",
 }  # fmt: skip
-_LONGEST_PAUSE = 8.0  # seconds before a reply of no use is asked for again, as the client's between retries
-_HOPELESS = 10  # problems in a row that fail one by one, or first replies of no use, before all are given up
 _TEMPLATE_TOKENS = 64  # more than a chat template adds to a statement
 
 
@@ -133,7 +125,7 @@ def collect_remote_traces(
     sampling = {"temperature": float(temperature), "top_p": float(top_p)}
     parameters = {**sampling, "max_tokens": max_new_tokens, "extra_body": extra}
     count = tokens_by_bytes if tokenizer is None else lambda text: len(tokenizer.tokenize(text))
-    server = Server(str(url).rstrip("/"), model, key_variable, retries, timeout, parameters, count)
+    server = ChatServer(str(url).rstrip("/"), model, key_variable, retries, timeout, parameters, count)
     settings = {
         "teacher": model, **sampling, "max_new_tokens": max_new_tokens, "seed": seed, "extra_body": extra,
         "verify": identity(verify),
@@ -145,10 +137,13 @@ def collect_remote_traces(
         for note in file.notes:
             spending.add(note["usage"], note.get("counted", False))
         with tqdm(desc="traces", total=len(wanted), initial=done, disable=not progress) as bar:
-            collector = Collector(
-                server, file, bar, verify, spending, waiting, concurrency, retries, max_new_tokens, seed
-            )
-            collector.collect()
+            collector = TraceCollector(
+                server=server, file=file, bar=bar, verify=verify, spending=spending, waiting=waiting,
+                concurrency=concurrency, retries=retries, max_new_tokens=max_new_tokens, seed=seed,
+                readable=bool(file.traces),
+            )  # fmt: skip
+            with server.connected() as portal:
+                collector.collect(portal)
         traces = [file.traces[asked] for asked in wanted if asked in file.traces]
     if server.left_out:
         warnings.warn(
@@ -159,8 +154,10 @@ def collect_remote_traces(
     where = "kept" if path is None else f"in {path}"
     have = f"{len(traces):,} of {len(wanted):,} traces are {where}; {spending} spent"
     if collector.failures:
-        message = f"{collector.summary()}. {have}; the same call asks for the others"
-        raise TracesMissing(message, traces, collector.failures)
+        reasons = {(problem.key, sample): reason for (problem, sample), reason in collector.failures.items()}
+        key, sample = next(iter(reasons))
+        summary = collector.summary(f"sample {sample} of {key!r}")
+        raise TracesMissing(f"{summary}. {have}; the same call asks for the others", traces, reasons)
     if waiting:
         given = " and ".join(f"{name}={value:,}" for name, value in budgets.items() if value is not None)
         warnings.warn(
@@ -223,96 +220,33 @@ class Spending:
         return f"{about}{inputs:,} input and {outputs:,} output tokens{cost}"
 
 
-@dataclass
-class Collector:
-    """Asks a server for what is waiting, several at once, and puts what arrives into a file."""
+@dataclass(kw_only=True)
+class TraceCollector(Collector[Asked, Reply]):
+    """Puts traces into a file."""
 
-    server: Server
+    server: ChatServer
     file: TraceFile
-    bar: tqdm
     verify: Verifier
     spending: Spending
-    waiting: deque[Asked]
-    concurrency: int
-    retries: int
     max_new_tokens: int
     seed: int | None
-    failures: dict[tuple[str, int], str] = field(default_factory=dict)  # why requests were given up
-    useless: Counter[Asked] = field(default_factory=Counter)  # replies without a text, that are asked again
-    unreadable: int = 0  # replies that could not be read
-    shown: str = ""  # the first that could not
-    # Since the last reply: requests without an answer, and problems that failed one by one.
-    unanswered: int = 0
-    hopeless: set[Problem] = field(default_factory=set)
-    stopped: bool = False
 
-    def collect(self) -> None:
-        """Ask as far as the budget goes and there is hope."""
-        flying = {}
-        with start_blocking_portal() as portal, portal.wrap_async_context_manager(self.server.client):
-            try:
-                while True:
-                    while self._may_start(flying.values()):
-                        asked = self.waiting.popleft()
-                        flying[portal.start_task_soon(self._ask, asked)] = asked
-                    if not flying:
-                        return
-                    # On Windows an interrupt is noticed between two waits only.
-                    for future in wait(flying, timeout=0.5, return_when=FIRST_COMPLETED).done:
-                        self._receive(flying.pop(future), future.result())
-            except BaseException:
-                # What has arrived is paid for.
-                for future, asked in flying.items():
-                    if not future.cancel():
-                        with suppress(RuntimeError):
-                            self._store(asked, future.result())
-                raise
+    def has_room(self, asked: Collection[Asked]) -> bool:
+        # A token of a byte-level tokenizer is at least one byte.
+        inputs = sum(len(problem.statement.encode()) + _TEMPLATE_TOKENS for problem, _ in asked)
+        return self.spending.allows(inputs, len(asked) * self.max_new_tokens)
 
-    def _may_start(self, flying: Collection[Asked]) -> bool:
-        if not self.waiting or self.stopped or len(flying) >= self.concurrency:
-            return False
-        # What is in flight mostly costs less than it may, so that there can be room later. A token of a
-        # byte-level tokenizer is at least one byte.
-        prompts = [len(problem.statement.encode()) for problem, _ in [self.waiting[0], *flying]]
-        count = len(prompts)
-        return self.spending.allows(sum(prompts) + count * _TEMPLATE_TOKENS, count * self.max_new_tokens)
-
-    async def _ask(self, asked: Asked) -> Reply | Failure:
+    async def ask(self, asked: Asked, again: int) -> Reply | Failure:
         problem, sample = asked
-        purpose, seed = f"trace {problem.key}", None
-        if again := self.useless[asked]:
-            purpose += f" again {again}"
-            await asyncio.sleep(min(_LONGEST_PAUSE, 2.0 ** (again - 1)))
+        purpose, seed = f"trace {problem.key}" + (f" again {again}" if again else ""), None
         if self.seed is not None:
             seed = substream(self.seed, purpose, sample) % 2**31  # which every server can hold
         return await self.server.ask(problem.statement, seed)
 
-    def _receive(self, asked: Asked, outcome: Reply | Failure) -> None:
-        self._store(asked, outcome)
-        self.bar.set_postfix_str(str(self.spending), refresh=False)
-        if isinstance(outcome, Reply):
-            self.bar.update()
-            self.unanswered, self.hopeless = 0, set()
-            return
-        self.shown = self.shown or outcome.reply
-        self.unreadable += outcome.fault in ("reply", "shape")
-        # What cannot be read from the start is paid for without end.
-        never = not self.file.traces and (outcome.fault == "shape" or self.unreadable >= _HOPELESS)
-        if outcome.fault == "reply" and self.useless[asked] < self.retries and not never:
-            self.useless[asked] += 1
-            self.waiting.appendleft(asked)
-        else:
-            problem, sample = asked
-            self.failures[problem.key, sample] = str(outcome)
-            # A server that is gone fails every request; a problem that cannot be asked, each of its samples.
-            if outcome.fault == "server":
-                self.unanswered += 1
-            else:
-                self.hopeless.add(problem)
-            gone = self.unanswered >= self.concurrency or len(self.hopeless) >= _HOPELESS
-            self.stopped = self.stopped or gone or never or outcome.fault == "everything"
+    def topic(self, asked: Asked) -> Problem:
+        return asked[0]
 
-    def _store(self, asked: Asked, outcome: Reply | Failure) -> None:
+    def store(self, asked: Asked, outcome: Reply | Failure) -> None:
         """The trace and what it cost, in one piece; the cost also where there is no trace."""
         note = {"usage": outcome.usage}
         counted = isinstance(outcome, Reply) and outcome.counted
@@ -326,13 +260,4 @@ class Collector:
             keep(self.file, [asked], [outcome.completion], self.verify, before=before, notes=[note])
         elif outcome.usage:
             self.file.append([], [note])
-
-    def summary(self) -> str:
-        """How many requests failed, and the most frequent reasons."""
-        key, sample = next(iter(self.failures))
-        reasons = Counter(self.failures.values()).most_common(3)
-        told = "; ".join(f"{reason} ({count} times)" for reason, count in reasons)
-        early = "stopped early: " if self.stopped else ""
-        shown = f". The first reply of no use begins: {self.shown!r}" if self.shown else ""
-        failed = f"{len(self.failures)} requests failed, first for sample {sample} of {key!r}"
-        return f"{early}{failed}: {told}{shown}"
+        self.bar.set_postfix_str(str(self.spending), refresh=False)

@@ -18,13 +18,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal
 
+from kdlib.language.server import SHOWN, Failure, Usage
 from kdlib.language.traces.generate import Completion
 
-__all__ = ["Failure", "Reply", "Usage", "read_reply", "tokens_by_bytes"]
+__all__ = ["Reply", "read_reply", "tokens_by_bytes"]
 
-SHOWN = 400  # characters of what a server says
 _OPENING, _CLOSE = re.compile(r"\A\s*<think>\n?"), "</think>"
 _TAGS = re.compile(r"\s*(?:<(?!/?think>)[^<>\s]{1,40}>\s*)+")
 _END = re.compile(r"(?:<[|｜][^<>\s|｜]{1,40}[|｜]>|<eos>|</s>)\s*\Z")
@@ -36,9 +35,6 @@ _PASSING = {"filter", "safety", "recitation", "refusal", "tool", "tools", "funct
             "aborted", "cancelled", "resource", "overloaded"}  # fmt: skip
 _THOUGHTS = {"thinking", "thought", "reasoning", "reasoning_content", "reasoning_text"}
 
-Fault = Literal["server", "reply", "shape", "request", "everything"]
-Usage = dict[str, int]  # input_tokens and output_tokens, for which a server charges; empty if it is not known
-
 
 @dataclass(frozen=True)
 class Reply:
@@ -49,19 +45,6 @@ class Reply:
     usage: Usage
     model: str  # what the server says has written it; may be more exact than what was asked for
     counted: bool = False  # whether usage is counted here, for the server does not say it
-
-
-class Failure(ValueError):
-    """A request without a usable reply, and why.
-
-    The fault of the "server" or network: the client has tried again. Of the "reply": another seed may help.
-    Of its "shape": each reply will have it. Of the "request": the same would happen again; of "everything":
-    to any request. `reply` is the beginning of what came, where something came.
-    """
-
-    def __init__(self, reason: str, usage: Usage | None = None, fault: Fault = "reply") -> None:
-        super().__init__(reason)
-        self.usage, self.fault, self.reply = usage or {}, fault, ""
 
 
 def tokens_by_bytes(text: str) -> int:

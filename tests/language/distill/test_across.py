@@ -10,6 +10,7 @@ from kdlib.language.distill import trainer
 from kdlib.language.distill.alignment import align_tokens, share_classes
 from kdlib.language.distill.batches import tokenize
 from kdlib.language.distill.distill import distill_language_model
+from kdlib.language.distill.hidden import HiddenMatch
 from kdlib.language.models.token_bytes import TokenBytes
 from kdlib.language.traces.file import Trace
 from kdlib.losses.cross_tokenizer import Tokens, aligned_loss, uld_loss
@@ -165,7 +166,9 @@ def test_unfinished_texts_have_no_end_to_compare():
     ({"teacher_tokenizer": None}, "across_tokenizers='aligned' needs teacher_tokenizer"),
     ({"teacher": None, "alpha": 1.0}, "across_tokenizers='aligned' needs a model as teacher.*got None"),
     ({"on_policy": True}, "across_tokenizers='aligned' with on_policy=True"),
-    ({"on_policy": 0.5, "top_k": 4}, "across_tokenizers='aligned' with top_k=4, on_policy=0.5"),
+    ({"on_policy": 0.5, "top_k": 4}, "across_tokenizers='aligned' with .*top_k=4, on_policy=0.5"),
+    ({"hidden": HiddenMatch()}, "across_tokenizers='aligned' with hidden="),
+    ({"teacher_prompt": "student"}, "across_tokenizers='aligned' with teacher_prompt='student'"),
     ({"fused": True}, "across_tokenizers='aligned' with fused=True"),
     ({"across_tokenizers": "uld", "divergence": "reverse"}, "divergence='reverse' with across_tok"),
     ({"examples": tokenize(byte_level(), TEXTS)}, "examples are token ids; expected texts"),

@@ -42,12 +42,17 @@ def test_a_run_that_is_killed_and_taken_up_gives_the_same_curve(folder, name):
     assert all(torch.equal(found[key], weights[key]) for key in weights)
 
 
+def test_the_trainer_imports_peft_and_leaves_bitsandbytes_alone(folder):
+    assert json.loads((folder / "kills.json").read_text())["imported"] == ["peft"]
+
+
 def test_each_process_goes_on_from_the_newest_checkpoint_that_is_whole(folder):
     report = json.loads((folder / "kills.json").read_text())
     # A checkpoint every two steps: an unfinished one of step 2; that of 2, and half of 4; from 2 to the end.
     # The last process finds nothing left to do.
     assert [kill["steps"] for kill in report["texts"]["killed"]] == [2, 4, 3, 0]
     assert [kill["steps"] for kill in report["on_policy"]["killed"]] == [4, 2]
+    assert [kill["steps"] for kill in report["adapted"]["killed"]] == [4, 3]
     left = sorted(path.name for path in (folder / "texts_killed").glob("checkpoint-*"))
     assert left == ["checkpoint-4", "checkpoint-5"]
     weights, _ = load_tensors(folder / "texts_killed.safetensors")

@@ -84,6 +84,19 @@ def test_the_loss_inside_of_the_forward_that_processes_share(folder, name):
         assert facts["split"] == [True, False]  # the teacher's output layer, and once it is gathered
 
 
+@pytest.mark.parametrize(
+    "name", ["one_adapted_resumed", "ddp_adapted", "fsdp_adapted", "fsdp_adapted_resumed"]
+)
+def test_adapters_and_maps_between_hidden_states_are_shared_and_merged(folder, name):
+    _, facts = same(folder, name, "one_adapted", 2)
+    _, reference = load_tensors(folder / "one_adapted.safetensors")
+    assert facts["history"]["hidden"] == pytest.approx(reference["history"]["hidden"], rel=1e-9)
+    saved = load_file(folder / f"run_{name}" / "model.safetensors")
+    weights, _ = load_tensors(folder / f"{name}.safetensors")
+    assert {f"weights/{key}" for key in saved} == {key for key in weights if key.startswith("weights/")}
+    assert all(torch.equal(value, weights[f"weights/{key}"]) for key, value in saved.items())
+
+
 def test_in_bfloat16_the_loss_and_the_length_of_its_gradient_are_those_of_one_process(folder):
     (found, facts), (expected, reference) = (
         load_tensors(folder / f"{name}_bf16.safetensors") for name in ("fsdp", "one")

@@ -80,6 +80,8 @@ WAYS = {
     "logits, packed": {"alpha": 0.4, "packing": True},
     "reverse": {"alpha": 0.0, "divergence": "reverse"},
     "jsd": {"alpha": 0.3, "divergence": "jsd", "beta": 0.2},
+    "skewed": {"alpha": 0.3, "divergence": "skew-reverse", "beta": 0.9},
+    "adaptive": {"alpha": 0.0, "divergence": "akl"},
     "the largest of a live teacher": {"alpha": 0.3, "top_k": 7},
     "checkpointing": {"alpha": 0.3, "gradient_checkpointing": True},
 }

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import re
+from itertools import cycle
 
 import pytest
 import torch
@@ -27,9 +28,11 @@ from kdlib.cost import peak_memory
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.models.r1_distill import R1_DISTILL
 from kdlib.language.plan.hardware import HARDWARE, Hardware, find_hardware
-from kdlib.language.plan.memory import loss_bytes, teacher_working
+from kdlib.language.plan.memory import _IN_A_CHUNK, loss_bytes, teacher_working
 from kdlib.language.plan.plan import plan
 from kdlib.language.plan.workload import Architecture
+from kdlib.losses import closed_form
+from kdlib.losses.divergences import DIVERGENCES, LossSettings
 from kdlib.losses.kd import soft_target_loss
 from kdlib.losses.top_k import top_k_loss, top_k_of
 from kdlib.runtime import seeded
@@ -148,7 +151,7 @@ def test_what_autograd_keeps_of_a_layer_to_the_byte(name, bf16, mask):
 
 
 @pytest.mark.parametrize(
-    ("divergence", "dtype"), [("forward", torch.float32), ("reverse", torch.bfloat16), ("jsd", torch.float32)]
+    ("divergence", "dtype"), [*zip(DIVERGENCES, cycle([torch.float32, torch.bfloat16]))]
 )
 def test_memory_of_comparing_all_logits(divergence, dtype):
     n, student, teacher = 64, 4096, 4100
@@ -169,6 +172,19 @@ def test_memory_of_comparing_all_logits(divergence, dtype):
     measured = peak_memory(run) + teacher_logits.untyped_storage().nbytes()
     planned = loss_bytes("logits", divergence, None, n, student, teacher, teacher_logits.element_size())
     assert planned == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_memory_of_a_chunk_of_the_fused_loss(divergence):
+    n, classes = 64, 4096
+    labels = torch.zeros(n, dtype=torch.long)
+
+    def run():
+        logits = torch.randn(2, n, classes)
+        closed_form.kd_terms_and_gradient(*logits, labels, LossSettings(2.0, 0.5, divergence, 0.5))
+
+    held = 3 + _IN_A_CHUNK[divergence]  # with both logits, and the gradient of the hard term
+    assert peak_memory(run) == pytest.approx(4 * n * classes * held, rel=0.02)
 
 
 def test_memory_of_cross_entropy_and_of_the_largest_logits():
@@ -415,6 +431,16 @@ def test_fsdp_divides_what_it_spreads(devices):
     spread, alone = (memory(n, **long)["gradients"] - whole for n in (devices, 1))
     assert spread * devices == pytest.approx(alone)
     assert memory(devices, **long)["logits and loss"] == memory(**long)["logits and loss"]
+
+
+def test_kernels_are_counted_with_where_they_have_the_divergence():
+    def of_loss(divergence, machine=BIG, method="logits"):
+        settings = {"context": 2048, "divergence": divergence, "method": method}
+        return plan("Qwen-7B", "Qwen-1.5B", machine, 1e6, **settings).memory["logits and loss"]
+
+    assert of_loss("jsd") == of_loss("reverse") == of_loss("forward") != of_loss("forward", HERE)
+    assert of_loss("skew-forward") == of_loss("skew-forward", HERE) == of_loss("jsd", HERE)
+    assert of_loss("tvd", method="texts") == of_loss("forward", method="texts")
 
 
 def test_ddp_holds_gradients_twice():

@@ -1,4 +1,4 @@
-"""Collectors that are killed at any moment, local and remote: nothing is lost, and nothing is there twice."""
+"""What is killed at any moment, collectors and a cache: nothing is lost, and nothing is there twice."""
 
 import json
 import os
@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 from loopback import FAULTS, Server, as_json, completion, fault
+from scoring import scoring
+from small_models import pairs, qwen, word_tokenizer
 
+from kdlib.cache.tokens import CachedTokens
+from kdlib.language.distill.batches import tokenize
+from kdlib.language.distill.served import cache_served_tokens
 from kdlib.language.traces.file import load_traces
 
 PROCESSES = Path(__file__).parents[2] / "processes"
@@ -18,17 +23,23 @@ PLACES = {(f"k{n}", sample) for n in range(12) for sample in range(3)}
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forks, which Windows lacks")
 
 
+SCORING, SCORED = scoring(qwen(seed=1)), "/v1/completions"
+
+
 async def answer(request):
     """What a teacher writes is its seed; every fourth reply is spoilt on the way."""
+    if request.path == SCORED:
+        return await SCORING(request)
     response = as_json(completion(str(request.body["seed"]), thought="so many"))
     return fault(FAULTS[request.number // 4 % len(FAULTS)], response) if request.number % 4 == 3 else response
 
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
-    """tests/processes/traces.py, run once: its folder, what its processes told, the number of requests."""
+    """tests/processes/traces.py, run once: its folder, what its processes told, all requests."""
     folder, seed = tmp_path_factory.mktemp("kills"), secrets.randbelow(2**31)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROCESSES.parents[1])}
+    paths = os.pathsep.join(map(str, [PROCESSES.parents[1], PROCESSES.parent / "language"]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     with Server(answer) as server:
         done = subprocess.run(
             [sys.executable, PROCESSES / "traces.py", folder, server.url, str(seed)],
@@ -38,7 +49,7 @@ def outcome(tmp_path_factory):
     print(f"seed {seed}")  # shown if a test fails
     runs = json.loads((folder / "kills.json").read_text())
     return folder, {name: [run for run in runs if run["file"] == f"{name}.jsonl"] for name in
-                    ("undisturbed", "local", "remote")}, len(server.requests)  # fmt: skip
+                    ("undisturbed", "local", "remote")}, server.requests  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["local", "remote"])
@@ -83,4 +94,26 @@ def test_what_killed_runs_have_spent_is_in_the_file_and_nothing_is_asked_for_aga
     spent = [line["note"]["usage"]["output_tokens"] for line in lines if "note" in line]
     assert sum(spent) >= 7 * len(PLACES)
     # Each kill costs the requests in flight at most, each fault one.
-    assert requests <= (len(PLACES) + 4 * len(runs["remote"])) * 4 / 3 + 4
+    requests = [request for request in requests if request.path != SCORED]
+    assert len(requests) <= (len(PLACES) + 4 * len(runs["remote"])) * 4 / 3 + 4
+
+
+def test_ten_kills_leave_the_cache_of_a_server_as_if_there_were_none(outcome, tmp_path, monkeypatch):
+    folder, _, requests = outcome
+    *killed, last = json.loads((folder / "served.json").read_text())
+    assert [run["status"] for run in killed] == [9] * 10 and last["status"] == 0
+    monkeypatch.setattr(CachedTokens, "SHARD_ROWS", 40)
+    texts, tokenizer = pairs(60, seed=8), word_tokenizer()
+    with Server(SCORING) as server:
+        cached = cache_served_tokens(server.url, "teacher", tokenizer, texts, tmp_path / "whole", top_k=5)
+    files = [{path.name: path.read_bytes() for path in where.glob("[!.]*")}
+             for where in (folder / "served", cached.folder)]  # fmt: skip
+    assert files[0] == files[1] and len(files[0]) > 8
+    # What all runs have spent, as the journal has it, is each text once.
+    header = json.loads(files[0]["arrived.jsonl"])
+    assert header["spent"] == sum(map(len, tokenize(tokenizer, texts)))
+    assert not list((folder / "served").glob(".*.part"))
+    # Each kill costs the requests in flight.
+    asked = sum(request.path == SCORED for request in requests)
+    assert len(texts) <= asked <= len(texts) + 2 * len(killed)
+    assert sum(run["told"].count("kept") for run in [*killed, last]) <= len(texts)

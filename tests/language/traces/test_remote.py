@@ -45,7 +45,7 @@ def collect(server, path=None, *, asked=None, model="teacher", **changed):
 @pytest.fixture(autouse=True)
 def no_keys_and_no_pauses(monkeypatch):
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.0)
-    monkeypatch.setattr("kdlib.language.traces.remote._LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr("kdlib.language.server._LONGEST_PAUSE", 0.0)
     for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
 

@@ -118,7 +118,7 @@ def test_a_thought_and_an_answer_arrive_whole_and_are_verified(port, folders, te
 
 def test_whatever_happens_on_the_way_nothing_is_lost_and_nothing_twice(port, folders, monkeypatch, tmp_path):
     """The first requests and their successors meet one fault each."""
-    monkeypatch.setattr("kdlib.language.traces.remote._LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr("kdlib.language.server._LONGEST_PAUSE", 0.0)
     kinds, replies = iter(FAULTS), []
     spoilt = between(port, lambda request: next(kinds, None))
 

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from loopback import completion
 
 from kdlib.language.answers.final_answer import has_format
-from kdlib.language.traces.reply import Failure, read_reply, tokens_by_bytes
+from kdlib.language.server import Failure
+from kdlib.language.traces.reply import read_reply, tokens_by_bytes
 
 USAGE = {"input_tokens": 5, "output_tokens": 7}
 STATEMENT = "10 heads and\n28 feet?"

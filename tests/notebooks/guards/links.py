@@ -60,8 +60,8 @@ def anchors(page: Page) -> set[str]:
 def documents(root: Path) -> list[Path]:
     """The Markdown files that are read together with the notebooks."""
     names = (
-        "README.md", "CONTRIBUTING.md", "data/README.md", "notebooks/teaching.md", "notebooks/slides.md",
-        "README.zh.md", "notebooks/zh/teaching.md", "notebooks/zh/slides.md",
+        "README.md", "COMPARISON.md", "CONTRIBUTING.md", "data/README.md", "notebooks/teaching.md",
+        "notebooks/slides.md", "README.zh.md", "notebooks/zh/teaching.md", "notebooks/zh/slides.md",
     )  # fmt: skip
     return [root / name for name in names if (root / name).is_file()]
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from kdlib.language.traces.server import pause
+from kdlib.language.server import pause
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""Whether a teacher is asked in its own words: the prompt of its chat template, or the student's.
+
+Behind a prompt that it was not trained with a teacher says other things, and the student learns these. In a
+public run, a base model's prompt "User: … Assistant:" before a chat model as teacher, its log-probabilities
+were off by 0.287 nats a token: https://github.com/thinking-machines-lab/tinker-cookbook/pull/797
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kdlib.arguments import refuse
+from kdlib.cache.tokens import CachedTokens
+from kdlib.language.distill.batches import TokenExample, tokenize, tokenize_prompts
+from kdlib.language.distill.fsdp import sharding
+from kdlib.language.distill.scores import score_texts
+from kdlib.language.distill.teachers import move
+from kdlib.language.distill.writing import write_completions
+from kdlib.language.models.vocabulary import check_same_tokens
+
+TeacherPrompt = Literal["own", "student"]
+
+_SAMPLE, _WRITTEN = 32, 64  # examples to measure on, and tokens that the student writes where they have none
+_SHOWN = 12  # tokens of each prompt, from a little before the first that differs
+
+
+@dataclass(frozen=True)
+class OtherPrompts:
+    """Examples of which the teacher's chat template makes another prompt than the student's; print it."""
+
+    examples: Sequence[TokenExample]  # these, with both prompts
+    count: int  # of all examples
+    tokenizer: PreTrainedTokenizerBase
+
+    def __str__(self) -> str:
+        ours, theirs = self.examples[0].prompt, self.examples[0].teacher_prompt
+        pairs = enumerate(zip(ours, theirs, strict=False))
+        place = next((n for n, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
+        start = max(0, place - 4)
+        shown = [self.tokenizer.decode(ids[start : start + _SHOWN]) for ids in (theirs, ours)]
+        return (
+            f"teacher_tokenizer's chat template makes another prompt of {len(self.examples):,} of "
+            f"{self.count:,} examples: from token {start} on it has {shown[0]!r} in the first of them, "
+            f"tokenizer's has {shown[1]!r}"
+        )
+
+    def nats(self, teacher: PreTrainedModel, student: PreTrainedModel) -> float:
+        """KL(teacher behind its own prompt ‖ teacher behind the student's), in nats a token of a sample.
+
+        It is taken on the completions of the examples; where they have none, on such as the student writes.
+        """
+        sample = self.examples[:: max(1, len(self.examples) // _SAMPLE)][:_SAMPLE]
+        if not sample[0].completion:
+            end = self.tokenizer.eos_token_id
+            sample = write_completions(
+                student, sample, max_new_tokens=_WRITTEN, temperature=1.0, ends=[end], pad=end, seed=0,
+                width=check_same_tokens(self.tokenizer, None),
+            )  # fmt: skip
+        return score_texts(teacher, self.tokenizer, sample, teacher=teacher).mean("kl")
+
+    def tell(
+        self, teacher: PreTrainedModel | CachedTokens, student: PreTrainedModel, accelerator: Accelerator,
+        on_policy: bool | float,
+    ) -> None:  # fmt: skip
+        """Warn, once for all processes, of what the student's prompt does to the teacher.
+
+        Raises:
+            ValueError: the same, on-policy.
+        """
+        told = str(self)
+        if isinstance(teacher, PreTrainedModel) and not sharding():
+            move(teacher, accelerator.device)
+            move(student, accelerator.device)
+            told += (
+                f". Behind the student's prompt the teacher is {self.nats(teacher, student):.3f} nats a "
+                "token (KL) away from what it says behind its own"
+            )
+        told += (
+            '. With teacher_prompt="own" it reads its own before the same completions; with '
+            'teacher_prompt="student" it reads the student\'s, and nothing is said'
+        )
+        if on_policy:
+            raise ValueError(f"on-policy both must read the same prompt, but {told}")
+        if accelerator.is_main_process:
+            warnings.warn(told, stacklevel=3)
+
+
+def teacher_prompts(
+    chosen: TeacherPrompt | None, teacher: PreTrainedModel | CachedTokens | None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None, tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[object], encoded: list[TokenExample],
+) -> tuple[list[TokenExample], OtherPrompts | None]:  # fmt: skip
+    """The examples as the teacher is to read them, and where its template makes other prompts of them.
+
+    Args:
+        chosen: None where nobody has said which prompts the teacher reads; then it reads the student's.
+        encoded: of the examples, with the student's prompts.
+
+    Raises:
+        ValueError: "own" prompts that nothing can make, or that open a thought which the completion opens
+            again.
+    """
+    if chosen not in (None, *get_args(TeacherPrompt)):
+        refuse("teacher_prompt", chosen, 'None, "own" or "student"')
+    own, given = chosen == "own", isinstance(examples[0], TokenExample)
+    if own and (given or teacher_tokenizer is None or not isinstance(teacher, PreTrainedModel)):
+        raise ValueError(
+            'teacher_prompt="own" needs a model as teacher, and texts of which the chat template of '
+            "teacher_tokenizer makes its prompts"
+        )
+    template = getattr(teacher_tokenizer, "chat_template", None)
+    read = isinstance(teacher, PreTrainedModel | CachedTokens) and not given
+    if chosen == "student" or not read or (template is None and not own):
+        return encoded, None
+    made = (tokenize if own and encoded[0].completion else tokenize_prompts)(teacher_tokenizer, examples)
+    asked = [replace(e, teacher_prompt=o.prompt) for e, o in zip(encoded, made, strict=True)]
+    other = [example for example in asked if example.teacher_prompt != example.prompt]
+    if not other or not own:
+        return encoded, OtherPrompts(other, len(asked), tokenizer) if other else None
+    return asked, None
