@@ -34,7 +34,7 @@ from kdlib.language.distill.checks import (
 )
 from kdlib.language.distill.fsdp import shard, sharding
 from kdlib.language.distill.hidden import HiddenMatch, matched
-from kdlib.language.distill.lora import adapted, described, lora_config
+from kdlib.language.distill.lora import adapted, lora_config, settings_of
 from kdlib.language.distill.output_layer import FAMILIES, LARGE_VOCABULARY, has_linear_output
 from kdlib.language.distill.prompts import TeacherPrompt, teacher_prompts
 from kdlib.language.distill.teachers import ready_teacher
@@ -189,7 +189,7 @@ def distill_language_model(
         **loss._asdict(), "on_policy": written, "top_k": top_k, "fused": fused, "lr": lr,
         "batch_size": batch_size, "accumulation": accumulation, "packing": packing, "seed": seed,
         "group_by_length": group_by_length, "training_arguments": training_arguments, "sharding": sharding(),
-        "lora": described(adapter),
+        "lora": settings_of(adapter),
         "hidden": hidden and {**vars(hidden), "layers": [*hidden.layer_map(student, teacher).items()]},
     }  # fmt: skip
     with _undisturbed(), accelerated(device, precision) as accelerator, seeded(seed, accelerator.device), (

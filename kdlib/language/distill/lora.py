@@ -43,7 +43,7 @@ def lora_config(lora: "LoraConfig | int | None") -> "LoraConfig | None":
     )
 
 
-def described(config: "LoraConfig | None") -> dict[str, object] | None:
+def settings_of(config: "LoraConfig | None") -> dict[str, object] | None:
     """What makes a run with these adapters another run, as JSON writes it."""
     if config is None:
         return None
