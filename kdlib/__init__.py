@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kdlib.language.puzzles.solve import solve
     from kdlib.language.traces.collect import collect_traces
     from kdlib.language.traces.select import filter_traces
+    from kdlib.losses.cross_tokenizer import aligned_loss, uld_loss
     from kdlib.losses.kd import kd_loss, soft_target_loss, soften
     from kdlib.losses.linear import linear_kd_loss
     from kdlib.metrics import Scores, Verdict, compare
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "kdlib.cost": ("Cost", "measure_cost"),
+    "kdlib.losses.cross_tokenizer": ("aligned_loss", "uld_loss"),
     "kdlib.losses.kd": ("kd_loss", "soft_target_loss", "soften"),
     "kdlib.losses.linear": ("linear_kd_loss",),
     "kdlib.metrics": ("Scores", "Verdict", "compare"),

@@ -17,6 +17,7 @@ COMMANDS = {
     "reasoning": ("course", "reasoning distillation in full, on puzzles"),
     "healing": ("course", "a real language model without half of its layers, healed"),
     "real-reasoning": ("course", "a real language model before and after it has read verified traces"),
+    "other-tokenizer": ("course", "a real language model teaches one whose tokens are others"),
     "fetch": ("vision", "download photographs, or a real model"),
     "traces": ("language", "let a teacher answer problems, here or behind an address"),
     "distill": ("language", "distil a language model: write, verify, train, test"),

@@ -187,3 +187,38 @@ def check_linear(student_hidden: Tensor, teacher: object, weight: Tensor | None)
         )
     positions = teacher.log_tail if stored else teacher[..., 0]
     _check_positions("teacher_hidden without its last axis", positions, student_hidden)
+
+
+def check_same_positions(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    """Logits of the same positions, over vocabularies of any size."""
+    check_classes("student_logits", student_logits)
+    check_classes("teacher_logits", teacher_logits)
+    _check_positions("teacher_logits without its last axis", teacher_logits[..., 0], student_logits)
+
+
+def check_aligned(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], classes: int) -> None:
+    """Two sides of `aligned_loss` with as many groups, and every token in one of the classes."""
+    for name, side in {"student": student, "teacher": teacher}.items():
+        check_classes(f"{name}.logits", side.logits)
+        for part in ("targets", "groups"):
+            _check_positions(f"{name}.{part}", getattr(side, part), side.logits)
+        if side.classes.shape != side.logits.shape[-1:]:
+            raise ValueError(
+                f"{name}.classes has shape {tuple(side.classes.shape)}; expected a class for each of the "
+                f"{side.logits.shape[-1]} logits"
+            )
+        if side.firsts.shape != student.firsts.shape:
+            raise ValueError(
+                f"teacher.firsts has {len(side.firsts)} groups and student.firsts {len(student.firsts)}; "
+                "expected the same groups on both sides"
+            )
+        if _may_look_at_values(f"{name}.classes", side.logits):
+            if side.classes.min() < 0 or side.classes.max() >= classes:
+                raise ValueError(f"{name}.classes reaches beyond 0 to {classes - 1}, the classes")
+            expected = torch.arange(len(side.firsts), device=side.groups.device)
+            begins = side.groups.diff(prepend=side.groups.new_full((1,), -1)) != 0
+            if not torch.equal(side.groups[side.firsts], expected) or not begins[side.firsts].all():
+                raise ValueError(
+                    f"{name}.firsts are not where groups begin; expected groups from 0 on, each of "
+                    "neighbouring tokens, and the place of the first token of each"
+                )

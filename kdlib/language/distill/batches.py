@@ -61,7 +61,7 @@ def tokenize_prompts(
         raise ValueError("tokenizer has no eos_token; expected one, for a completion to end with")
     if tokenizer.chat_template is None:
         raise ValueError("tokenizer has no chat_template; expected one, or set tokenizer.chat_template")
-    turns = [[{"role": "user", "content": _parts(example)[0]}] for example in examples]
+    turns = [[{"role": "user", "content": read_example(example)[0]}] for example in examples]
     encoded = apply_template(tokenizer, turns, return_dict=True)
     return [TokenExample(tuple(ids)) for ids in encoded["input_ids"]]
 
@@ -89,7 +89,7 @@ def tokenize(
     opens_thought = tokenizer.decode(asked[0].prompt).rstrip().endswith("<think>")
     texts, ends = [], []
     for number, example in enumerate(examples):
-        _, text, finished = _parts(example)
+        _, text, finished = read_example(example)
         if text is None:
             raise ValueError(f"examples[{number}] has no completion; expected a Trace or a pair")
         if opens_thought and text.lstrip().startswith("<think>"):
@@ -129,7 +129,7 @@ def tokenize_turns(
     return turns
 
 
-def _parts(example: object) -> tuple[str, str | None, bool]:
+def read_example(example: object) -> tuple[str, str | None, bool]:
     """Statement, completion or None, and whether the completion came to its end."""
     pair = example
     if not isinstance(example, tuple):

@@ -21,6 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from kdlib.cache.tokens import CachedTokens
+from kdlib.language.distill.across import Across, AcrossTeacher, across_teacher
 from kdlib.language.distill.batches import TokenExample, dated, tokenize, tokenize_prompts
 from kdlib.language.distill.checks import (
     check_extensions,
@@ -66,6 +67,7 @@ def distill_language_model(
     output_dir: str | os.PathLike | None = None, *,
     teacher: PreTrainedModel | CachedTokens | None = None,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None, teacher_prompt: TeacherPrompt | None = None,
+    across_tokenizers: Across | None = None,
     alpha: float | None = None, temperature: float = 1.0, divergence: Divergence | None = None,
     beta: float = 0.5, top_k: int | None = None, fused: bool | None = None,
     hidden: HiddenMatch | None = None, lora: "LoraConfig | int | None" = None,
@@ -109,6 +111,9 @@ def distill_language_model(
         teacher_prompt: what a teacher reads whose chat template makes other prompts: "own", these, before the
             same completions; "student", the student's. None takes the student's with a warning, which says
             how many nats a token that changes on 32 examples; on-policy it refuses.
+        across_tokenizers: how to compare with a teacher whose tokens differ, where both have read the same:
+            "aligned" by what they expect of pieces of text, "uld" by how sure they are; None refuses it. With
+            a live teacher, texts as examples, not under FSDP2: see `kdlib.language.distill.across`.
         on_policy: True, or the share λ of the steps, spread evenly, in which the student writes.
         alpha: weight of the hard label; default 0.5 with a teacher, 1 without, 0 (the only one) on-policy.
         temperature: T of the soft term, for teacher and student; R1-scale work takes 1.
@@ -163,17 +168,21 @@ def distill_language_model(
     check_switches(resume=resume, packing=packing, group_by_length=group_by_length, progress=progress,
                    **{} if fused is None else {"fused": fused})  # fmt: skip
     check_teacher(student, teacher, alpha, top_k, on_policy)
+    teacher = across_teacher(across_tokenizers, teacher, tokenizer, teacher_tokenizer, examples, fused=fused,
+        divergence=divergence, top_k=top_k, on_policy=on_policy, hidden=hidden, teacher_prompt=teacher_prompt,
+    )  # fmt: skip
+    across = isinstance(teacher, AcrossTeacher)
     check_extensions(student, teacher, hidden, lora=lora is not None)
     adapter = lora_config(lora)
     loss = loss_settings(temperature, alpha, divergence, beta, on_policy, teacher=teacher is not None)
     models = {"student": student} | ({"teacher": teacher} if isinstance(teacher, PreTrainedModel) else {})
-    width = check_same_tokens(tokenizer, teacher_tokenizer, **models)
+    width = check_same_tokens(tokenizer, None if across else teacher_tokenizer, **models)
     encoded = (tokenize_prompts if on_policy == 1 else tokenize)(tokenizer, examples)
     encoded, other = teacher_prompts(teacher_prompt, teacher, teacher_tokenizer, tokenizer, examples, encoded)
     check_lengths(encoded, models, on_policy, max_new_tokens)
     if isinstance(teacher, CachedTokens):
         teacher.check(encoded, temperature, width, **dated(tokenizer, examples))
-    fused = _fused(fused, models if loss.alpha < 1 and top_k is None else {"student": student})
+    fused = not across and _fused(fused, models if loss.alpha < 1 and not top_k else {"student": student})
     sampling = {"max_new_tokens": max_new_tokens, "temperature": sampling_temperature} if on_policy else None
     written = sampling and {"share": float(on_policy), **sampling}
     run = {
@@ -274,15 +283,16 @@ def _training_arguments(accelerator: Accelerator, settings: dict[str, object]) -
 def _claim(
     folder: Path, run: Mapping[str, object], resume: bool, examples: Sequence[object],
     encoded: Sequence[TokenExample], tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel,
-    teacher: PreTrainedModel | CachedTokens | None,
+    teacher: PreTrainedModel | CachedTokens | AcrossTeacher | None,
 ) -> None:  # fmt: skip
     """Record in `run.json` what the run is, unless it is another; remove what it cannot go on from."""
-    run = json.loads(json.dumps(run, default=str)) | dated(tokenizer, examples) | {
+    across = {"across_tokenizers": teacher.across} if isinstance(teacher, AcrossTeacher) else {}
+    run = json.loads(json.dumps(run, default=str)) | across | dated(tokenizer, examples) | {
         "examples": fingerprint([
             [part for part in (e.prompt, e.completion, e.teacher_prompt) if part is not None] for e in encoded
         ]),
         "tokens": fingerprint(tokenizer.get_vocab()), "student": fingerprint(student),
-        "teacher": teacher.fingerprint if isinstance(teacher, CachedTokens)
+        "teacher": teacher.fingerprint if isinstance(teacher, CachedTokens | AcrossTeacher)
         else teacher and fingerprint(teacher),
     }  # fmt: skip
     record = folder / _RECORD

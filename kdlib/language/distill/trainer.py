@@ -25,6 +25,7 @@ from transformers import (
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from kdlib.cost import process_peak
+from kdlib.language.distill.across import Grouped
 from kdlib.language.distill.batches import EpochOrder, Packing, TokenExample, collate
 from kdlib.language.distill.hidden import HiddenTerm
 from kdlib.language.distill.lora import has_adapter, load_adapter
@@ -206,11 +207,13 @@ class DistillationTrainer(Trainer, TrainerCallback):
         self._unread[-1][0] += torch.stack([figures[name].detach() for name in self._names])
         return figures["loss"]
 
-    def _terms(self, logits: Tensor, teacher: Tensor | TopK | None, targets: Tensor) -> LossTerms:
+    def _terms(self, logits: Tensor, teacher: Tensor | TopK | Grouped | None, targets: Tensor) -> LossTerms:
         """Sums over the n targets, from the (n, V) logits that predict them."""
         temperature, alpha, divergence, beta = self._settings
         hard = soft = logits.new_zeros(())
-        if alpha < 1:  # first: it needs most memory, and what cross-entropy keeps would come on top
+        if isinstance(teacher, Grouped):
+            soft = teacher.loss(logits[:, : self._width], targets, self._settings)
+        elif alpha < 1:  # first: it needs most memory, and what cross-entropy keeps would come on top
             distance = top_k_loss if isinstance(teacher, TopK) else soft_target_loss
             soft = distance(
                 logits[:, : self._width], teacher, temperature=temperature, divergence=divergence, beta=beta,

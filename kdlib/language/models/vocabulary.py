@@ -43,8 +43,9 @@ def check_same_tokens(
                 )
                 raise ValueError(
                     f"teacher_tokenizer has {teacher} where tokenizer has {student}; logits are "
-                    "compared token by token here: take a teacher of the same family, or learn from its "
-                    "texts (teacher=None), which any tokenizer can read"
+                    "compared token by token here: take a teacher of the same family, learn from its "
+                    "texts (teacher=None), which any tokenizer can read, or let distill_language_model "
+                    'compare pieces of text, with across_tokenizers="aligned"'
                 )
     # Checkpoints pad the rest to a round number: of Qwen2.5's 151,665 tokens to 151,936 logits at 1.5B.
     real = max(tokenizer.get_vocab().values()) + 1
