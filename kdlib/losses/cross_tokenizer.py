@@ -61,7 +61,7 @@ def uld_loss(
     student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 1.0, mask: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:  # fmt: skip
-    """Σ |p_(i) − q_(i)| over the sorted probabilities of both models, for vocabularies of any size.
+    """How far the sorted probabilities of both models are apart in all, for vocabularies of any size.
 
     Without the factor T²: as in the paper. Its weight there is 1.5 beside a cross-entropy of weight 1.
 
