@@ -42,13 +42,19 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 pytestmark = needs_browser
 
 
+def runs_whole(path: Path) -> bool:
+    """Whether nothing but this file runs the notebook: it is heavy, and English."""
+    settings = nbformat.read(path, as_version=4).metadata.get("kdlib", {})
+    return "small_recipe" in settings and path.parent.name != "zh"
+
+
 def to_run(path: Path) -> NotebookNode:
     """The notebook as far as it is to run, without outputs that could pass for a result."""
     notebook = small(path)
-    if path.parent.name == "zh" or "small_recipe" not in notebook.metadata.get("kdlib", {}):
+    if not runs_whole(path):
         needed = needed_cells(code_cells(notebook), solution(path))
         notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "code" or cell.id in needed]
-    if path.parent.name == "zh":  # they take turns with one kernel
+        # In the kernel of the notebook before, which has imported most of what they need.
         source = f"%reset -f -s\nimport os\nos.chdir({str(path.parent)!r})"
         notebook.cells.insert(0, nbformat.v4.new_code_cell(source))
     for cell in code_cells(notebook):
@@ -276,13 +282,10 @@ def notebooks(*folders: str) -> pytest.MarkDecorator:
 class TestEnglish:
     @notebooks("")
     def test_a_reader_runs_the_notebook_moves_its_sliders_and_solves_an_exercise(self, name, lab):
-        lab.end_kernels()  # each notebook has one of its own
         read(name, lab)
 
 
 class TestChinese:
-    """Their code is that of the English ones; in one kernel they import it once."""
-
     @notebooks("zh")
     def test_a_reader_runs_the_notebook_moves_its_sliders_and_solves_an_exercise(self, name, lab):
         read(name, lab)
@@ -291,6 +294,8 @@ class TestChinese:
 def read(name: str, lab: Lab) -> None:
     browser = lab.browser
     fetch(lab.folder / name)
+    if runs_whole(lab.folder / name):
+        lab.end_kernels()
     solved = solution(lab.folder / name)
     PICTURES.mkdir(parents=True, exist_ok=True)
     pictures = PICTURES / name.replace("/", "_").removesuffix(".ipynb")
