@@ -35,11 +35,10 @@ $(READY): requirements.lock pyproject.toml
 lab: $(READY)
 	$(BIN)/jupyter lab $(LAB_ARGS) notebooks/00_start_here.ipynb
 
-# Three workers with one thread each keep two cores busy: one in six seconds a test waits, for a browser, a
-# server, a process. PYTEST_ARGS=-n1 where memory is short: a worker takes up to 2 GB.
+# Two workers with one thread each: on two cores that is faster than one worker with two threads.
 # LOKY_MAX_CPU_COUNT keeps the workers from starting workers of their own.
 test: $(READY)
-	OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 $(BIN)/python -m pytest -q --nbval -n 3 --dist loadscope --no-loadscope-reorder --durations=10 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1 $(BIN)/python -m pytest -q --nbval -n 2 --dist loadscope --no-loadscope-reorder --durations=10 $(PYTEST_ARGS)
 
 test-all: PYTEST_ARGS += --all-notebooks
 test-all: test
