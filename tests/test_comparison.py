@@ -1,11 +1,10 @@
 """COMPARISON.md: what is said of others has a link, what is said of us a test that exists."""
 
-import ast
 import re
-from functools import cache
 from pathlib import Path
 
 import pytest
+from named_tests import names_in
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "COMPARISON.md").read_text(encoding="utf-8")
@@ -25,14 +24,6 @@ REPOSITORIES = {
 PEERS = list(REPOSITORIES)
 LINKS = dict(re.findall(r"^\[(\S+)\]: (\S+)$", TEXT, re.M))
 LABEL = re.compile(r"\[[^\[\]]+\]\[(\S+?)\]")
-
-
-@cache
-def functions(path: str) -> set[str]:
-    """The tests of a file, read and not imported."""
-    file = ROOT / path
-    body = ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else []
-    return {node.name for node in body if isinstance(node, ast.FunctionDef)}
 
 
 def proofs() -> dict[str, list[str]]:
@@ -59,7 +50,7 @@ def test_each_of_our_cells_that_is_no_no_has_a_test():
 @pytest.mark.parametrize("name", [test for tests in proofs().values() for test in tests])
 def test_it_exists(name):
     path, _, function = name.partition("::")
-    assert function.startswith("test_") and function in functions(path)
+    assert function in names_in(path)
 
 
 @pytest.mark.parametrize("peer", PEERS)

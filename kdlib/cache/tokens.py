@@ -62,6 +62,8 @@ class CachedTokens(Cache):
         temperature: float, compact: bool = False, **more: object,
     ) -> Self:  # fmt: skip
         """That of a teacher, by its fingerprint, and texts; to be filled. `more` it is bound to as well."""
+        if not isinstance(top_k, int) or not 1 <= top_k <= width:
+            raise ValueError(f"top_k must be a whole number from 1 to the {width} tokens; got {top_k}")
         lengths = [len(example.completion) for example in examples]
         if not sum(lengths):
             raise ValueError("examples hold no completion tokens; expected at least one")

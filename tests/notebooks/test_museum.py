@@ -1,11 +1,11 @@
 """Each exhibit of the museum of bugs has a source and names tests of this repository that exist."""
 
-import ast
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from named_tests import names_in
 
 ROOT = Path(__file__).resolve().parents[2]
 MUSEUM = ROOT / "notebooks" / "10_museum_of_bugs.ipynb"
@@ -29,11 +29,6 @@ def plates() -> dict[int, str]:
 EXHIBITS = plates()
 
 
-def defined(path: str) -> set[str]:
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-
-
 def test_exhibits_are_counted_and_have_a_plate_each():
     assert list(EXHIBITS) == list(range(1, len(EXHIBITS) + 1))
     assert len(EXHIBITS) >= 15
@@ -44,7 +39,7 @@ def test_an_exhibit_has_a_source_and_the_test_that_would_have_caught_it(number: 
     assert SOURCE.search(EXHIBITS[number]), "no issue, pull request, commit or file at a commit"
     named = NAMED.findall(EXHIBITS[number])
     assert named, "no test of this repository"
-    missing = [f"{path}::{name}" for path, name in named if name not in defined(path)]
+    missing = [f"{path}::{name}" for path, name in named if name not in names_in(path)]
     assert not missing
 
 

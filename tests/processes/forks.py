@@ -89,6 +89,15 @@ def told_to_the_end(pipe: int) -> bytes:
     return told
 
 
+def ended(child: int, pipe: int, *, kill: bool) -> tuple[bytes, int]:
+    """What a fork still tells, and its status, once it is killed or has come to its end."""
+    if kill:
+        os.kill(child, signal.SIGKILL)
+    told = told_to_the_end(pipe)
+    _, status = os.waitpid(child, 0)
+    return told, status
+
+
 def group(processes: int, work: Callable[[int], None]) -> None:
     """Forks that work together, each with its rank, in the environment that torchrun sets.
 

@@ -5,11 +5,10 @@ FOLDER holds the cache, and what each process told, as `runs` returns it.
 
 import os
 import random
-import signal
 import time
 from pathlib import Path
 
-from forks import InTwoParts, Tell, telling, told_to_the_end, told_until
+from forks import InTwoParts, Tell, ended, telling, told_until
 from small_models import pairs, word_tokenizer
 
 from kdlib import storage
@@ -73,8 +72,5 @@ def run(folder: Path, url: str, moment: str, count: int, seed: int) -> dict:
     told = told_until(pipe, moment, count)
     if moment == "later":
         time.sleep(random.Random(seed).uniform(0, 0.1))
-    if moment != "end":
-        os.kill(child, signal.SIGKILL)
-    told += told_to_the_end(pipe)
-    _, status = os.waitpid(child, 0)
-    return {"moment": moment, "status": status, "told": told.decode().split()}
+    rest, status = ended(child, pipe, kill=moment != "end")
+    return {"moment": moment, "status": status, "told": (told + rest).decode().split()}

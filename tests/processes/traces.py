@@ -9,7 +9,6 @@ Likewise a cache of what a server says, by served.py: FOLDER/served and served.j
 import json
 import os
 import random
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import served
 import torch
-from forks import InTwoParts, Tell, telling, told_to_the_end, told_until
+from forks import InTwoParts, Tell, ended, telling, told_until
 from openai import _base_client
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -117,13 +116,11 @@ def killed(path: Path, collect: Callable[[Path], None], moment: str, count: int,
             refused = str(error)
     if moment == "batch":
         time.sleep(random.Random(seed).uniform(0, 0.1))
-    if moment != "end":
-        os.kill(child, signal.SIGKILL)
-    told += told_to_the_end(pipe)
-    _, status = os.waitpid(child, 0)
+    rest, status = ended(child, pipe, kill=moment != "end")
     return {
         "file": path.name, "moment": moment, "refused": refused, "status": status,
-        "told": told.decode().split(), "left": path.read_text(errors="replace") if path.exists() else "",
+        "told": (told + rest).decode().split(),
+        "left": path.read_text(errors="replace") if path.exists() else "",
         "leftovers": len(list(path.parent.glob(f".{path.name}.*.part"))),
     }  # fmt: skip
 

@@ -96,8 +96,6 @@ def cache_served_tokens(
     if api not in get_args(Api):
         refuse("api", api, "vllm or sglang")
     width = check_same_tokens(tokenizer, teacher_tokenizer)
-    if not isinstance(top_k, int) or not 1 <= top_k <= width:
-        raise ValueError(f"top_k must be a whole number from 1 to the {width} tokens; got {top_k}")
     encoded = tokenize(tokenizer, examples)
     if empty := [number for number, example in enumerate(encoded) if not example.prompt]:
         raise ValueError(f"examples[{empty[0]}] has no prompt; expected one for its first token to follow")

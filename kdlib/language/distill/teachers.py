@@ -113,8 +113,6 @@ def cache_teacher_tokens(
     """
     check_counts(batch_tokens=batch_tokens)
     width = check_same_tokens(tokenizer, teacher_tokenizer, teacher=teacher)
-    if not isinstance(top_k, int) or not 1 <= top_k <= width:
-        raise ValueError(f"top_k must be a whole number from 1 to the {width} tokens; got {top_k}")
     check_temperature(temperature)
     encoded = tokenize(tokenizer, examples)
     check_positions("examples", [*map(len, encoded)], {"teacher": teacher})
