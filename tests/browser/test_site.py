@@ -32,7 +32,8 @@ AXE = """
 const done = arguments[arguments.length - 1];
 const contrast = arguments[0];
 // Thousands of coloured words of code have nothing but a colour: without it they are one text each.
-if (!contrast) document.querySelectorAll(".highlight pre").forEach(code => code.textContent = code.textContent);
+if (!contrast)
+    document.querySelectorAll(".highlight pre").forEach(code => { code.textContent = code.textContent; });
 axe.run(document, {
     preload: false,
     resultTypes: ["violations"],
