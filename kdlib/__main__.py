@@ -27,6 +27,7 @@ COMMANDS = {
 
 STOPPED = "Stopped. Start the same command again to go on."
 PATIENCE = 5  # seconds that a command has for its end after Ctrl-C
+_ASKED_TO_STOP = threading.Event()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = importlib.import_module(f"kdlib.cli.{chosen.command.replace('-', '_')}")
         return command.main(rest)
     except (Exception, KeyboardInterrupt) as error:
-        if _interrupted(error):
+        if _interrupted(error) or _ASKED_TO_STOP.is_set():
             print(STOPPED, file=sys.stderr)
             return 130
         return _told(chosen.command, error)
@@ -91,6 +92,7 @@ def _insist(number: int, frame: object) -> None:
         print(STOPPED, file=sys.stderr, flush=True)
         os._exit(130)
 
+    _ASKED_TO_STOP.set()
     timer = threading.Timer(PATIENCE, leave)
     timer.daemon = True
     timer.start()

@@ -166,7 +166,8 @@ def swallow(arguments):
     try:
         time.sleep(100)
     except BaseException:
-        time.sleep(100)
+        pass
+    %s
 command.main = swallow
 sys.modules["kdlib.cli.check"] = command
 sys.argv = ["kdlib", "check"]
@@ -175,9 +176,10 @@ runpy.run_module("kdlib", run_name="__main__")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a signal as Ctrl-C sends it")
-def test_ctrl_c_that_a_library_swallows_ends_the_command_all_the_same():
+@pytest.mark.parametrize("after", ["time.sleep(100)", "raise ImportError('loaded twice')"])
+def test_ctrl_c_that_a_library_swallows_ends_the_command_all_the_same(after):
     with subprocess.Popen(
-        [sys.executable, "-c", SWALLOWS], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", SWALLOWS % after], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         assert process.stdout.readline() == b"ready\n"
