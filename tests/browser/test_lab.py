@@ -42,16 +42,11 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 pytestmark = needs_browser
 
 
-def runs_whole(path: Path) -> bool:
-    """Whether nothing but this file runs the notebook: it is heavy, and English."""
-    settings = nbformat.read(path, as_version=4).metadata.get("kdlib", {})
-    return "small_recipe" in settings and path.parent.name != "zh"
-
-
 def to_run(path: Path) -> NotebookNode:
     """The notebook as far as it is to run, without outputs that could pass for a result."""
     notebook = small(path)
-    if not runs_whole(path):
+    # Nothing but this file runs a heavy notebook; those in Chinese have the code of the English ones.
+    if path.parent.name == "zh" or "small_recipe" not in notebook.metadata.get("kdlib", {}):
         needed = needed_cells(code_cells(notebook), solution(path))
         notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "code" or cell.id in needed]
     # In the kernel of the notebook before, which has imported most of what this one needs.
@@ -258,19 +253,16 @@ class Page:
         return self.all_of(".jp-CodeCell")[self.check].find_element(CSS, ".jp-OutputArea").text
 
 
-def notebooks(*folders: str) -> pytest.MarkDecorator:
-    """One test for each notebook of the folders."""
-    found = [
-        path.relative_to(COURSE)
-        for folder in folders for path in sorted((COURSE / folder).glob("[0-9]*_*.ipynb"))
-    ]  # fmt: skip
-    return pytest.mark.parametrize("name", [
-        pytest.param(path.as_posix(), id=path.with_suffix("").as_posix(), marks=fetches(COURSE / path))
-        for path in found
-    ])  # fmt: skip
+NOTEBOOKS = [
+    path.relative_to(COURSE)
+    for folder in ("", "zh") for path in sorted((COURSE / folder).glob("[0-9]*_*.ipynb"))
+]  # fmt: skip
 
 
-@notebooks("", "zh")
+@pytest.mark.parametrize("name", [
+    pytest.param(path.as_posix(), id=path.with_suffix("").as_posix(), marks=fetches(COURSE / path))
+    for path in NOTEBOOKS
+])  # fmt: skip
 def test_a_reader_runs_the_notebook_moves_its_sliders_and_solves_an_exercise(name, lab):
     browser = lab.browser
     fetch(lab.folder / name)

@@ -170,7 +170,7 @@ def walk(browser, start: str, screenshots: Path) -> Walk:
         width = browser.execute_script("return document.documentElement.scrollWidth")
         complain("wider than a telephone", [width] if width > TELEPHONE[0] else [])
         resize(browser, DESKTOP)
-        complain("axe", browser.execute_async_script(AXE, False))  # changes the page: last
+        complain("axe", browser.execute_async_script(AXE, False))  # changes the page
         if browser.execute_script("return Boolean(window.Reveal)"):
             found.slides[page] = show_slides(browser, shot, functools.partial(complain, "slide"))
         asked = requests(browser)

@@ -53,9 +53,9 @@ def picture(box: ipw.VBox) -> bytes:
 
 
 def places(control: ipw.ValueWidget) -> list[float]:
-    """Both ends and some values between, as the slider or the list sends them."""
+    """Both ends and some values between, as the slider sends them; of a list to choose from all."""
     if isinstance(control, ipw.Dropdown):
-        return [control.options[k] for k in (0, len(control.options) // 2, -1)]
+        return list(control.options)
     if isinstance(control, ipw.FloatLogSlider):
         return [control.base**power for power in (control.min, 0, 1, 3, control.max)]
     middle = (control.min + control.max) / 2
