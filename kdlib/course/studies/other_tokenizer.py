@@ -48,7 +48,7 @@ class OtherTokenizerRecipe:
     length: int = 240  # characters of a text in all; shorter ones are left out
     steps: int = 12
     batch_size: int = 4
-    lrs: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3)
+    lrs: tuple[float, ...] = (2.5e-4, 5e-4, 1e-3, 2e-3)
     measured_on: int = 12  # texts, for the importance of the blocks
     validation: int = 16  # texts
     test: int = 60
