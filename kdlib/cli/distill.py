@@ -150,6 +150,8 @@ def _planned(options: PipelineOptions, hardware: str, texts: int) -> str:
 
     if options.steps is not None:
         raise ValueError("--plan takes the length of a run from --plan-texts and --epochs; leave --steps out")
+    if options.lora is not None:
+        raise ValueError("--plan counts a student of which every weight is trained; leave --lora out")
     found = plan(
         None if options.teacher is None else _shape(options.teacher), _shape(options.student), hardware,
         options.context * texts * options.epochs,

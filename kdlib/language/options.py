@@ -50,6 +50,7 @@ class PipelineOptions:
     divergence: Divergence | None = option(None, "of the soft term (forward, on-policy reverse)")
     beta: float = option(0.5, "weight of the teacher in the mixture of jsd and the two skew-…")
     top_k: int | None = option(None, "learn from the teacher's k largest logits only (cached: 64)")
+    lora: int | None = option(None, "train matrices of this rank beside the weights (LoRA), not the weights")
     epochs: float | None = option(2.0, "passes over the texts, R1-Distill's were 2 to 3")
     steps: int | None = option(None, "optimizer steps, instead of epochs")
     lr: float = option(1e-5, "highest learning rate")

@@ -14,6 +14,7 @@ from kdlib.cache.tokens import CachedTokens
 from kdlib.language.distill.batches import TokenExample
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.distill.fsdp import sharding
+from kdlib.language.distill.lora import lora_config
 from kdlib.language.distill.scores import score_texts
 from kdlib.language.distill.teachers import cache_teacher_tokens
 from kdlib.language.distill.trainer import LanguageHistory
@@ -41,6 +42,7 @@ def run_pipeline(options: PipelineOptions) -> dict[str, object]:
     """
     if options.teacher_quantise and sharding():
         raise ValueError("teacher_quantise packs weights, which FSDP2 cannot spread; launch with ddp")
+    lora_config(options.lora)  # a rank that is none, or no peft: told before the teacher writes
     # A process may wait for hours while another writes.
     processes = PartialState(cpu=best_device().type == "cpu", timeout=timedelta(days=7))
     out = Path(options.out)

@@ -112,6 +112,8 @@ def test_a_plan_of_folders_and_bases(tmp_path, capsys):
     assert capsys.readouterr().out == base
     assert main(["--student", "Qwen-7B", "--steps", "3", *arguments]) == 1
     assert "leave --steps out" in capsys.readouterr().err
+    assert main(["--student", "Qwen-7B", "--lora", "8", *arguments]) == 1
+    assert "leave --lora out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,23 @@ def test_each_method_trains_as_the_call_it_stands_for(place, tmp_path, method, m
     assert run_pipeline(same)["last_loss"] == report["last_loss"]
 
 
+def test_with_lora_only_products_change_and_the_student_is_a_model_as_any_other(place, tmp_path):
+    with pytest.raises(ValueError, match="lora"):  # at once, before the teacher writes
+        run_pipeline(options(place, tmp_path, lora=0))
+    assert not (tmp_path / "traces").exists()
+    run_pipeline(options(place, tmp_path, lora=2))
+    assert not (tmp_path / "student" / "adapter_config.json").exists()
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        for folder in (place / "student", tmp_path / "student")
+    )
+    changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    products = {name for name in after if name.endswith("_proj.weight")}
+    assert changed == products
+    ranks = [torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) for name in products]
+    assert max(ranks) <= 2
+
+
 def test_cached_is_logits(place, tmp_path):
     losses = {}
     for method in ("logits", "cached"):
