@@ -80,10 +80,10 @@ class PipelineOptions:
                 "teacher is missing; without one expected traces or plain texts, method texts and the "
                 "student's tokenizer"
             )
-        if self.teacher_prompt == "own" and (self.texts or self.method not in ("logits", "on-policy")):
+        if self.teacher_prompt == "own" and (self.texts or self.method == "texts"):
             raise ValueError(
                 f'teacher_prompt="own" with {"texts" if self.texts else f"method {self.method}"}; expected '
-                "problems or traces, and method logits or on-policy, for which the teacher reads prompts"
+                "problems or traces, and another method than texts, for which the teacher reads prompts"
             )
         if self.steps is not None:
             self.epochs = None

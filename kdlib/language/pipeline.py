@@ -78,8 +78,9 @@ def run_pipeline(options: PipelineOptions) -> dict[str, object]:
         with processes.main_process_first():  # it writes the outputs, the others find them
             teacher = cache_teacher_tokens(
                 teacher, tokenizer, examples, out / "teacher_outputs", teacher_tokenizer=teacher_tokenizer,
-                temperature=options.temperature, top_k=64 if options.top_k is None else options.top_k,
-                device=processes.device, progress=processes.is_main_process, overwrite=not options.resume,
+                teacher_prompt=options.teacher_prompt, temperature=options.temperature,
+                top_k=64 if options.top_k is None else options.top_k, device=processes.device,
+                progress=processes.is_main_process, overwrite=not options.resume,
             )  # fmt: skip
     torch.cuda.empty_cache()  # the memory of a teacher that is not needed any more
     history = _train(options, student, tokenizer, teacher, teacher_tokenizer, examples)

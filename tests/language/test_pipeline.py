@@ -293,7 +293,7 @@ def test_sources_are_one_of_three_and_on_policy_needs_a_beginning():
 
 
 @pytest.mark.parametrize(
-    "given", [{"method": "cached"}, {"method": "logits", "traces": None, "texts": ["t"]}]
+    "given", [{"method": "texts"}, {"method": "logits", "traces": None, "texts": ["t"]}]
 )
 def test_prompts_of_its_own_are_for_a_teacher_that_reads_prompts(given):
     with pytest.raises(ValueError, match='teacher_prompt="own" with .*; expected problems or traces'):

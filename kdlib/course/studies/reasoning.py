@@ -26,7 +26,7 @@ from kdlib.course.studies.pretraining_data import Text, pretraining_data
 from kdlib.course.studies.records import by_arm, columns, once, pack_bits, verdicts
 from kdlib.language.distill.batches import collate, tokenize_prompts
 from kdlib.language.distill.distill import distill_language_model
-from kdlib.language.distill.teachers import predictions
+from kdlib.language.distill.forward import predictions
 from kdlib.language.models.small import load_model, tiny_model, without_bars
 from kdlib.language.puzzles.make import PuzzleSplits
 from kdlib.language.puzzles.puzzle import Puzzle

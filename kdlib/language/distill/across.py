@@ -20,8 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdlib.cache.tokens import CachedTokens
 from kdlib.language.distill.alignment import groups_of, share_classes
 from kdlib.language.distill.batches import TokenExample, collate, read_example, tokenize
+from kdlib.language.distill.forward import move, predictions
 from kdlib.language.distill.fsdp import sharding
-from kdlib.language.distill.teachers import move, predictions
 from kdlib.language.models.positions import check_positions
 from kdlib.language.models.token_bytes import TokenBytes
 from kdlib.language.models.vocabulary import check_same_tokens

@@ -204,7 +204,7 @@ def distill_language_model(
             save_steps=save_steps or math.ceil(run["steps"] / 10),
         )  # fmt: skip
         if other is not None:
-            other.tell(teacher, student, accelerator, on_policy)
+            other.tell(teacher, accelerator.device, student, on_policy=on_policy)
         if output_dir is not None and accelerator.is_main_process:  # which alone need hold all the weights
             _claim(Path(folder), run, resume, examples, encoded, tokenizer, student, teacher)
         accelerator.wait_for_everyone()

@@ -5,25 +5,28 @@ public run, a base model's prompt "User: … Assistant:" before a chat model as 
 were off by 0.287 nats a token: https://github.com/thinking-machines-lab/tinker-cookbook/pull/797
 """
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from accelerate import Accelerator
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.arguments import refuse
 from kdlib.cache.tokens import CachedTokens
 from kdlib.language.distill.batches import TokenExample, tokenize, tokenize_prompts
+from kdlib.language.distill.forward import move
 from kdlib.language.distill.fsdp import sharding
 from kdlib.language.distill.scores import score_texts
-from kdlib.language.distill.teachers import move
 from kdlib.language.distill.writing import write_completions
 from kdlib.language.models.vocabulary import check_same_tokens
+from kdlib.storage import fingerprint
 
 TeacherPrompt = Literal["own", "student"]
 
+_PROMPTS = "teacher_prompts"  # in the manifest of a cache behind its teacher's own
 _SAMPLE, _WRITTEN = 32, 64  # examples to measure on, and tokens that the student writes where they have none
 _SHOWN = 12  # tokens of each prompt, from a little before the first that differs
 
@@ -48,7 +51,7 @@ class OtherPrompts:
             f"tokenizer's has {shown[1]!r}"
         )
 
-    def nats(self, teacher: PreTrainedModel, student: PreTrainedModel) -> float:
+    def nats(self, teacher: PreTrainedModel, student: PreTrainedModel | None) -> float:
         """KL(teacher behind its own prompt ‖ teacher behind the student's), in nats a token of a sample.
 
         It is taken on the completions of the examples; where they have none, on such as the student writes.
@@ -63,18 +66,20 @@ class OtherPrompts:
         return score_texts(teacher, self.tokenizer, sample, teacher=teacher).mean("kl")
 
     def tell(
-        self, teacher: PreTrainedModel | CachedTokens, student: PreTrainedModel, accelerator: Accelerator,
-        on_policy: bool | float,
+        self, teacher: PreTrainedModel | CachedTokens | None, device: torch.device | None = None,
+        student: PreTrainedModel | None = None, *, on_policy: bool | float = False,
     ) -> None:  # fmt: skip
         """Warn, once for all processes, of what the student's prompt does to the teacher.
+
+        The student is needed where the examples have no completions.
 
         Raises:
             ValueError: the same, on-policy.
         """
         told = str(self)
         if isinstance(teacher, PreTrainedModel) and not sharding():
-            move(teacher, accelerator.device)
-            move(student, accelerator.device)
+            for model in filter(None, (teacher, student)):
+                move(model, device)
             told += (
                 f". Behind the student's prompt the teacher is {self.nats(teacher, student):.3f} nats a "
                 "token (KL) away from what it says behind its own"
@@ -85,12 +90,12 @@ class OtherPrompts:
         )
         if on_policy:
             raise ValueError(f"on-policy both must read the same prompt, but {told}")
-        if accelerator.is_main_process:
+        if os.environ.get("RANK", "0") == "0":
             warnings.warn(told, stacklevel=3)
 
 
 def teacher_prompts(
-    chosen: TeacherPrompt | None, teacher: PreTrainedModel | CachedTokens | None,
+    chosen: TeacherPrompt | None, teacher: PreTrainedModel | CachedTokens | str | None,
     teacher_tokenizer: PreTrainedTokenizerBase | None, tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[object], encoded: list[TokenExample],
 ) -> tuple[list[TokenExample], OtherPrompts | None]:  # fmt: skip
@@ -98,22 +103,31 @@ def teacher_prompts(
 
     Args:
         chosen: None where nobody has said which prompts the teacher reads; then it reads the student's.
+        teacher: a model, its name on a server, or a cache, which keeps the prompts that were read for it.
         encoded: of the examples, with the student's prompts.
 
     Raises:
         ValueError: "own" prompts that nothing can make, or that open a thought which the completion opens
-            again.
+            again; another choice than a cache was made with.
     """
     if chosen not in (None, *get_args(TeacherPrompt)):
         refuse("teacher_prompt", chosen, 'None, "own" or "student"')
     own, given = chosen == "own", isinstance(examples[0], TokenExample)
-    if own and (given or teacher_tokenizer is None or not isinstance(teacher, PreTrainedModel)):
+    if isinstance(teacher, CachedTokens) and (own or _PROMPTS in teacher.manifest):
+        if chosen == "student" or _PROMPTS not in teacher.manifest:
+            made = "own" if _PROMPTS in teacher.manifest else "student"
+            raise ValueError(
+                f'teacher_prompt="{chosen}" with a cache in {teacher.folder} of what the teacher said behind '
+                f'prompts of "{made}"; make it with the same teacher_prompt'
+            )
+        return encoded, None
+    if own and (given or teacher_tokenizer is None or not isinstance(teacher, PreTrainedModel | str)):
         raise ValueError(
             'teacher_prompt="own" needs a model as teacher, and texts of which the chat template of '
             "teacher_tokenizer makes its prompts"
         )
     template = getattr(teacher_tokenizer, "chat_template", None)
-    read = isinstance(teacher, PreTrainedModel | CachedTokens) and not given
+    read = isinstance(teacher, PreTrainedModel | CachedTokens | str) and not given
     if chosen == "student" or not read or (template is None and not own):
         return encoded, None
     made = (tokenize if own and encoded[0].completion else tokenize_prompts)(teacher_tokenizer, examples)
@@ -122,3 +136,14 @@ def teacher_prompts(
     if not other or not own:
         return encoded, OtherPrompts(other, len(asked), tokenizer) if other else None
     return asked, None
+
+
+def as_read(
+    chosen: TeacherPrompt | None, asked: list[TokenExample]
+) -> tuple[list[TokenExample], dict[str, str]]:
+    """What a teacher whose outputs are stored reads, from `teacher_prompts`; and what binds a cache to it."""
+    if chosen != "own":
+        return asked, {}
+    own = [example.prompt if example.teacher_prompt is None else example.teacher_prompt for example in asked]
+    read = [replace(e, prompt=prompt, teacher_prompt=None) for e, prompt in zip(asked, own, strict=True)]
+    return read, {_PROMPTS: fingerprint(own)}

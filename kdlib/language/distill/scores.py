@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.arguments import check_counts
 from kdlib.language.distill.batches import TokenExample, collate, tokenize
-from kdlib.language.distill.teachers import predictions
+from kdlib.language.distill.forward import predictions
 from kdlib.language.models.positions import check_positions
 from kdlib.language.models.vocabulary import check_same_tokens
 from kdlib.language.traces.file import Trace

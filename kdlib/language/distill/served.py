@@ -32,6 +32,7 @@ from kdlib.cache.tokens import CachedTokens, ServedTokens
 from kdlib.language.collector import Collector
 from kdlib.language.distill.batches import TokenExample, dated, tokenize
 from kdlib.language.distill.prompt_logprobs import Api, ScoringServer
+from kdlib.language.distill.prompts import TeacherPrompt, as_read, teacher_prompts
 from kdlib.language.models.vocabulary import check_same_tokens
 from kdlib.language.server import Failure, Usage
 from kdlib.language.traces.file import Trace
@@ -53,17 +54,18 @@ class TokensMissing(RuntimeError):
 
 def cache_served_tokens(
     url: str, model: str, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Trace | tuple[str, str]],
-    folder: str | os.PathLike, *, teacher_tokenizer: PreTrainedTokenizerBase | None = None, top_k: int = 64,
-    compact: bool = False, api: Api = "vllm", concurrency: int = 8, token_budget: int | None = None,
-    retries: int = 8, timeout: float = 600.0, key_variable: str | None = None, overwrite: bool = False,
-    progress: bool = False,
+    folder: str | os.PathLike, *, teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+    teacher_prompt: TeacherPrompt | None = None, top_k: int = 64, compact: bool = False, api: Api = "vllm",
+    concurrency: int = 8, token_budget: int | None = None, retries: int = 8, timeout: float = 600.0,
+    key_variable: str | None = None, overwrite: bool = False, progress: bool = False,
 ) -> CachedTokens:  # fmt: skip
     """Ask a server what its model thinks of each token of texts, and store it as `cache_teacher_tokens` does.
 
     The server gets token ids, by vLLM's `/v1/completions` with `prompt_logprobs` or by SGLang's `/generate`:
     the texts are those that the student will read, token by token, and no chat template of the server's comes
-    in. A reply counts if it is about these ids, with the top_k largest for each. Its log-probabilities are at
-    T = 1, and so is the cache: the mass of the tokens that were not kept is known there alone.
+    in; with `teacher_prompt="own"` the prompts are those of `teacher_tokenizer`. A reply counts if it is
+    about these ids, with the top_k largest for each. Its log-probabilities are at T = 1, and so is the cache:
+    the mass of the tokens that were not kept is known there alone.
 
     Each reply goes to the disk as it arrives, together with what it cost; a run that was killed or
     interrupted continues, and only requests in flight are lost. The cache is bound to the texts, the model's
@@ -75,6 +77,7 @@ def cache_served_tokens(
         model: its name there; SGLang's `/generate` does not look at it.
         tokenizer, examples, teacher_tokenizer: as for `distill_language_model`. Give the teacher's where
             there is one, to be compared with the student's; that the server has it shows in its replies.
+        teacher_prompt: as for `cache_teacher_tokens`; nats cannot be told beforehand.
         folder, compact, overwrite: as for `cache_teacher_tokens`.
         top_k: how many log-probabilities to keep; vLLM gives 20, or as many as its --max-logprobs says.
         api: whose server it is, "vllm" or "sglang". The second is read as SGLang's source writes it; no
@@ -97,9 +100,15 @@ def cache_served_tokens(
         refuse("api", api, "vllm or sglang")
     width = check_same_tokens(tokenizer, teacher_tokenizer)
     encoded = tokenize(tokenizer, examples)
-    if empty := [number for number, example in enumerate(encoded) if not example.prompt]:
+    asked, other = teacher_prompts(teacher_prompt, model, teacher_tokenizer, tokenizer, examples, encoded)
+    read, bound = as_read(teacher_prompt, asked)
+    if empty := [number for number, example in enumerate(read) if not example.prompt]:
         raise ValueError(f"examples[{empty[0]}] has no prompt; expected one for its first token to follow")
-    cached = ServedTokens.of(folder, encoded, model, width, top_k, 1.0, compact, **dated(tokenizer, examples))
+    cached = ServedTokens.of(
+        folder, encoded, model, width, top_k, 1.0, compact, **dated(tokenizer, examples), **bound
+    )
+    if other is not None:
+        other.tell(None)
     server = ScoringServer(str(url).rstrip("/"), model, key_variable, retries, timeout)
     server.api = api
 
@@ -119,7 +128,7 @@ def cache_served_tokens(
             bar.n = texts.stop - len(waiting)
             collector = TokenCollector(
                 server=server, bar=bar, waiting=waiting, concurrency=concurrency, retries=retries,
-                readable=rows.start > 0 or bool(journal().held), examples=encoded, cached=cached,
+                readable=rows.start > 0 or bool(journal().held), examples=read, cached=cached,
                 journal=journal(), budget=token_budget,
             )  # fmt: skip
             collector.collect(portal)

@@ -12,8 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdlib.arguments import check_counts
 from kdlib.cache.tokens import CachedTokens
 from kdlib.language.distill.batches import TokenExample, collate, dated, forward_inputs, tokenize
+from kdlib.language.distill.forward import move, predictions
 from kdlib.language.distill.fsdp import gather_output_layer, sharding
 from kdlib.language.distill.output_layer import at_output_layer, has_linear_output
+from kdlib.language.distill.prompts import TeacherPrompt, as_read, teacher_prompts
 from kdlib.language.models.positions import check_positions
 from kdlib.language.models.vocabulary import check_same_tokens
 from kdlib.language.traces.file import Trace
@@ -36,12 +38,6 @@ class HiddenStates(NamedTuple):
 Teacher = Callable[[dict[str, Tensor]], Tensor | TopK | HiddenStates]
 """For a batch of `collate` what the loss compares with, for each of its n targets: logits (n, V), the largest
 of them, or hidden states. A `ModelTeacher` or a `CachedTokens`."""
-
-
-def predictions(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    """(n, V) logits: those that predict each target of a batch of `collate`."""
-    # Of a vocabulary of 150,000 the logits take the memory: only columns that predict a target are made.
-    return model(**forward_inputs(batch)).logits.flatten(0, 1).index_select(0, batch["places"])
 
 
 @dataclass
@@ -77,18 +73,12 @@ def ready_teacher(
     return ModelTeacher(teacher.eval(), width, top_k, temperature, reads_hidden)
 
 
-def move(model: PreTrainedModel, device: torch.device | str) -> None:
-    """To a device; a model that is spread over devices or quantised stays where it was loaded."""
-    if getattr(model, "hf_device_map", None) is None:
-        model.to(device)
-
-
 def cache_teacher_tokens(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Trace | tuple[str, str]], folder: str | os.PathLike, *,
-    teacher_tokenizer: PreTrainedTokenizerBase | None = None, top_k: int = 64, temperature: float = 1.0,
-    compact: bool = False, batch_tokens: int = 16_384, device: torch.device | str | None = None,
-    overwrite: bool = False, progress: bool = False,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None, teacher_prompt: TeacherPrompt | None = None,
+    top_k: int = 64, temperature: float = 1.0, compact: bool = False, batch_tokens: int = 16_384,
+    device: torch.device | str | None = None, overwrite: bool = False, progress: bool = False,
 ) -> CachedTokens:  # fmt: skip
     """Run the teacher over texts, in eval mode without gradients, and store its outputs for each token.
 
@@ -96,6 +86,8 @@ def cache_teacher_tokens(
 
     Args:
         teacher, tokenizer, examples, teacher_tokenizer: as for `distill_language_model`.
+        teacher_prompt: as there, too; a cache behind the teacher's own prompts says so, and needs no choice
+            when it is trained with.
         folder: a folder of its own; made if need be.
         top_k: how many logits to keep for each token.
         temperature: T of the loss that the student will be trained with.
@@ -115,22 +107,26 @@ def cache_teacher_tokens(
     width = check_same_tokens(tokenizer, teacher_tokenizer, teacher=teacher)
     check_temperature(temperature)
     encoded = tokenize(tokenizer, examples)
-    check_positions("examples", [*map(len, encoded)], {"teacher": teacher})
+    asked, other = teacher_prompts(teacher_prompt, teacher, teacher_tokenizer, tokenizer, examples, encoded)
+    read, bound = as_read(teacher_prompt, asked)
+    check_positions("examples", [*map(len, read)], {"teacher": teacher})
     cached = CachedTokens.of(
         folder, encoded, fingerprint(teacher), width, top_k, temperature, compact,
-        **dated(tokenizer, examples),
+        **dated(tokenizer, examples), **bound,
     )  # fmt: skip
     move(teacher, usable_device(device))
+    if other is not None:
+        other.tell(teacher, teacher.device)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     @torch.no_grad()
     def outputs(epoch: int, rows: range) -> dict[str, Tensor]:
         found: dict[int, dict[str, Tensor]] = {}
         # Like lengths together leave little padding. The longest first: if memory runs out, then at once.
-        left = sorted(cached.texts(rows), key=lambda text: -len(encoded[text]))
+        left = sorted(cached.texts(rows), key=lambda text: -len(read[text]))
         while left:
-            count = max(1, batch_tokens // len(encoded[left[0]]))  # all are padded to the first
-            found |= _outputs_of_texts(teacher, encoded, left[:count], pad, cached)
+            count = max(1, batch_tokens // len(read[left[0]]))  # all are padded to the first
+            found |= _outputs_of_texts(teacher, read, left[:count], pad, cached)
             left = left[count:]
         return cached.joined(rows, found)
 

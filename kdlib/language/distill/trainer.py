@@ -27,10 +27,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from kdlib.cost import process_peak
 from kdlib.language.distill.across import Grouped
 from kdlib.language.distill.batches import EpochOrder, Packing, TokenExample, collate
+from kdlib.language.distill.forward import predictions
 from kdlib.language.distill.hidden import HiddenTerm
 from kdlib.language.distill.lora import has_adapter, load_adapter
 from kdlib.language.distill.output_layer import at_output_layer
-from kdlib.language.distill.teachers import HiddenStates, Teacher, predictions
+from kdlib.language.distill.teachers import HiddenStates, Teacher
 from kdlib.language.distill.writing import write_completions
 from kdlib.losses.divergences import LossSettings, full_precision, weighted
 from kdlib.losses.kd import soft_target_loss

@@ -21,13 +21,14 @@ from transformers import (
 from kdlib.language.distill import trainer
 from kdlib.language.distill.batches import collate, tokenize
 from kdlib.language.distill.distill import distill_language_model
+from kdlib.language.distill.forward import predictions
 from kdlib.language.distill.output_layer import (
     FAMILIES,
     LARGE_VOCABULARY,
     at_output_layer,
     has_linear_output,
 )
-from kdlib.language.distill.teachers import ModelTeacher, cache_teacher_tokens, predictions
+from kdlib.language.distill.teachers import ModelTeacher, cache_teacher_tokens
 
 BOUNDED = {**SHAPE, "vocab_size": 60, "head_dim": 16}  # Gemma 2 bounds its logits by a tanh
 SETTINGS = {"lr": 3e-3, "batch_size": 4, "accumulation": 2, "steps": 3, "device": "cpu"}

@@ -1,5 +1,7 @@
 """A teacher behind its own prompt and behind the student's, against loops over one example at a time."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -133,6 +135,33 @@ def test_a_cache_holds_what_the_teacher_said_behind_the_student_prompt(tmp_path)
         run(qwen(), cached, data)
     assert "nats" not in str(told[0].message)
     run(qwen(), cached, data, teacher_prompt="student")
+    with pytest.raises(ValueError, match='teacher_prompt="own" with a cache .* prompts of "student"'):
+        run(qwen(), cached, data, teacher_prompt="own")
+
+
+def test_a_cache_behind_its_own_prompts_is_the_live_teacher_behind_them(tmp_path):
+    teacher, data = llama(1), pairs(12)
+    data[3] = (f"{data[3][0]} w1 w2 w3", data[3][1])  # prompts of several lengths
+    store = partial(cache_teacher_tokens, teacher, word_tokenizer(), data, top_k=60, device="cpu",
+                    teacher_tokenizer=other_tokenizer())  # fmt: skip
+    expected = mean_kl((logs(teacher, ours), logs(teacher, own)) for ours, own in both(data))
+    with pytest.warns(UserWarning, match=f"is {expected:.3f} nats a token") as told:
+        store(tmp_path / "student")
+    assert told[0].filename == __file__
+    cached = store(tmp_path / "own", teacher_prompt="own")
+    live = run(qwen(), teacher, data, teacher_prompt="own", alpha=0.0, top_k=60)
+    for chosen in (None, "own"):
+        history = run(qwen(), cached, data, teacher_prompt=chosen, alpha=0.0)
+        assert history.loss == pytest.approx(live.loss, rel=1e-3)  # stored in float16
+    other = run(qwen(), teacher, data, teacher_prompt="student", alpha=0.0, top_k=60)
+    assert abs(other.loss[0] / live.loss[0] - 1) > 2e-3
+    with pytest.raises(ValueError, match='teacher_prompt="student" with a cache .* prompts of "own"'):
+        run(qwen(), cached, data, teacher_prompt="student")
+    with pytest.raises(ValueError, match="teacher_prompts"):
+        store(tmp_path / "own", teacher_prompt="student")
+    same = cache_teacher_tokens(teacher, word_tokenizer(), data, tmp_path / "same", top_k=8, device="cpu",
+                                teacher_tokenizer=word_tokenizer(), teacher_prompt="own")  # fmt: skip
+    run(qwen(), same, data, theirs=word_tokenizer(), teacher_prompt="own")
 
 
 def test_refusals_and_another_run(tmp_path):

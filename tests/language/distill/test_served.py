@@ -115,6 +115,20 @@ def test_sglang_is_asked_in_its_own_way_and_says_the_same(tmp_path, teacher):
         read_prompt_logprobs({"meta_info": {"prompt_tokens": 3}}, [3, 4, 5], 1, 5, 60)
 
 
+def test_it_is_asked_behind_its_own_prompts_or_the_student_is_warned(tmp_path, teacher):
+    theirs = word_tokenizer()
+    theirs.chat_template = "<eos> {% for message in messages %}{{ message.content }} <user> {% endfor %}"
+    own = {"teacher_tokenizer": theirs, "teacher_prompt": "own"}
+    with Server(scoring(teacher)) as server:
+        served = serve(tmp_path / "served", server, **own)
+        said = asked(server)
+        with pytest.warns(UserWarning, match="another prompt of 14 of 14 examples") as told:
+            serve(tmp_path / "student", server, teacher_tokenizer=theirs)
+    assert "nats" not in str(told[0].message)
+    assert sorted(said) == sorted((*e.prompt, *e.completion) for e in tokenize(theirs, TEXTS))
+    assert torch.equal(every_row(served).indices, every_row(live(tmp_path / "live", teacher, **own)).indices)
+
+
 def test_a_student_learns_from_it(folder, teacher):
     with Server(scoring(teacher)) as server:
         cached = serve(folder, server)
