@@ -44,8 +44,9 @@ class CachedTokens(Cache):
 
     Attributes:
         manifest: fingerprints of `teacher` and `texts`, `width` (number of logits that belong to a token),
-            `top_k`, `temperature` of the log-probabilities, `lengths` (completion tokens of each text), and
-            `compact` where it is so.
+            `top_k`, `temperature` of the log-probabilities, `lengths` (completion tokens of each text). Where
+            it is so `compact`; `teacher_prompts`, the fingerprint of prompts of the teacher's own; and the
+            dates that chat templates wrote.
         starts: the first row of each text, and the number of rows.
     """
 
@@ -62,7 +63,7 @@ class CachedTokens(Cache):
         temperature: float, compact: bool = False, **more: object,
     ) -> Self:  # fmt: skip
         """That of a teacher, by its fingerprint, and texts; to be filled. `more` it is bound to as well."""
-        if not isinstance(top_k, int) or not 1 <= top_k <= width:
+        if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= width:
             raise ValueError(f"top_k must be a whole number from 1 to the {width} tokens; got {top_k}")
         lengths = [len(example.completion) for example in examples]
         if not sum(lengths):

@@ -52,9 +52,9 @@ def run_pipeline(options: PipelineOptions) -> dict[str, object]:
     right_before = _evaluate(options, options.student, test, out / "test_before.jsonl")
 
     teacher, teacher_tokenizer = _teacher(options, processes)
-    if options.problems:
+    if _teacher_writes(options):
         traces = _collect(options, problems, teacher, teacher_tokenizer, processes)
-    kept = [] if documents else _kept(options, traces)
+    kept = [] if documents or options.method == "on-policy" else _kept(options, traces)
 
     # In float32: a small step of the learning rate is lost in bfloat16.
     device = "cpu" if sharding() else processes.device
@@ -80,8 +80,10 @@ def run_pipeline(options: PipelineOptions) -> dict[str, object]:
                 teacher, tokenizer, examples, out / "teacher_outputs", teacher_tokenizer=teacher_tokenizer,
                 teacher_prompt=options.teacher_prompt, temperature=options.temperature,
                 top_k=64 if options.top_k is None else options.top_k, device=processes.device,
-                progress=processes.is_main_process, overwrite=not options.resume,
+                progress=processes.is_main_process,
+                overwrite=not options.resume and processes.is_main_process,
             )  # fmt: skip
+        options = replace(options, teacher_prompt=options.teacher_prompt or "student")  # all has been told
     torch.cuda.empty_cache()  # the memory of a teacher that is not needed any more
     history = _train(options, student, tokenizer, teacher, teacher_tokenizer, examples)
     report |= {
@@ -131,15 +133,19 @@ def _read(options: PipelineOptions) -> tuple[list[Problem], list[Trace], list[Pr
     return problems, traces, test
 
 
+def _teacher_writes(options: PipelineOptions) -> bool:
+    """Whether it answers the problems; on-policy the student does."""
+    return options.problems is not None and options.method != "on-policy"
+
+
 def _teacher(
     options: PipelineOptions, processes: PartialState
 ) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase | None]:
-    writes = options.problems is not None
     if options.teacher is None or (
         options.traces and options.method == "texts" and options.tokenizer == "student"
     ):
         return None, None  # its traces are all that is needed
-    device = "cpu" if sharding() and not writes else processes.device
+    device = "cpu" if sharding() and not _teacher_writes(options) else processes.device
     return load_checkpoint(options.teacher, device=device, quantise=options.teacher_quantise)
 
 

@@ -61,7 +61,7 @@ def top_k_of(logits: Tensor, k: int, temperature: float = 1.0) -> TopK:
     """
     checks.check_temperature(temperature)
     checks.check_logits("logits", logits)
-    if not isinstance(k, int) or not 1 <= k <= logits.shape[-1]:
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"k must be a whole number from 1 to the {logits.shape[-1]} classes; got {k}")
     logits = logits.detach()
     values, indices = logits.topk(k, dim=-1)

@@ -5,6 +5,7 @@ from functools import wraps
 
 import pytest
 import torch
+from accelerate import PartialState
 from scipy import stats
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -102,6 +103,8 @@ def test_each_method_trains_as_the_call_it_stands_for(place, tmp_path, method, m
     if method == "logits":
         assert settings["top_k"] == 5
     assert report["steps"] == 4
+    # On-policy the student writes, and nobody asks the teacher for answers.
+    assert (tmp_path / "traces").exists() == (report["traces"] > 0) == (method != "on-policy")
     same = options(place, tmp_path, method=method, top_k=chosen.top_k)
     assert run_pipeline(same)["last_loss"] == report["last_loss"]
 
@@ -129,6 +132,31 @@ def test_cached_is_logits(place, tmp_path):
         chosen = options(place, tmp_path / method, method=method, top_k=20, alpha=0.3, temperature=2.0)
         losses[method] = run_pipeline(chosen)["last_loss"]
     assert losses["cached"] == pytest.approx(losses["logits"], rel=1e-3)  # stored in float16
+
+
+def test_only_the_first_process_makes_stored_outputs_anew(place, tmp_path, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def asked(*arguments, overwrite, **settings):
+        raise Asked(overwrite)
+
+    monkeypatch.setattr(pipeline, "cache_teacher_tokens", asked)
+    for first, resume in ((True, False), (False, False), (True, True)):
+        monkeypatch.setattr(PartialState, "is_main_process", first)
+        with pytest.raises(Asked) as told:
+            run_pipeline(options(place, tmp_path, method="cached", resume=resume))
+        assert told.value.args == (first and not resume,)
+
+
+def test_what_the_student_prompt_does_to_a_teacher_is_told_once(place, tmp_path):
+    student, tokenizer = load_checkpoint(place / "student")
+    tokenizer.chat_template = "<｜User｜>" + tokenizer.chat_template
+    for part in (student, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    with pytest.warns(UserWarning, match="chat template makes another prompt") as told:
+        run_pipeline(options(place, tmp_path / "out", student=str(tmp_path / "base"), method="cached"))
+    assert len([one for one in told if "another prompt" in str(one.message)]) == 1
 
 
 def test_each_stage_goes_on_where_it_was(place, tmp_path, monkeypatch):

@@ -127,7 +127,7 @@ class AcrossTeacher:
         for statement, text, finished in map(read_example, examples):
             text = text.removesuffix(tokenizer.eos_token)
             texts.append(SimpleNamespace(statement=statement, text=text, finished=finished))
-        read = tokenize(teacher_tokenizer, texts)
+        read = tokenize(teacher_tokenizer, texts, "teacher_tokenizer")
         check_positions("examples", [*map(len, read)], {"teacher": teacher})
         self._sides = TokenBytes(tokenizer), TokenBytes(teacher_tokenizer)
         self._pairs = [self._pair(*row) for row in zip(texts, encoded, read, strict=True)]

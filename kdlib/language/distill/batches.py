@@ -36,13 +36,15 @@ class TokenExample:
 def tokenize_prompts(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Problem | Trace | tuple[str, str] | str] | Sequence[TokenExample],
+    name: str = "tokenizer",
 ) -> list[TokenExample]:
     """The statements as user turns, with the template's generation prompt (`<think>\\n` where it has one).
 
-    Of examples that are token ids already the prompts.
+    Of examples that are token ids already the prompts. `name` is that of the argument with the tokenizer.
 
     Raises:
-        ValueError: no examples, one that is none, a tokenizer without chat template or end-of-text token.
+        ValueError: no examples, one that is none or has an empty prompt, a tokenizer without chat template or
+            end-of-text token.
     """
     if isinstance(examples, str | os.PathLike):
         raise ValueError(
@@ -54,26 +56,32 @@ def tokenize_prompts(
     if not examples:
         raise ValueError("examples is empty; expected at least one")
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ValueError(f"tokenizer is {tokenizer!r:.60}; expected one, such as load_checkpoint gives")
+        raise ValueError(f"{name} is {tokenizer!r:.60}; expected one, such as load_checkpoint gives")
     if all(isinstance(example, TokenExample) for example in examples):
-        return [TokenExample(example.prompt) for example in examples]
-    if tokenizer.eos_token is None:
-        raise ValueError("tokenizer has no eos_token; expected one, for a completion to end with")
-    if tokenizer.chat_template is None:
-        raise ValueError("tokenizer has no chat_template; expected one, or set tokenizer.chat_template")
-    turns = [[{"role": "user", "content": read_example(example)[0]}] for example in examples]
-    encoded = apply_template(tokenizer, turns, return_dict=True)
-    return [TokenExample(tuple(ids)) for ids in encoded["input_ids"]]
+        prompts = [example.prompt for example in examples]
+    else:
+        if tokenizer.eos_token is None:
+            raise ValueError(f"{name} has no eos_token; expected one, for a completion to end with")
+        if tokenizer.chat_template is None:
+            raise ValueError(f"{name} has no chat_template; expected one, or set {name}.chat_template")
+        turns = [[{"role": "user", "content": read_example(example)[0]}] for example in examples]
+        prompts = apply_template(tokenizer, turns, return_dict=True)["input_ids"]
+    if empty := [number for number, prompt in enumerate(prompts) if not len(prompt)]:
+        raise ValueError(f"examples[{empty[0]}] has no prompt; expected one for its first token to follow")
+    return [TokenExample(tuple(prompt)) for prompt in prompts]
 
 
-def dated(tokenizer: PreTrainedTokenizerBase, examples: Sequence[object]) -> dict[str, str]:
+def dated(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[object], whose: str = "the"
+) -> dict[str, str]:
     """What a run on these examples is bound to beside their tokens: the date in the prompts, if any."""
-    return {} if all(isinstance(e, TokenExample) for e in examples) else date_in_template(tokenizer)
+    return {} if all(isinstance(e, TokenExample) for e in examples) else date_in_template(tokenizer, whose)
 
 
 def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Trace | tuple[str, str]] | Sequence[TokenExample],
+    name: str = "tokenizer",
 ) -> list[TokenExample]:
     """Statements and completions: user turn, generation prompt, completion, end-of-text token.
 
@@ -83,7 +91,7 @@ def tokenize(
     Raises:
         ValueError: as `tokenize_prompts`, or a completion that repeats the prompt's `<think>`.
     """
-    asked = tokenize_prompts(tokenizer, examples)
+    asked = tokenize_prompts(tokenizer, examples, name)
     if isinstance(examples[0], TokenExample):
         return _numbered(examples, [example.completion for example in examples])
     opens_thought = tokenizer.decode(asked[0].prompt).rstrip().endswith("<think>")

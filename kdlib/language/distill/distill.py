@@ -92,7 +92,8 @@ def distill_language_model(
     `transformers.Trainer` trains, with AdamW. Under `accelerate launch` or `torchrun` processes share each
     step, each with the whole student (DDP) or, as accelerate's configuration says, with a part of student and
     teacher (FSDP2). The loss of a step is the mean over the tokens of all its completions, however they are
-    spread over rows and processes.
+    spread over rows and processes. Where the last step of an epoch has too few examples to give each of
+    several processes as many as the others, it repeats some, as accelerate does.
 
     Args:
         student: a causal language model, trained in the dtype of its weights: load it in float32. With `lora`
@@ -203,13 +204,13 @@ def distill_language_model(
             save_strategy="no" if output_dir is None else "steps",
             save_steps=save_steps or math.ceil(run["steps"] / 10),
         )  # fmt: skip
-        if other is not None:
-            other.tell(teacher, accelerator.device, student, on_policy=on_policy)
+        used = loss.alpha < 1 or hidden is not None
+        if other is not None and used:
+            other.tell(teacher, accelerator.device, student, max_new_tokens, on_policy=on_policy)
         if output_dir is not None and accelerator.is_main_process:  # which alone need hold all the weights
-            _claim(Path(folder), run, resume, examples, encoded, tokenizer, student, teacher)
+            _claim(folder, run, resume, examples, encoded, tokenizer, teacher_tokenizer, student, teacher)
         accelerator.wait_for_everyone()
         arguments = _training_arguments(accelerator, settings)
-        used = loss.alpha < 1 or hidden is not None
         teacher = ready_teacher(teacher, width, top_k, temperature, fused, arguments.device) if used else None
         align_special_tokens(student, tokenizer)
         # Attention tells packed examples apart: flash attention in a single row only.
@@ -281,13 +282,17 @@ def _training_arguments(accelerator: Accelerator, settings: dict[str, object]) -
 
 
 def _claim(
-    folder: Path, run: Mapping[str, object], resume: bool, examples: Sequence[object],
-    encoded: Sequence[TokenExample], tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel,
+    folder: str | os.PathLike, run: Mapping[str, object], resume: bool, examples: Sequence[object],
+    encoded: Sequence[TokenExample], tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase | None, student: PreTrainedModel,
     teacher: PreTrainedModel | CachedTokens | AcrossTeacher | None,
 ) -> None:  # fmt: skip
     """Record in `run.json` what the run is, unless it is another; remove what it cannot go on from."""
     across = {"across_tokenizers": teacher.across} if isinstance(teacher, AcrossTeacher) else {}
-    run = json.loads(json.dumps(run, default=str)) | across | dated(tokenizer, examples) | {
+    dates = dated(tokenizer, examples)
+    if across or encoded[0].teacher_prompt is not None:  # the teacher reads prompts of its own
+        dates |= dated(teacher_tokenizer, examples, "teacher_tokenizer's")
+    run = json.loads(json.dumps(run, default=str)) | across | dates | {
         "examples": fingerprint([
             [part for part in (e.prompt, e.completion, e.teacher_prompt) if part is not None] for e in encoded
         ]),
@@ -295,6 +300,7 @@ def _claim(
         "teacher": teacher.fingerprint if isinstance(teacher, CachedTokens | AcrossTeacher)
         else teacher and fingerprint(teacher),
     }  # fmt: skip
+    folder = Path(folder)
     record = folder / _RECORD
     saved = _saved_run(folder)
     if resume and saved and (changed := describe_changes(saved, run)):

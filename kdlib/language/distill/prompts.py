@@ -5,6 +5,7 @@ public run, a base model's prompt "User: … Assistant:" before a chat model as 
 were off by 0.287 nats a token: https://github.com/thinking-machines-lab/tinker-cookbook/pull/797
 """
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -16,11 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.arguments import refuse
 from kdlib.cache.tokens import CachedTokens
-from kdlib.language.distill.batches import TokenExample, tokenize, tokenize_prompts
+from kdlib.language.distill.batches import TokenExample, dated, tokenize, tokenize_prompts
 from kdlib.language.distill.forward import move
 from kdlib.language.distill.fsdp import sharding
 from kdlib.language.distill.scores import score_texts
 from kdlib.language.distill.writing import write_completions
+from kdlib.language.models.positions import positions_of
 from kdlib.language.models.vocabulary import check_same_tokens
 from kdlib.storage import fingerprint
 
@@ -51,27 +53,36 @@ class OtherPrompts:
             f"tokenizer's has {shown[1]!r}"
         )
 
-    def nats(self, teacher: PreTrainedModel, student: PreTrainedModel | None) -> float:
+    def nats(
+        self, teacher: PreTrainedModel, student: PreTrainedModel | None, max_new_tokens: int
+    ) -> float | None:
         """KL(teacher behind its own prompt ‖ teacher behind the student's), in nats a token of a sample.
 
         It is taken on the completions of the examples; where they have none, on such as the student writes.
+        None where there is neither, or no text fits the teacher's positions behind both prompts.
         """
-        sample = self.examples[:: max(1, len(self.examples) // _SAMPLE)][:_SAMPLE]
-        if not sample[0].completion:
+        told = [example for example in self.examples if example.completion]
+        sample = told or self.examples
+        sample = sample[:: max(1, len(sample) // _SAMPLE)][:_SAMPLE]
+        if not told and student is not None:
             end = self.tokenizer.eos_token_id
             sample = write_completions(
-                student, sample, max_new_tokens=_WRITTEN, temperature=1.0, ends=[end], pad=end, seed=0,
-                width=check_same_tokens(self.tokenizer, None),
+                student, sample, max_new_tokens=min(_WRITTEN, max_new_tokens), temperature=1.0, ends=[end],
+                pad=end, seed=0, width=check_same_tokens(self.tokenizer, None),
             )  # fmt: skip
-        return score_texts(teacher, self.tokenizer, sample, teacher=teacher).mean("kl")
+        room = positions_of(teacher) or math.inf
+        longest = [max(len(e.prompt), len(e.teacher_prompt)) + len(e.completion) for e in sample]
+        sample = [e for e, length in zip(sample, longest, strict=True) if e.completion and length <= room]
+        return score_texts(teacher, self.tokenizer, sample, teacher=teacher).mean("kl") if sample else None
 
     def tell(
         self, teacher: PreTrainedModel | CachedTokens | None, device: torch.device | None = None,
-        student: PreTrainedModel | None = None, *, on_policy: bool | float = False,
+        student: PreTrainedModel | None = None, max_new_tokens: int = _WRITTEN, *,
+        on_policy: bool | float = False,
     ) -> None:  # fmt: skip
         """Warn, once for all processes, of what the student's prompt does to the teacher.
 
-        The student is needed where the examples have no completions.
+        Where the examples have no completions the student writes some, of at most max_new_tokens.
 
         Raises:
             ValueError: the same, on-policy.
@@ -80,14 +91,19 @@ class OtherPrompts:
         if isinstance(teacher, PreTrainedModel) and not sharding():
             for model in filter(None, (teacher, student)):
                 move(model, device)
+            if (nats := self.nats(teacher, student, max_new_tokens)) is not None:
+                told += (
+                    f". Behind the student's prompt the teacher is {nats:.3f} nats a token (KL) away from "
+                    "what it says behind its own"
+                )
+        if isinstance(teacher, CachedTokens):
             told += (
-                f". Behind the student's prompt the teacher is {self.nats(teacher, student):.3f} nats a "
-                "token (KL) away from what it says behind its own"
+                f". What {teacher.folder} holds it said behind the student's; a cache made with "
+                'teacher_prompt="own" holds what it says behind its own'
             )
-        told += (
-            '. With teacher_prompt="own" it reads its own before the same completions; with '
-            'teacher_prompt="student" it reads the student\'s, and nothing is said'
-        )
+        else:
+            told += '. With teacher_prompt="own" it reads its own before the same completions'
+        told += '; with teacher_prompt="student" it reads the student\'s, and nothing is said'
         if on_policy:
             raise ValueError(f"on-policy both must read the same prompt, but {told}")
         if os.environ.get("RANK", "0") == "0":
@@ -108,11 +124,14 @@ def teacher_prompts(
 
     Raises:
         ValueError: "own" prompts that nothing can make, or that open a thought which the completion opens
-            again; another choice than a cache was made with.
+            again; a cache of another choice, or behind other prompts of the teacher's own.
     """
     if chosen not in (None, *get_args(TeacherPrompt)):
         refuse("teacher_prompt", chosen, 'None, "own" or "student"')
     own, given = chosen == "own", isinstance(examples[0], TokenExample)
+    template = getattr(teacher_tokenizer, "chat_template", None)
+    if chosen == "student":
+        encoded = [replace(example, teacher_prompt=None) for example in encoded]
     if isinstance(teacher, CachedTokens) and (own or _PROMPTS in teacher.manifest):
         if chosen == "student" or _PROMPTS not in teacher.manifest:
             made = "own" if _PROMPTS in teacher.manifest else "student"
@@ -120,17 +139,20 @@ def teacher_prompts(
                 f'teacher_prompt="{chosen}" with a cache in {teacher.folder} of what the teacher said behind '
                 f'prompts of "{made}"; make it with the same teacher_prompt'
             )
+        if not given and template is not None:
+            own_prompts = [e.prompt for e in tokenize_prompts(teacher_tokenizer, examples)]
+            teacher.require(**_binding(own_prompts, teacher_tokenizer, examples))
         return encoded, None
     if own and (given or teacher_tokenizer is None or not isinstance(teacher, PreTrainedModel | str)):
         raise ValueError(
             'teacher_prompt="own" needs a model as teacher, and texts of which the chat template of '
             "teacher_tokenizer makes its prompts"
         )
-    template = getattr(teacher_tokenizer, "chat_template", None)
     read = isinstance(teacher, PreTrainedModel | CachedTokens | str) and not given
     if chosen == "student" or not read or (template is None and not own):
         return encoded, None
-    made = (tokenize if own and encoded[0].completion else tokenize_prompts)(teacher_tokenizer, examples)
+    encode = tokenize if own and encoded[0].completion else tokenize_prompts
+    made = encode(teacher_tokenizer, examples, "teacher_tokenizer")
     asked = [replace(e, teacher_prompt=o.prompt) for e, o in zip(encoded, made, strict=True)]
     other = [example for example in asked if example.teacher_prompt != example.prompt]
     if not other or not own:
@@ -139,11 +161,19 @@ def teacher_prompts(
 
 
 def as_read(
-    chosen: TeacherPrompt | None, asked: list[TokenExample]
-) -> tuple[list[TokenExample], dict[str, str]]:
+    chosen: TeacherPrompt | None, asked: list[TokenExample],
+    teacher_tokenizer: PreTrainedTokenizerBase | None, examples: Sequence[object],
+) -> tuple[list[TokenExample], dict[str, str]]:  # fmt: skip
     """What a teacher whose outputs are stored reads, from `teacher_prompts`; and what binds a cache to it."""
-    if chosen != "own":
+    if chosen != "own" and all(example.teacher_prompt is None for example in asked):
         return asked, {}
     own = [example.prompt if example.teacher_prompt is None else example.teacher_prompt for example in asked]
     read = [replace(e, prompt=prompt, teacher_prompt=None) for e, prompt in zip(asked, own, strict=True)]
-    return read, {_PROMPTS: fingerprint(own)}
+    return read, _binding(own, teacher_tokenizer, examples)
+
+
+def _binding(
+    prompts: Sequence[tuple[int, ...]], tokenizer: PreTrainedTokenizerBase | None, examples: Sequence[object]
+) -> dict[str, str]:
+    """Entries of the manifest of a cache that a teacher made behind prompts of its own."""
+    return {_PROMPTS: fingerprint(prompts)} | dated(tokenizer, examples, "teacher_tokenizer's")

@@ -25,7 +25,7 @@ _ROWS = 512  # whose probabilities are looked at together: with 151,665 tokens 3
 
 @dataclass(frozen=True)
 class TextScores:
-    """Means over the learned tokens of n texts; print it.
+    """Means over the learned tokens of n texts, 0 where a text has none; print it.
 
     Attributes:
         tokens: how many of each text count, (n) int64.
@@ -97,7 +97,7 @@ def score_texts(
             figures = _of_tokens(student, teacher, batch, width)
             lengths = [len(encoded[number].completion) for number in numbers]
             for number, part in zip(numbers, figures.split(lengths, dim=1), strict=True):
-                found[number] = part.mean(dim=1)
+                found[number] = part.sum(dim=1) / max(1, part.shape[1])
             bar.update(len(numbers))
     table = torch.stack([found[number] for number in range(len(encoded))], dim=1)
     return TextScores(torch.tensor([len(e.completion) for e in encoded]), *table)

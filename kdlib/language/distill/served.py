@@ -68,9 +68,9 @@ def cache_served_tokens(
     the mass of the tokens that were not kept is known there alone.
 
     Each reply goes to the disk as it arrives, together with what it cost; a run that was killed or
-    interrupted continues, and only requests in flight are lost. The cache is bound to the texts, the model's
-    name, top_k and `compact`, not to the address. What is repeated after a failure, and when all is given up,
-    is as for `collect_remote_traces`.
+    interrupted continues, and only requests in flight are lost. The cache is bound to the texts, the prompts
+    that are read, the model's name, top_k and `compact`, not to the address. What is repeated after a
+    failure, and when all is given up, is as for `collect_remote_traces`.
 
     Args:
         url: up to /v1: "http://localhost:8000/v1".
@@ -101,9 +101,7 @@ def cache_served_tokens(
     width = check_same_tokens(tokenizer, teacher_tokenizer)
     encoded = tokenize(tokenizer, examples)
     asked, other = teacher_prompts(teacher_prompt, model, teacher_tokenizer, tokenizer, examples, encoded)
-    read, bound = as_read(teacher_prompt, asked)
-    if empty := [number for number, example in enumerate(read) if not example.prompt]:
-        raise ValueError(f"examples[{empty[0]}] has no prompt; expected one for its first token to follow")
+    read, bound = as_read(teacher_prompt, asked, teacher_tokenizer, examples)
     cached = ServedTokens.of(
         folder, encoded, model, width, top_k, 1.0, compact, **dated(tokenizer, examples), **bound
     )

@@ -108,7 +108,7 @@ def cache_teacher_tokens(
     check_temperature(temperature)
     encoded = tokenize(tokenizer, examples)
     asked, other = teacher_prompts(teacher_prompt, teacher, teacher_tokenizer, tokenizer, examples, encoded)
-    read, bound = as_read(teacher_prompt, asked)
+    read, bound = as_read(teacher_prompt, asked, teacher_tokenizer, examples)
     check_positions("examples", [*map(len, read)], {"teacher": teacher})
     cached = CachedTokens.of(
         folder, encoded, fingerprint(teacher), width, top_k, temperature, compact,

@@ -86,7 +86,8 @@ class DistillationTrainer(Trainer, TrainerCallback):
     """A Trainer for completions, and the callback that records its steps.
 
     Its loss is a sum over the tokens of a step divided by their number in that step, over all micro-batches
-    and processes: accumulation and sharing change nothing but rounding. A mean of the micro-batches' means
+    and processes: accumulation and sharing change nothing but rounding (and what accelerate repeats to fill
+    the last step of an epoch for all processes). A mean of the micro-batches' means
     would give tokens of short completions a larger weight.
 
     `state.log_history`, which is part of a checkpoint, has a record of each step: its loss, terms and number

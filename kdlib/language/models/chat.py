@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 __all__ = ["VARIABLE", "apply_template", "date_in_template"]
 
 VARIABLE = "KDLIB_DATE"
-_ENTRY = f"the date that the chat template writes (set {VARIABLE} to go on with the first)"
+_ENTRY = "the date that {} chat template writes (set " + VARIABLE + " to go on with the first)"
 
 Turns = Sequence[Mapping[str, str]]
 
@@ -46,12 +46,12 @@ def apply_template(
     return _applied(tokenizer, turns, run_date(), **options)
 
 
-def date_in_template(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+def date_in_template(tokenizer: PreTrainedTokenizerBase, whose: str = "the") -> dict[str, str]:
     """The date as an entry of what a run is bound to, where the chat template writes it; else nothing."""
     turns = [{"role": "user", "content": "a"}]
     days = date(2001, 2, 3), date(2014, 10, 25)
     one, other = (_applied(tokenizer, turns, day, tokenize=False) for day in days)
-    return {} if one == other else {_ENTRY: run_date().isoformat()}
+    return {} if one == other else {_ENTRY.format(whose): run_date().isoformat()}
 
 
 def _applied(tokenizer: PreTrainedTokenizerBase, turns: object, day: date, **options: object) -> object:

@@ -1,5 +1,7 @@
 """A teacher behind its own prompt and behind the student's, against loops over one example at a time."""
 
+import warnings
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,6 +15,7 @@ from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.distill.hidden import HiddenMatch
 from kdlib.language.distill.prompts import OtherPrompts
 from kdlib.language.distill.teachers import cache_teacher_tokens
+from kdlib.language.traces.file import Trace
 
 OWN = "<eos> <assistant> {% for message in messages %}{{ message.content }} <user> {% endfor %}"
 NOTHING = {"lr": 1e-12, "steps": 1, "device": "cpu"}
@@ -131,7 +134,8 @@ def test_where_both_render_the_same_nothing_is_said_or_refused():
 def test_a_cache_holds_what_the_teacher_said_behind_the_student_prompt(tmp_path):
     teacher, data = llama(1), pairs(5)
     cached = cache_teacher_tokens(teacher, word_tokenizer(), data, tmp_path, top_k=8)
-    with pytest.warns(UserWarning, match="another prompt of 5 of 5 examples") as told:
+    advice = r"another prompt of 5 of 5 examples: .* a cache made with teacher_prompt=\"own\" holds"
+    with pytest.warns(UserWarning, match=advice) as told:
         run(qwen(), cached, data)
     assert "nats" not in str(told[0].message)
     run(qwen(), cached, data, teacher_prompt="student")
@@ -159,9 +163,60 @@ def test_a_cache_behind_its_own_prompts_is_the_live_teacher_behind_them(tmp_path
         run(qwen(), cached, data, teacher_prompt="student")
     with pytest.raises(ValueError, match="teacher_prompts"):
         store(tmp_path / "own", teacher_prompt="student")
+    for chosen in (None, "own"):
+        with pytest.raises(ValueError, match="do not belong to this run: teacher_prompts was"):
+            run(qwen(), cached, data, theirs=other_tokenizer("w1 " + OWN), teacher_prompt=chosen)
     same = cache_teacher_tokens(teacher, word_tokenizer(), data, tmp_path / "same", top_k=8, device="cpu",
                                 teacher_tokenizer=word_tokenizer(), teacher_prompt="own")  # fmt: skip
     run(qwen(), same, data, theirs=word_tokenizer(), teacher_prompt="own")
+
+
+def test_a_text_without_a_completion_measures_nothing(tmp_path):
+    teacher, data = llama(1).double(), pairs(6)
+    cut_off = Trace("k", data[0][0], "1", 0, "", 0, False, None, False)
+    given = [cut_off, *data[1:], replace(cut_off, key="l")]
+    expected = mean_kl((logs(teacher, ours), logs(teacher, own)) for ours, own in both(data[1:]))
+    store = partial(cache_teacher_tokens, teacher, word_tokenizer(), top_k=8, device="cpu",
+                    teacher_tokenizer=other_tokenizer())  # fmt: skip
+    with pytest.warns(UserWarning, match=f"of 7 examples.* is {expected:.3f} nats a token"):
+        store(given, tmp_path / "cache")
+    with pytest.warns(UserWarning, match=f"of 7 examples.* is {expected:.3f} nats a token"):
+        run(qwen().double(), teacher, given)
+
+
+def test_what_has_no_room_is_not_measured(tmp_path):
+    teacher, data = llama(1), pairs(4)
+    long = other_tokenizer("w1 " * 250 + OWN)  # behind which no completion fits the teacher's 256 positions
+    for call in (lambda: run(qwen(), teacher, data, theirs=long),
+                 lambda: cache_teacher_tokens(teacher, word_tokenizer(), data, tmp_path, top_k=3,
+                                              teacher_tokenizer=long, device="cpu")):  # fmt: skip
+        with pytest.warns(UserWarning, match="another prompt of 4 of 4") as told:
+            call()
+        assert "nats" not in str(told[0].message)
+    asked = [" ".join(["w1"] * 235)]  # on-policy there is room for 8 tokens, not for 64
+    with pytest.raises(ValueError, match="on-policy both must read .* nats a token"):
+        run(qwen(), teacher, asked, on_policy=True, max_new_tokens=8)
+
+
+def test_a_teacher_that_nobody_asks_is_not_compared():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(qwen(), llama(1), pairs(4), alpha=1.0)
+
+
+def test_token_ids_bring_prompts_of_the_teacher_s_own(tmp_path):
+    teacher, data = llama(1).double(), pairs(6)
+    ids = [replace(ours, teacher_prompt=own.prompt) for ours, own in both(data)]
+    store = partial(cache_teacher_tokens, teacher, word_tokenizer(), ids, top_k=60, device="cpu")
+    live = run(qwen().double(), teacher, ids, alpha=0.0)
+    assert live.loss == run(qwen().double(), teacher, data, alpha=0.0, teacher_prompt="own").loss
+    cached = run(qwen().double(), store(tmp_path / "own"), ids, alpha=0.0)
+    assert cached.loss == pytest.approx(live.loss, rel=1e-3)
+    plain = run(qwen().double(), teacher, ids, alpha=0.0, teacher_prompt="student")
+    assert plain.loss == run(qwen().double(), teacher, data, alpha=0.0, teacher_prompt="student").loss
+    stored = run(qwen().double(), store(tmp_path / "student", teacher_prompt="student"), ids, alpha=0.0,
+                 teacher_prompt="student")  # fmt: skip
+    assert stored.loss == pytest.approx(plain.loss, rel=1e-3)
 
 
 def test_refusals_and_another_run(tmp_path):
@@ -176,7 +231,7 @@ def test_refusals_and_another_run(tmp_path):
             distill_language_model(
                 student, word_tokenizer(), examples, teacher=judge, teacher_tokenizer=theirs, **settings
             )
-    with pytest.raises(ValueError, match="tokenizer has no chat_template"):
+    with pytest.raises(ValueError, match="teacher_tokenizer has no chat_template"):
         run(student, teacher, data, theirs=other_tokenizer(None), teacher_prompt="own")
     with pytest.raises(ValueError, match="takes 3.. tokens, but teacher has 256 positions"):
         run(student, teacher, data, theirs=other_tokenizer("w1 " * 300 + OWN), teacher_prompt="own")

@@ -1,5 +1,7 @@
 """Scores of texts against the same figures worked out text by text, in double precision."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -42,6 +44,13 @@ def test_without_a_teacher_there_is_the_likelihood_alone_and_the_mode_stays():
     scores = score_texts(student, word_tokenizer(), TEXTS)
     assert scores.kl is None and scores.agreement is None and "teacher" not in str(scores)
     assert student.training
+
+
+def test_a_text_without_a_completion_counts_for_nothing():
+    empty = replace(tokenize(word_tokenizer(), TEXTS)[0], completion=())
+    scores = score_texts(qwen(), word_tokenizer(), [empty, *tokenize(word_tokenizer(), TEXTS)])
+    assert scores.mean("nll") == pytest.approx(score_texts(qwen(), word_tokenizer(), TEXTS).mean("nll"))
+    assert scores.by_text("nll")[0] == 0
 
 
 def test_a_model_is_no_distance_from_itself_and_padded_logits_do_not_count():

@@ -408,6 +408,7 @@ def test_a_file_that_has_changed_is_asked_for_again_and_nothing_else(folder, tea
 
 @pytest.mark.parametrize(("changed", "message"), [
     ({"top_k": 0}, "top_k must be a whole number from 1 to the 60 tokens; got 0"),
+    ({"top_k": True}, "top_k must be a whole number from 1 to the 60 tokens; got True"),
     ({"top_k": 61}, "top_k must be a whole number from 1 to the 60 tokens; got 61"),
     ({"concurrency": 0}, "concurrency is 0; expected a whole number, at least 1"),
     ({"token_budget": 0}, "token_budget is 0; expected"),
@@ -417,7 +418,7 @@ def test_a_file_that_has_changed_is_asked_for_again_and_nothing_else(folder, tea
     ({"teacher_tokenizer": word_tokenizer([*TOKENIZER.convert_ids_to_tokens(range(59)), "other"])},
      "teacher_tokenizer has token 59 'other'"),
     ({"key_variable": "NO_SUCH_KEY"}, "that environment variable holds no key"),
-], ids=range(9))  # fmt: skip
+], ids=range(10))  # fmt: skip
 def test_bad_arguments_are_refused_before_anything_is_made(folder, changed, message):
     async def answer(request):
         await asyncio.sleep(0)

@@ -14,7 +14,7 @@ from kdlib.language.traces.collect import collect_traces
 
 # As Llama 3.2's does; the day is a word of the vocabulary.
 DATED = "{% if strftime_now is defined %}w{{ strftime_now('%d') }} {% endif %}" + TEMPLATE
-CAUSE = "the date that the chat template writes .*KDLIB_DATE.* was 2026-11-29, is 2026-11-30"
+CAUSE = "the date that {} chat template writes .*KDLIB_DATE.* was 2026-11-29, is 2026-11-30"
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_traces_of_another_day_are_told_why_and_go_on(today, tmp_path, monkeypat
     first, undated = collect(), collect(TEMPLATE, tmp_path / "undated.jsonl")
     today("2026-11-30")
     assert collect(TEMPLATE, tmp_path / "undated.jsonl") == undated
-    with pytest.raises(ValueError, match=CAUSE):
+    with pytest.raises(ValueError, match=CAUSE.format("the")):
         collect()
     monkeypatch.setenv("KDLIB_DATE", "2026-11-29")
     assert collect() == first
@@ -113,8 +113,39 @@ def test_a_run_and_a_cache_of_another_day_are_told_why_and_go_on(today, tmp_path
     stored, first = cached(llama(1)), run()
     today("2026-11-30")
     for call in (run, lambda: run(stored), lambda: cached(llama(1))):
-        with pytest.raises(ValueError, match=CAUSE):
+        with pytest.raises(ValueError, match=CAUSE.format("the")):
             call()
     monkeypatch.setenv("KDLIB_DATE", "2026-11-29")
     assert run().loss == first.loss
     run(cached(llama(1)))
+
+
+def test_the_date_in_the_teacher_s_own_prompts_is_told_too(today, tmp_path, monkeypatch):
+    data = [(f"w{n} w2", f"w{n + 9}") for n in range(4)]  # of one word: the tokenizer drops spaces
+    ours, theirs = tokenizer(TEMPLATE), tokenizer(DATED)
+    settings = {"steps": 1, "lr": 1e-3, "device": "cpu", "teacher_tokenizer": theirs}
+
+    def cached():
+        return cache_teacher_tokens(
+            llama(1), ours, data, tmp_path / "cache", top_k=3, device="cpu", teacher_tokenizer=theirs,
+            teacher_prompt="own",
+        )  # fmt: skip
+
+    def run(folder, teacher=None, **how):
+        how = settings | {"teacher_prompt": "own", "teacher": teacher or llama(1)} | how
+        return distill_language_model(qwen(), ours, data, tmp_path / folder, **how)
+
+    stored = cached()
+    calls = [
+        cached, lambda: run("live"), lambda: run("cached", stored),
+        lambda: run("across", across_tokenizers="aligned", teacher_prompt=None),
+    ]  # fmt: skip
+    for call in calls[1:]:
+        call()
+    today("2026-11-30")
+    for call in calls:
+        with pytest.raises(ValueError, match=CAUSE.format("teacher_tokenizer's")):
+            call()
+    monkeypatch.setenv("KDLIB_DATE", "2026-11-29")
+    for call in calls:
+        call()
