@@ -6,7 +6,8 @@ import statistics
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -69,7 +70,7 @@ def measure_cost(model: nn.Module, example: Tensor, *, repeats: int = 50) -> Cos
     if elsewhere := {str(weight.device) for weight in model.parameters()} - {str(device)}:
         raise ValueError(f"example is on {device}, the model on {', '.join(elsewhere)}; expected one device")
     with eval_mode(model), torch.inference_mode():
-        with FlopCounterMode(display=False) as counter:
+        with _attention_as_written(), FlopCounterMode(display=False) as counter:
             model(example)
         seconds = time_call(lambda: model(example), device, repeats=repeats, warm_up=5)
         # Scratch memory differs from one machine to another; this figure is the same on all of them.
@@ -82,6 +83,17 @@ def measure_cost(model: nn.Module, example: Tensor, *, repeats: int = 50) -> Cos
         weight_bytes=sum(t.nbytes for t in (*parameters, *model.buffers())), working_bytes=working,
         batch=len(example), device=device.type,
     )  # fmt: skip
+
+
+@contextmanager
+def _attention_as_written() -> Iterator[None]:
+    """Without the single operator that eval mode makes of attention, inside which nothing is counted."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def time_call(

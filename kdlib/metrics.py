@@ -64,7 +64,7 @@ def reliability_curve(logits: Tensor, labels: Tensor, bins: int = 15) -> Reliabi
     _check(logits, labels)
     check_whole("bins", bins, least=1)
     confidence, predicted = soften(logits.detach().cpu().double()).max(-1)
-    right = (predicted == labels.cpu()).double()
+    right = (predicted == labels.cpu().long()).double()
     edges = np.linspace(0, 1, bins + 1)
     number = np.clip(np.digitize(confidence, edges, right=True) - 1, 0, bins - 1)
     count = np.bincount(number, minlength=bins)
@@ -84,8 +84,7 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor) -> float:
     if student_logits.shape != teacher_logits.shape or not student_logits.numel():
         shapes = f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
         raise ValueError(f"expected logits of one shape, not empty, of student and teacher; got {shapes}")
-    same = student_logits.argmax(-1) == teacher_logits.argmax(-1)
-    return same.double().mean().item()
+    return (student_logits.argmax(-1) == teacher_logits.argmax(-1)).double().mean().item()
 
 
 def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> float:
@@ -98,11 +97,13 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature T at which logits / T have the lowest negative log-likelihood; from 0.01 to 100.
 
     Fit it on validation and divide the test logits by it: accuracy stays, confidence becomes honest. logits
-    (N, C), labels (N). The log-likelihood is concave in 1/T, so that the minimum found is the only one.
+    (N, C), labels (N), none at a logit of −inf. The log-likelihood is concave in 1/T: there is one minimum.
 
     Source: "temperature scaling", Guo et al. 2017 (arXiv 1706.04599), §4.2.
     """
     _check(logits, labels)
+    if not math.isfinite(_nll(logits, labels)):
+        refuse("labels", labels, "none at a class with the logit −inf, which is wrong at every T")
     require("course", "scipy")
     from scipy.optimize import minimize_scalar
 
@@ -133,7 +134,7 @@ def score(logits: Tensor, labels: Tensor) -> Scores:
         ValueError: as `reliability_curve`.
     """
     ece = reliability_curve(logits, labels).mean_gap
-    correct = logits.argmax(-1) == labels
+    correct = logits.argmax(-1) == labels.long()
     return Scores(correct.double().mean().item(), _nll(logits, labels), ece, correct.cpu())
 
 
@@ -147,7 +148,7 @@ def _check(logits: Tensor, labels: Tensor) -> None:
         hint = "; one-hot labels become indices by labels.argmax(-1)" if labels.shape == logits.shape else ""
         raise ValueError(f"expected logits (N, C) and labels (N), N > 0; got {shapes}{hint}")
     check_class_indices("labels", labels)
-    outside = (labels < 0) | (labels >= logits.shape[-1])
+    outside = (labels.long() < 0) | (labels.long() >= logits.shape[-1])
     if outside.any():
         row = outside.nonzero()[0].item()
         raise ValueError(

@@ -11,8 +11,11 @@ import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dis import get_instructions
 from functools import partial
+from inspect import getclosurevars
 from pathlib import Path
+from types import FunctionType
 from typing import BinaryIO
 
 import torch
@@ -221,17 +224,32 @@ def _described(parts: Iterable[object]) -> Iterator[tuple[str, bytes | memoryvie
 
 
 def identity(value: object) -> object:
-    """Stands for a function: its name, with the arguments of a `functools.partial`, as JSON values.
+    """Stands for a function or a module, as JSON values: its name, and the values that it carries.
 
-    Two functions of one name, as two lambdas, cannot be told apart.
+    These are the arguments of a `functools.partial`; the weights and plain attributes of a module; and of a
+    function made on the spot, as a lambda, plain defaults, and what it reads (and does not set) of the
+    function around it. Two lambdas of one name that differ in their text alone cannot be told apart.
     """
     if isinstance(value, partial):
         keywords = {name: identity(argument) for name, argument in value.keywords.items()}
         return [identity(value.func), [identity(argument) for argument in value.args], keywords]
     if isinstance(value, Tensor):
         return fingerprint(value)  # a long one prints in part only
+    if isinstance(value, nn.Module):
+        return [type(value).__qualname__, fingerprint(value), _plain(vars(value), "training")]
+    if isinstance(value, FunctionType) and "<" in value.__qualname__:
+        defaults = dict(enumerate(value.__defaults__ or ())) | (value.__kwdefaults__ or {})
+        counted = {step.argval for step in get_instructions(value) if step.opname == "STORE_DEREF"}
+        if carried := _plain(getclosurevars(value).nonlocals | defaults, *counted):
+            return [value.__qualname__, carried]
     # A function prints with its address, which is another one in each process.
     return getattr(value, "__qualname__", type(value).__name__) if callable(value) else str(value)
+
+
+def _plain(values: Mapping[object, object], *but: str) -> dict[str, object]:
+    """Numbers, texts and tensors among some values, by name."""
+    kept = {str(name): held for name, held in values.items() if isinstance(held, int | float | str | Tensor)}
+    return {name: identity(held) for name, held in kept.items() if name not in but and name[0] != "_"}
 
 
 def describe_changes(saved: Mapping[str, object], now: Mapping[str, object]) -> str:

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from kdlib.arguments import refuse
 from kdlib.cache.images import CachedTeacher
 from kdlib.checkpoint import History, Run
 from kdlib.data import (
@@ -198,10 +199,12 @@ def out_of_fold(
 
     Args:
         build: makes an untrained model; called once a fold.
-        settings: passed on to `fit`.
+        settings: passed on to `fit`; no files, which folds would share.
 
     Source: Stone 1974, "Cross-validatory choice and assessment of statistical predictions".
     """
+    if files := {"checkpoint", "log"} & settings.keys():
+        refuse(min(files), settings[min(files)], "none: the folds are runs of their own")
     logits = None
     for kept, held_out in stratified_folds(data.labels, folds, seed):
         with seeded(seed, torch.device("cpu")):
@@ -245,7 +248,8 @@ def _part(rows: Tensor, accelerator: Accelerator) -> tuple[Tensor, float]:
 def _move(model: nn.Module, device: torch.device) -> None:
     model.to(device)
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is not None and first.in_channels > 2:
+    five = any(weight.dim() == 5 for weight in (*model.parameters(), *model.buffers()))
+    if first is not None and first.in_channels > 2 and not five:
         model.to(memory_format=torch.channels_last)
 
 
@@ -256,7 +260,7 @@ def _asking(teacher, data, device: torch.device, epochs: int, seed: int) -> Call
     if isinstance(teacher, CachedTeacher):
         return teacher.prepare(data, device, epochs=epochs, seed=seed)
     if isinstance(teacher, Tensor):
-        logits = teacher.to(device)
+        logits = teacher.detach().to(device)
         return lambda batch: logits[batch.rows]
     _move(teacher.eval(), device)
     return torch.no_grad()(lambda batch: as_logits("teacher", teacher(batch.images)).float())
@@ -273,8 +277,10 @@ _cross_entropy.ignore_index = -100  # the label of examples that it leaves out
 def _settings(student, data, validation, teacher, loss, **others: object) -> dict[str, object]:
     """What must be the same when a run is resumed, as JSON values."""
     live = isinstance(teacher, nn.Module | Tensor)
+    frozen = [name for name, weight in student.named_parameters() if not weight.requires_grad]
     return {
         **others,
+        **({"frozen": frozen} if frozen else {}),
         "data": data.fingerprint(),
         "validation": validation and validation.fingerprint(),
         "teacher": fingerprint(teacher) if live else teacher and teacher.fingerprint,

@@ -125,7 +125,8 @@ def _check_teacher(teacher: object, student: nn.Module, data: TrainingData | Loa
 
 
 def _labels(data: TrainingData | LoaderData) -> Tensor | None:
-    return getattr(getattr(data, "examples", data), "labels", None)
+    labels = getattr(getattr(data, "examples", data), "labels", None)
+    return None if labels is None else labels.long()  # -100 is another number in eight bits
 
 
 def _left_out(loss: Callable) -> int | None:

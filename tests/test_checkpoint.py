@@ -119,6 +119,12 @@ def other_loss(student_logits, teacher_logits, labels):
     return nn.functional.cross_entropy(student_logits, labels)
 
 
+def frozen():
+    model = network()
+    next(layer for layer in model if isinstance(layer, nn.Linear)).requires_grad_(False)
+    return model
+
+
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
@@ -135,6 +141,7 @@ def other_loss(student_logits, teacher_logits, labels):
         ({"loss": other_loss}, "loss was Stopping, is other_loss"),
         ({"watch": {"more": other_loss}}, r"watch was \[\], is \['more'\]"),
         ({"student": network(dropout=0.2)}, "student was"),
+        ({"student": frozen()}, r"frozen was None, is \['1.weight'"),
         ({"lr": 2e-2, "seed": 1}, "lr was 0.01, is 0.02; seed was 0, is 1"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

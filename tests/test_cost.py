@@ -55,6 +55,21 @@ def test_flops_of_attention_count_both_matrix_products():
     assert cost.flops == 2 * (2 * 3 * 16 * 16 * 8) * 2
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_flops_of_a_transformer_block_are_those_of_its_products(enabled):
+    width, inner, length, batch = 64, 128, 16, 2
+    block = nn.TransformerEncoderLayer(width, 4, inner, batch_first=True)
+    torch.backends.mha.set_fastpath_enabled(enabled)
+    try:
+        flops = measure_cost(block, torch.rand(batch, length, width), repeats=2).flops
+        assert torch.backends.mha.get_fastpath_enabled() == enabled
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    tokens = batch * length
+    weights = 4 * width * width + 2 * width * inner  # of q, k, v, the output; of the two layers
+    assert flops == 2 * tokens * weights + 2 * 2 * batch * length * length * width
+
+
 def test_weight_bytes_count_buffers_shared_weights_once_and_half_precision_as_half():
     normalised = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))
     # weight, bias, mean, variance; and the int64 count of batches.

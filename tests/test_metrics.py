@@ -557,6 +557,13 @@ def test_the_fitted_temperature_is_where_a_fine_grid_finds_the_lowest_log_loss(p
     assert fit_temperature(logits, labels) == pytest.approx(grid[int(np.argmin(losses))], rel=5e-3)
 
 
+def test_no_temperature_fits_a_label_that_is_ruled_out():
+    logits, labels = torch.randn(40, 3), torch.arange(40) % 3
+    logits[0, labels[0]] = -torch.inf
+    with pytest.raises(ValueError, match="labels is .*; expected none at a class with the logit −inf"):
+        fit_temperature(logits, labels)
+
+
 @pytest.mark.parametrize("factor", [0.2, 1.0, 3.0])
 def test_the_fitted_temperature_undoes_a_scaling_of_calibrated_logits(factor):
     random = torch.Generator().manual_seed(1)

@@ -456,4 +456,28 @@ def test_the_identity_of_a_function_holds_no_address_and_tells_arguments_apart()
     other[2500] = 1  # which printing leaves out
     assert identified(weight=long) == identified(weight=long.clone()) != identified(weight=other)
     assert identified(base=kd_loss) != identified(base=F.cross_entropy)
-    assert identity(nn.CrossEntropyLoss()) == "CrossEntropyLoss"
+
+
+def test_the_identity_of_a_loss_tells_the_values_that_it_carries():
+    class Scaled(nn.Module):
+        def __init__(self, by, weight):
+            super().__init__()
+            self.by = by
+            self.register_buffer("weight", torch.tensor(weight))
+
+    def made(by, seen=None):
+        return lambda *three: (seen or []).append(by)
+
+    def at(by):
+        return lambda s, t, y, by=by: by
+
+    def told(value):
+        return json.dumps(identity(value))
+
+    assert told(Scaled(1.0, 2.0)) == told(Scaled(1.0, 2.0).eval())
+    assert told(Scaled(1.0, 2.0)) != told(Scaled(3.0, 2.0)) != told(Scaled(3.0, 4.0))
+    assert told(nn.CrossEntropyLoss()) != told(nn.CrossEntropyLoss(label_smoothing=0.1))
+    for make in (made, at):
+        assert told(make(1.0)) == told(make(1.0)) != told(make(9.0))
+    assert told(made(1.0, [])) == told(made(1.0, [5]))  # what is collected there is not what it is
+    assert identity(kd_loss) == "kd_loss"

@@ -1,5 +1,6 @@
 """What fit, predict and evaluate refuse: each mistake with the smallest input, named with its value."""
 
+import copy
 import math
 from collections import OrderedDict
 from functools import partial
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdlib.data import Examples, Splits
 from kdlib.losses.kd import kd_loss
+from kdlib.metrics import score
 from kdlib.training import evaluate, fit, out_of_fold, predict
 from kdlib.vision.loader import Augmentation, Loader
 
@@ -177,6 +179,21 @@ def test_integer_labels_of_any_width_are_trained_on():
         assert train(data=data).loss == train(data=Examples(X, Y, Y)).loss
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16], ids=str)
+def test_labels_of_few_bits_are_not_taken_for_those_left_out(dtype):
+    labels = torch.full((12,), 156)  # -100 in eight bits
+    images, few = torch.randn(12, 4), labels.to(dtype)
+    model = nn.Linear(4, 256)
+    z = model(images)
+    assert kd_loss(z, z.flip(0), few) == kd_loss(z, z.flip(0), labels) > 0
+    assert score(z, few).nll == score(z, labels).nll
+    runs = [
+        fit(copy.deepcopy(model), Examples(images, y, labels), teacher=z, loss=kd_loss, epochs=2, lr=0.1,
+            batch_size=6, seed=0, device="cpu") for y in (labels, few)
+    ]  # fmt: skip
+    assert runs[0].loss == runs[1].loss
+
+
 @pytest.mark.parametrize(("images", "message"), [
     (pictures(), "images is an Examples; expected images.images"),
     (X.numpy(), "images is a ndarray; expected a tensor"),
@@ -204,3 +221,9 @@ def test_a_class_of_one_example_has_no_soft_label_out_of_fold():
         out_of_fold(network, pictures([0, 0, 1, 1, 2]), folds=2, **settings)
     with pytest.raises(ValueError, match="folds is 2.5; expected a whole number, at least 2"):
         out_of_fold(network, pictures(), folds=2.5, **settings)
+
+
+def test_folds_share_no_file(tmp_path):
+    for name in ("checkpoint", "log"):
+        with pytest.raises(ValueError, match=f"{name} is .*; expected none: the folds"):
+            out_of_fold(network, pictures(), epochs=1, lr=0.1, **{name: tmp_path / "file"})

@@ -148,12 +148,12 @@ class Bar:
 def test_the_progress_bar_shows_the_mean_loss_so_far_also_after_a_resumption(tmp_path, monkeypatch):
     monkeypatch.setattr("kdlib.training.tqdm", Bar)
     for stop in (3, None):
-        steps = 0
+        steps, stops = 0, [stop]
 
-        def loss(student_logits, teacher_logits, labels, stop=stop):
+        def loss(student_logits, teacher_logits, labels, stops=stops):
             nonlocal steps
             steps += 1
-            if steps == stop:
+            if steps == stops[0]:
                 raise InterruptedError
             return student_logits.mean() * 0 + 2.0
 

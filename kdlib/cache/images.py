@@ -20,6 +20,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from kdlib.arguments import check_counts, refuse
 from kdlib.cache.shards import Cache
 from kdlib.data import Batch, Examples, TrainingData
 from kdlib.runtime import eval_mode, usable_device
@@ -124,10 +125,13 @@ def cache_teacher(
         overwrite: replace whatever cache the folder holds.
 
     Raises:
-        ValueError: a folder with another cache or other files; logits that are not finite; no data.
+        ValueError: bad arguments; a folder with another cache or other files; logits that are not finite.
     """
-    if len(data) == 0 or epochs < 1:
-        raise ValueError(f"expected examples and epochs >= 1; got {len(data)} examples, epochs={epochs}")
+    if not hasattr(data, "inputs_fingerprint"):
+        refuse("data", data, "Examples, or a Loader of them: a DataLoader does not say which rows it shows")
+    check_counts(epochs=epochs, batch_size=batch_size)
+    if not len(data):
+        raise ValueError("data is empty; expected at least one example")
     device = usable_device(device)
     teacher, data = teacher.to(device), data.to(device)
     seen = data.inputs_fingerprint()

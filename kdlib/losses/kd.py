@@ -86,7 +86,9 @@ def kd_loss(
     D is 0.
 
     Large inputs are computed faster and in less memory (`kdlib.losses.backend`), with the same result but for
-    rounding, and without a second derivative: autograd's create_graph=True is a `RuntimeError` there.
+    rounding, and for one backward pass: what it gives is the stored gradient itself. A second derivative
+    (autograd's create_graph=True) is a `RuntimeError` there, and so is another pass through the same loss
+    (retain_graph=True) after the gradient was changed in place, by clipping or by adding to it.
     torch.func and forward mode take the formula as written, whatever the size.
 
     Args:
@@ -94,9 +96,10 @@ def kd_loss(
         teacher_logits: the same shape. Receives no gradient. May be None where alpha is 1.
         labels: (...) integers in [0, C), or ignore_index where a position does not count.
             None (no labels: a transfer set) means that alpha is 0.
-        temperature: T in the soft term, from 1e-18 to 1e18. From some thousand times the logits on, the
-            softened probabilities agree in all but the last digits of float32: the soft term is then a few
-            per cent off, and 0 from some 1e8 on. The hard term is always taken at T = 1.
+        temperature: T in the soft term, from 1e-18 to 1e18. Where it is very much larger than the logits,
+            the softened probabilities agree in all but the last digits of float32: the soft term is within a
+            hundredth up to 100,000 times the logits, some per cent off at a million times, and of no use
+            from ten million on. The hard term is always taken at T = 1.
         alpha: weight of the HARD label, in [0, 1]. A term of weight 0 is not computed.
         divergence: "forward" KL(teacher‖student), "reverse" KL(student‖teacher), "jsd", "skew-forward" or
             "skew-reverse" (DistiLLM), "tvd" (total variation; at T > 1 see above) or "akl" (adaptive KL);
@@ -124,6 +127,7 @@ def kd_loss(
         settings = settings._replace(alpha=0.0)
     else:
         checks.check_labels(labels, student_logits, student_logits.shape[-1], ignore_index)
+        labels = labels.long()  # -100 is another number in eight bits
         if alpha > 0:
             checks.check_possible(labels, student_logits, ignore_index)
     teacher_logits = teacher_logits if settings.alpha < 1 else None

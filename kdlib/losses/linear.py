@@ -21,6 +21,7 @@ holds all factors (`scale`, 1/n) before it is rounded. But float16 has no number
 them, ∂L/∂W in float32, and backward multiplies.
 """
 
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -105,7 +106,7 @@ def linear_kd_loss(
     classes = common if classes is None else classes
     if not 2 <= classes <= common:
         raise ValueError(f"classes must lie in 2 … {common}, the logits that both have; got {classes}")
-    if chunk_tokens is not None and (not isinstance(chunk_tokens, int) or chunk_tokens < 1):
+    if chunk_tokens is not None and (not isinstance(chunk_tokens, Integral) or chunk_tokens < 1):
         raise ValueError(f"chunk_tokens must be a whole number, at least 1; got {chunk_tokens!r}")
 
     hidden = student_hidden.flatten(0, -2)

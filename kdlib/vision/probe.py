@@ -65,7 +65,7 @@ def fit_probe(
         cache: folder for the features of both, 4 bytes a number; made where it is not.
 
     Returns:
-        The teacher, in eval mode, and the strength that was chosen.
+        The teacher, in eval mode and on the CPU, and the strength that was chosen.
 
     Raises:
         ValueError: a network without a linear layer at its end, or one class alone.
@@ -93,7 +93,7 @@ def fit_probe(
         loss = F.cross_entropy(linear(columns[1].float()), validation.labels.cpu()).item()
         if best is None or loss < best[0]:
             best = loss, strength, linear
-    return Probe(features, best[2]).eval(), best[1]
+    return Probe(features.cpu(), best[2]).eval(), best[1]
 
 
 @torch.no_grad()

@@ -31,9 +31,13 @@ def prune_stages(pretrained: Pretrained, *, share: float, size: int, classes: in
         ValueError: not even the first stage is so small; or the stages are not applied one after the other.
     """
     model, preprocess = pretrained.model, pretrained.preprocess
+    device = next(model.parameters()).device
     picture = torch.rand(1, 3, preprocess.size, preprocess.size, generator=torch.Generator().manual_seed(0))
+    picture = picture.to(device)
     limit, kept, found = share * _parameters(model), [], picture
     for stage in _stages(model):
+        if isinstance(stage, nn.Linear | nn.Dropout):  # the stages have come to their end
+            break
         if _parameters(*kept, stage) > limit or (after := stage(found)).dim() != 4:
             break
         kept.append(stage)
@@ -45,7 +49,7 @@ def prune_stages(pretrained: Pretrained, *, share: float, size: int, classes: in
         raise ValueError(f"the stages of {kind} do not follow one another; take a network like EfficientNet")
     end = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(found.shape[1], classes)]
     scale = Preprocess(size, preprocess.mean, preprocess.std)
-    return nn.Sequential(scale, *copy.deepcopy(kept), *end)
+    return nn.Sequential(scale, *copy.deepcopy(kept), *end).to(device)
 
 
 def _stages(model: nn.Module) -> Iterator[nn.Module]:

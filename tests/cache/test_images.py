@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import DataLoader
 
 from kdlib.cache import shards
 from kdlib.cache.images import CachedTeacher, cache_teacher
@@ -467,8 +468,10 @@ def test_overwriting_leaves_other_files_beside_a_cache(folder, data):
 
 
 @pytest.mark.parametrize("argument, value, expected", [
-    ("epochs", 0, "expected examples and epochs >= 1; got 50 examples, epochs=0"),
-    ("data", picture_set(0), "got 0 examples"),
+    ("epochs", 0, "epochs is 0; expected a whole number, at least 1"),
+    ("batch_size", 0, "batch_size is 0; expected a whole number, at least 1"),
+    ("data", picture_set(0), "data is empty"),
+    ("data", DataLoader([1]), "data is a DataLoader; expected Examples"),
     ("teacher", nn.Flatten(0), r"must return logits \(1, …, C\) for 1 images; got \(48,\)"),
     ("teacher", nn.GRU(4, 2), "must return logits .* got tuple. Wrap it"),
 ])

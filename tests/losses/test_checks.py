@@ -32,7 +32,7 @@ def test_an_unusable_temperature_is_refused_by_every_function(temperature):
     ):
         with pytest.raises(ValueError, match="temperature must be a positive finite number") as error:
             call()
-        assert str(error.value).endswith(f"got {temperature}")
+        assert str(error.value).endswith(f"got {temperature!r}")
 
 
 @pytest.mark.parametrize("temperature", [1e30, 1e-30])
@@ -64,7 +64,7 @@ def test_what_is_no_number_comes_out_as_the_documentation_says():
 def test_an_alpha_outside_zero_to_one_is_refused(alpha):
     with pytest.raises(ValueError, match=r"alpha.*must lie in \[0, 1\]") as error:
         kd_loss(STUDENT, TEACHER, LABELS, alpha=alpha)
-    assert str(error.value).endswith(f"got {alpha}")
+    assert str(error.value).endswith(f"got {alpha!r}")
 
 
 @pytest.mark.parametrize("divergence", OF_MIXTURE)

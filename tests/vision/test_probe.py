@@ -73,3 +73,11 @@ def test_many_pictures_are_taken_a_few_at_a_time():
 def test_a_network_without_a_linear_layer_of_its_classes_is_refused(end):
     with pytest.raises(ValueError, match="last linear layer has an output for each of its 5 classes"):
         Features(tiny(end))
+
+
+@pytest.mark.gpu
+def test_the_teacher_is_on_one_device_though_its_features_were_taken_on_another(tmp_path):
+    pretrained, train = tiny(), pictures(20, 2, 0)
+    probe, _ = fit_probe(pretrained, train, train, cache=tmp_path)
+    assert {weight.device.type for weight in probe.parameters()} == {"cpu"}
+    assert predict(probe, train.images).shape == (20, 2)

@@ -42,6 +42,15 @@ def test_it_has_as_many_stages_as_fit_into_the_share(name):
     assert sizes[0] < sizes[2]
 
 
+def test_a_share_of_all_ends_before_the_last_layer():
+    pretrained = of_torchvision("resnet18")
+    net, images = pretrained.model, torch.rand(2, 3, 64, 64)
+    student = prune_stages(pretrained, share=1.0, size=64, classes=1000).eval()
+    student[-1].load_state_dict(net.fc.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(student(images), net(student[0](images)))
+
+
 def test_it_shares_no_weight_with_the_network_which_stays_as_it_is():
     pretrained = of_torchvision("mobilenet_v3_small")
     before = {name: tensor.clone() for name, tensor in pretrained.model.state_dict().items()}
