@@ -10,6 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Literal, get_args, get_origin, get_type_hints
 
+from kdlib.cli.arguments import json_object
 from kdlib.language.options import PipelineOptions
 
 DESCRIPTION = """\
@@ -37,6 +38,15 @@ export` writes the traces for them.
 
 CONFIGS = importlib.resources.files("kdlib.cli") / "configs"
 METAVARS = {int: "N", float: "X", str: "TEXT", dict: "JSON"}
+# What a plan says where the teacher, which each device holds whole then, is too large.
+INSTEAD = {
+    "sampling": """\
+Each device holds the whole teacher while it writes, and this one is too large. Let a server
+write the answers: `python -m kdlib traces --url`, then --traces in place of --problems.""",
+    "caching": """\
+Each device holds the whole teacher while it fills the cache, and this one is too large. With
+--method logits FSDP2 spreads it over several devices.""",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +98,7 @@ def _parser(files: argparse.ArgumentParser) -> argparse.ArgumentParser:
             add(name, nargs="?", const=True, type=_yes_or_no, metavar="yes|no", **told)
             add(f"--no{name[1:]}", dest=field.name, action="store_false", help=argparse.SUPPRESS)
         else:
-            add(name, type=_json if kind is dict else kind, metavar=METAVARS[kind], **told)
+            add(name, type=json_object if kind is dict else kind, metavar=METAVARS[kind], **told)
     add("--plan", metavar="HARDWARE", help="print what the run will need there, such as H100-80GB×8")
     text = "--plan: texts to learn from (%(default)s)"
     add("--plan-texts", type=int, metavar="N", default=10_000, help=text)
@@ -100,16 +110,6 @@ def _yes_or_no(text: str) -> bool:
     if text.lower() not in answers:
         raise argparse.ArgumentTypeError(f"expected yes or no, got {text!r}")
     return answers[text.lower()]
-
-
-def _json(text: str) -> dict:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
-    return found
 
 
 def _read(name: str) -> str:
@@ -139,31 +139,48 @@ def _arguments(config: str) -> list[str]:
     words: list[str] = []
     for name, value in options.items():
         if isinstance(value, list):
-            words += [f"--{name}", *map(str, value)]
+            words += [f"--{name}", *map(_word, value)]
         elif value is not None:
-            words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+            words.append(f"--{name}={_word(value)}")
     return words
 
 
+def _word(value: object) -> str:
+    if isinstance(value, bool):  # so YAML reads yes and no, which may be meant as words: precision: no
+        return "yes" if value else "no"
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
 def _planned(options: PipelineOptions, hardware: str, texts: int) -> str:
+    from kdlib.language.plan.hardware import find_hardware
     from kdlib.language.plan.plan import plan
 
     if options.steps is not None:
         raise ValueError("--plan takes the length of a run from --plan-texts and --epochs; leave --steps out")
     if options.lora is not None:
         raise ValueError("--plan counts a student of which every weight is trained; leave --lora out")
+    machine, on_policy = find_hardware(hardware), options.method == "on-policy"
+    read = {"prompt_tokens": options.prompt_tokens} if options.texts else {}
     found = plan(
-        None if options.teacher is None else _shape(options.teacher), _shape(options.student), hardware,
+        None if options.teacher is None else _shape(options.teacher), _shape(options.student), machine,
         options.context * texts * options.epochs,
         context=options.context, batch_size=options.batch_size, accumulation=options.accumulation,
         packing=options.packing, gradient_checkpointing=options.gradient_checkpointing,
         top_k=options.top_k, sampling_batch=options.sampling_batch,
-        method="logits" if options.method == "on-policy" else options.method,
-        precision="no" if options.precision == "no" else "bf16", divergence=options.divergence or "forward",
-        teacher_weights=options.teacher_quantise or "bfloat16", samples=texts if options.problems else 0,
+        method="logits" if on_policy else options.method,
+        precision="no" if options.precision == "no" else "bf16",
+        divergence=options.divergence or ("reverse" if on_policy else "forward"),
+        teacher_weights=options.teacher_quantise or "bfloat16",
+        samples=texts if options.problems and not on_policy else 0, whole_teacher=True,
+        # run_pipeline refuses FSDP2 with packed weights.
+        sharding="DDP" if options.teacher_quantise and machine.devices > 1 else None, **read,
     )  # fmt: skip
-    note = "\n  - what the student writes at each step is left out" if options.method == "on-policy" else ""
-    return f"{found}{note}"
+    note = "\n  - what the student writes at each step is left out" if on_policy else ""
+    hints = [
+        INSTEAD[phase.name] for phase in found.phases[:-1]  # the last is training
+        if phase.total > found.limit and phase.memory["teacher weights"] > found.limit / 2
+    ]  # fmt: skip
+    return "\n\n".join([f"{found}{note}", *hints])
 
 
 def _shape(model: str) -> object:

@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from transformers import PreTrainedTokenizerFast
 
     from kdlib.language.distill.export import export_for_trl
+    from kdlib.language.distill.thought import with_thought
     from kdlib.language.traces.file import load_traces
     from kdlib.language.traces.select import filter_traces
 
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kept = filter_traces(found, correct=not given.all, repeats=given.all, shortest=given.shortest)
     if not kept:
         raise ValueError(f"none of the {len(found):,} traces in {given.traces} is correct; see --all")
-    exported = export_for_trl(kept, tokenizer, given.out, form=given.form)
+    learned = [with_thought(trace, tokenizer) for trace in kept]  # as `kdlib distill` learns from them
+    exported = export_for_trl(learned, tokenizer, given.out, form=given.form)
     print(f"{len(kept):,} of {len(found):,} traces\n{exported}")
     return 0

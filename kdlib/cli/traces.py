@@ -4,10 +4,11 @@ The teacher is a server with an OpenAI-compatible address, or a model that runs 
 """
 
 import argparse
-import json
 import sys
 import warnings
 from collections.abc import Sequence
+
+from kdlib.cli.arguments import json_object
 
 DESCRIPTION = """\
 Let a teacher answer each problem several times, verify what it writes, and keep it in a file of
@@ -39,7 +40,7 @@ OPTIONS = {
     "prices": ("url", float, "dollars per million input tokens, and output tokens"),
     "retries": ("url", int, "of a request that failed (8)"),
     "timeout": ("url", float, "seconds without an answer until a request has failed (1800)"),
-    "extra-body": ("url", json.loads, "more for each request, as JSON"),
+    "extra-body": ("url", json_object, "more for each request, as JSON"),
 }
 
 

@@ -38,7 +38,8 @@ def load_documents(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> li
 
     Raises:
         FileNotFoundError: names the file. ValueError: a line that is neither, a conversation without an
-            answer of the assistant; it names the line. Also if there is no document at all.
+            answer of the assistant; it names the line. Also for a file that is not UTF-8, and if there is no
+            document at all.
     """
     paths = [paths] if isinstance(paths, str | os.PathLike) else paths
     found: dict[str, Document] = {}
@@ -47,12 +48,19 @@ def load_documents(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> li
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}")
-        for document in _lines(path) if path.suffix == ".jsonl" else [path.read_text(encoding="utf-8-sig")]:
+        for document in _lines(path) if path.suffix.lower() == ".jsonl" else [_text(path)]:
             if not isinstance(document, str) or document.strip():
                 found.setdefault(json.dumps(document), document)
     if not found:
         raise ValueError(f"{', '.join(map(str, paths))} holds no text; expected at least one")
     return list(found.values())
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {error}; expected UTF-8") from None
 
 
 def _lines(path: Path) -> Iterator[Document]:

@@ -12,14 +12,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdlib.cache.tokens import CachedTokens
 from kdlib.language.distill.batches import TokenExample
+from kdlib.language.distill.checks import check_length, check_numbers, loss_settings
 from kdlib.language.distill.distill import distill_language_model
 from kdlib.language.distill.fsdp import sharding
 from kdlib.language.distill.lora import lora_config
 from kdlib.language.distill.scores import score_texts
 from kdlib.language.distill.teachers import cache_teacher_tokens
+from kdlib.language.distill.thought import with_thought
 from kdlib.language.distill.trainer import LanguageHistory
 from kdlib.language.documents import Document, encode_documents, hold_out, load_documents, shuffled
-from kdlib.language.models.chat import apply_template
 from kdlib.language.models.load import load_checkpoint
 from kdlib.language.models.vocabulary import check_same_tokens
 from kdlib.language.options import PipelineOptions
@@ -40,9 +41,7 @@ def run_pipeline(options: PipelineOptions) -> dict[str, object]:
     the steps of training; the folder must be one that all of them see. The first process prints what is done.
     Returned is the report, as `report.json` in the folder holds it.
     """
-    if options.teacher_quantise and sharding():
-        raise ValueError("teacher_quantise packs weights, which FSDP2 cannot spread; launch with ddp")
-    lora_config(options.lora)  # a rank that is none, or no peft: told before the teacher writes
+    _check(options)
     # A process may wait for hours while another writes.
     processes = PartialState(cpu=best_device().type == "cpu", timeout=timedelta(days=7))
     out = Path(options.out)
@@ -71,7 +70,7 @@ def run_pipeline(options: PipelineOptions) -> dict[str, object]:
     elif options.method == "on-policy":
         examples = problems
     else:
-        examples = [_as_example(trace, tokenizer) for trace in kept]
+        examples = [with_thought(trace, tokenizer) for trace in kept]
     if options.method == "texts":
         teacher = teacher_tokenizer = None
     elif options.method == "cached":
@@ -85,6 +84,9 @@ def run_pipeline(options: PipelineOptions) -> dict[str, object]:
             )  # fmt: skip
         options = replace(options, teacher_prompt=options.teacher_prompt or "student")  # all has been told
     torch.cuda.empty_cache()  # the memory of a teacher that is not needed any more
+    if not options.resume and processes.is_main_process:  # what is there is of another student
+        for name in ("test_after.jsonl", "report.json"):
+            (out / name).unlink(missing_ok=True)
     history = _train(options, student, tokenizer, teacher, teacher_tokenizer, examples)
     report |= {
         "problems": len(problems), "traces": len(traces), "correct": sum(t.correct for t in traces),
@@ -111,6 +113,22 @@ def run_pipeline(options: PipelineOptions) -> dict[str, object]:
             _say(_gain(report["difference"]))
         _say(f"The trained student is in {out / 'student'}.")
     return report
+
+
+def _check(options: PipelineOptions) -> None:
+    """Refuse at once what could not be trained when the teacher has written for hours."""
+    if options.teacher_quantise and sharding():
+        raise ValueError("teacher_quantise packs weights, which FSDP2 cannot spread; launch with ddp")
+    lora_config(options.lora)  # a rank that is none, or no peft
+    on_policy = options.method == "on-policy"
+    counts = ("top_k", "save_steps", "batch_size", "accumulation", "max_new_tokens")
+    check_length(options.steps, options.epochs, **{name: getattr(options, name) for name in counts})
+    check_numbers(options.lr, options.seed, options.beta, options.sampling_temperature, on_policy)
+    loss_settings(options.temperature, options.alpha, options.divergence, options.beta, on_policy,
+                  teacher=options.method != "texts")  # fmt: skip
+    only = {"texts": 1, "on-policy": 0}.get(options.method, options.alpha)
+    if options.alpha not in (None, only):
+        raise ValueError(f"alpha={options.alpha} with method {options.method}; expected {only}")
 
 
 def _say(text: str) -> None:
@@ -164,10 +182,9 @@ def _collect(
             progress=processes.is_main_process,
         )  # fmt: skip
     processes.wait_for_everyone()
-    order = {problem.key: number for number, problem in enumerate(problems)}
-    traces = [trace for file in files for trace in load_traces(file)]
-    asked = [trace for trace in traces if trace.key in order and trace.sample < options.samples]
-    return sorted(asked, key=lambda trace: (order[trace.key], trace.sample))
+    # A problem that has come to stand in another part is in both.
+    traces = {trace.asked: trace for file in files for trace in load_traces(file)}
+    return [traces[problem, sample] for problem in problems for sample in range(options.samples)]
 
 
 def _kept(options: PipelineOptions, traces: list[Trace]) -> list[Trace]:
@@ -208,15 +225,6 @@ def _scored(
     _say(f"{when}: {scores}")
     names = ("nll", "kl", "agreement") if teacher is not None else ("nll",)
     return {f"texts_{when}": {name: scores.mean(name) for name in names}}
-
-
-def _as_example(trace: Trace, tokenizer: PreTrainedTokenizerBase) -> Trace:
-    """A trace for a template that opens no thought, as those of base models: there it opens its own."""
-    turn = [{"role": "user", "content": trace.statement}]
-    prompt = apply_template(tokenizer, turn, tokenize=False)
-    if prompt.rstrip().endswith("<think>") or trace.text.lstrip().startswith("<think>"):
-        return trace
-    return replace(trace, text=f"<think>\n{trace.text}")
 
 
 def _train(

@@ -72,6 +72,14 @@ def test_a_file_of_options_and_what_the_command_line_says_instead(ran, tmp_path)
     assert ran[0].training_arguments == {"max_grad_norm": 0.5}
 
 
+def test_yaml_has_a_yes_and_a_no_of_its_own(ran, tmp_path):
+    (tmp_path / "run.yaml").write_text("precision: no\npacking: off\nshortest: yes\ntexts: [no, a.txt]\n")
+    given = ["--student", "s", "--out", "o", "--config", str(tmp_path / "run.yaml")]
+    assert main(given) == 0
+    assert (ran[0].precision, ran[0].packing, ran[0].shortest) == ("no", False, True)
+    assert ran[0].texts == ["no", "a.txt"]
+
+
 def test_supplied_configurations_are_whole(ran):
     for name in ("one_80gb", "eight_80gb"):
         source = "--problems" if name == "one_80gb" else "--traces"
@@ -96,6 +104,58 @@ def test_supplied_configurations_fit_the_hardware_they_are_for(name, hardware, s
     fewer = hardware.replace("×8", "×2") if "×8" in hardware else "RTX-4090"
     main(["--config", name, source, "x", "--out", "o", "--plan", fewer])
     assert "\ndoes not fit: " in capsys.readouterr().out
+
+
+LARGE = ["--config", "eight_80gb", "--teacher", "Llama-70B", "--student", "Llama-8B", "--out", "run",
+         "--plan", "H100-80GB×8"]  # fmt: skip
+
+
+def test_a_teacher_too_large_for_a_device_does_not_write_and_fills_no_cache(capsys):
+    main([*LARGE, "--problems", "p.jsonl"])
+    writing = capsys.readouterr().out
+    assert "\ndoes not fit: " in writing and "TOO MUCH" in re.search("sampling: .*", writing)[0]
+    assert "`python -m kdlib traces --url`, then --traces" in writing
+    main([*LARGE, "--traces", "t.jsonl"])
+    trained = capsys.readouterr().out
+    assert "\nfits: FSDP2" in trained and "traces --url" not in trained
+    main([*LARGE, "--traces", "t.jsonl", "--method", "cached"])
+    stored = capsys.readouterr().out
+    assert "\ndoes not fit: " in stored and "TOO MUCH" in re.search("caching: .*", stored)[0]
+    assert "--method logits" in stored and "traces --url" not in stored
+    # Where it is the batch that does not fit, a server would need less texts at once, too.
+    main(["--config", "one_80gb", "--problems", "p", "--out", "o", "--plan", "H100-80GB",
+          "--sampling-batch", "4000"])  # fmt: skip
+    crowded = capsys.readouterr().out
+    assert "TOO MUCH" in re.search("sampling: .*", crowded)[0] and "traces --url" not in crowded
+
+
+def test_a_teacher_with_packed_weights_is_never_planned_to_be_spread(capsys):
+    main([*LARGE, "--traces", "t.jsonl", "--teacher-quantise", "nf4"])
+    told = capsys.readouterr().out
+    assert "\ndoes not fit: DDP" in told and "FSDP2 spreads weights" not in told
+    main(["--config", "one_80gb", "--traces", "t", "--out", "o", "--plan", "H100-80GB",
+          "--teacher-quantise", "nf4"])  # fmt: skip
+    assert "\nfits: one device" in capsys.readouterr().out
+
+
+def test_a_plan_on_policy_has_no_texts_of_the_teacher_and_the_reverse_divergence(capsys):
+    arguments = ["--config", "one_80gb", "--problems", "p", "--out", "o", "--plan", "H100-80GB"]
+    main([*arguments, "--alpha", "0", "--method", "on-policy"])
+    told = capsys.readouterr().out
+    assert "sampling" not in told and "and reverse divergence over" in told
+    assert "what the student writes at each step is left out" in told
+    main(arguments)
+    told = capsys.readouterr().out
+    assert "sampling: " in told and "and forward divergence over" in told
+
+
+def test_a_plan_of_texts_knows_how_much_of_each_is_only_read(capsys):
+    arguments = ["--student", "Qwen-1.5B", "--out", "o", "--plan", "H100-80GB", "--context", "512"]
+    for more, read in (([], 1), (["--prompt-tokens", "300"], 300)):
+        main([*arguments, "--texts", "book.txt", *more])
+        assert f"every text fills 512 positions, {read} of them prompt" in capsys.readouterr().out
+    main([*arguments, "--traces", "t"])
+    assert "every text fills 512 positions, 128 of them prompt" in capsys.readouterr().out
 
 
 def test_a_plan_of_folders_and_bases(tmp_path, capsys):

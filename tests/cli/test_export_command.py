@@ -52,6 +52,26 @@ def test_the_command_exports_correct_traces_and_says_how_to_read_them(folder, ca
     assert len(completions) == 4 and completions[2] == " 5" + tokenizer.eos_token
 
 
+def test_the_command_exports_what_distill_trains_on_where_the_template_opens_no_thought(folder):
+    tokenizer = puzzle_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("<think>\\n", "")
+    tokenizer.save_pretrained(folder / "student")
+    assert command(folder, "--all", "--form", "text") == 0
+    thought = "<think>\n Suppose\n</think>\n\n4" + tokenizer.eos_token
+    completions = [row["completion"] for row in lines(folder / "out")]
+    assert completions[:3] == [thought, thought, " 5" + tokenizer.eos_token]
+
+
+def test_the_command_says_so_if_the_tokenizer_has_no_template(folder, capsys):
+    tokenizer = puzzle_tokenizer()
+    tokenizer.chat_template = None
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        (folder / "student" / name).unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder / "student")
+    assert command(folder) == 1
+    assert "tokenizer has no chat_template" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("change, message", [
     ({"traces": "none.jsonl"}, "there is no file"),
     ({"traces": "student/config.json"}, "kdlib export: "),

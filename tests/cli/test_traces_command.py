@@ -130,6 +130,8 @@ def test_traces_of_a_model_in_a_folder(files, tmp_path, capsys):
             ["--url", "http://localhost/v1", "--model", "m", "--batch-size", "5"],
             "--batch-size goes with --teacher",
         ),
+        (["--extra-body", "{bad"], "argument --extra-body: expected a JSON object, got '{bad'"),
+        (["--extra-body", "[1]"], "argument --extra-body: expected a JSON object, got '[1]'"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(files, capsys, options, message):

@@ -58,6 +58,20 @@ def test_no_file_and_no_text_are_refused(tmp_path):
         load_documents([3])
 
 
+def test_a_file_that_is_not_utf_8_is_named(tmp_path):
+    for name, where in (("a.txt", ""), ("b.jsonl", "line 1 of ")):
+        (tmp_path / name).write_bytes('{"text": "caf\u00e9"}'.encode("latin-1"))
+        with pytest.raises(ValueError, match=f"{where}.*{name}.* codec can't decode byte 0xe9"):
+            load_documents([tmp_path / name])
+    with pytest.raises(ValueError, match="; expected UTF-8"):
+        load_documents([tmp_path / "a.txt"])
+
+
+def test_the_end_of_a_name_may_be_in_capitals(tmp_path):
+    (tmp_path / "A.JSONL").write_text('{"text": "w1"}\n')
+    assert load_documents([tmp_path / "A.JSONL"]) == ["w1"]
+
+
 def test_a_text_is_cut_into_pieces_whose_first_tokens_are_only_read():
     examples = encode_documents(word_tokenizer(), ["w1 w2 w3 w4 w5 w6", "w7"], context=4)
     assert [(words(e.prompt), words(e.completion)) for e in examples] == [

@@ -1,6 +1,7 @@
 """The stages on stand-ins of two checkpoints, of which the teacher knows one answer by heart."""
 
 import json
+from dataclasses import replace
 from functools import wraps
 
 import pytest
@@ -11,13 +12,12 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from kdlib.language import pipeline
 from kdlib.language.models.load import load_checkpoint
-from kdlib.language.models.small import tiny_model
 from kdlib.language.models.tiny import TAUGHT, stand_in
 from kdlib.language.pipeline import PipelineOptions, run_pipeline
 from kdlib.language.puzzles.puzzle import Cage, Puzzle
 from kdlib.language.puzzles.text import problem
-from kdlib.language.puzzles.tokenizer import puzzle_tokenizer
 from kdlib.language.traces.collect import collect_traces, load_traces
+from kdlib.language.traces.file import Trace, open_traces
 
 # The teacher knows the first only.
 PROBLEMS = [TAUGHT] + [problem(Puzzle((Cage(("chickens", "rabbits"), 9, feet),))) for feet in (20, 24, 26)]
@@ -174,6 +174,54 @@ def test_each_stage_goes_on_where_it_was(place, tmp_path, monkeypatch):
     assert again["last_loss"] == first["last_loss"]
 
 
+def test_a_problem_before_the_others_doubles_no_trace(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "PART", 2)
+    first = run_pipeline(options(place, tmp_path, steps=1))
+    # All move by one, out of their parts and into others; the last one also says something else now.
+    other = replace(PROBLEMS[1], statement=PROBLEMS[1].statement + " Say how many.")
+    write(tmp_path / "more.jsonl", [TEST[0], PROBLEMS[0], other, *PROBLEMS[2:]])
+    more = {"problems": str(tmp_path / "more.jsonl"), "resume": False, "steps": 1}
+    again = run_pipeline(options(place, tmp_path, **more))
+    assert (first["problems"], first["traces"], first["correct"]) == (4, 8, 2)
+    assert (again["problems"], again["traces"], again["correct"]) == (5, 10, 2)
+
+
+def test_a_run_that_starts_anew_is_tested_anew(place, tmp_path, monkeypatch):
+    chosen = {"test": str(place / "test.jsonl"), "steps": 1}
+    run_pipeline(options(place, tmp_path, **chosen))
+    before = (tmp_path / "test_before.jsonl").read_bytes()
+    report = run_pipeline(options(place, tmp_path, **chosen, lr=1e-2, resume=False))
+    assert report == json.loads((tmp_path / "report.json").read_text()) and "after" in report
+    assert (tmp_path / "test_before.jsonl").read_bytes() == before  # the student before is the same
+    # What is left of another run would be taken for this one's, if this one ends early.
+    monkeypatch.setattr(pipeline, "_train", lambda *given: 1 / 0)
+    for resume, there in ((True, True), (False, False)):
+        with pytest.raises(ZeroDivisionError):
+            run_pipeline(options(place, tmp_path, **chosen, resume=resume))
+        names = ("report.json", "test_after.jsonl")
+        assert [(tmp_path / name).exists() for name in names] == [there, there]
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"alpha": 0.5}, "alpha=0.5 with method texts; expected 1"),
+        ({"alpha": 0.5, "method": "on-policy"}, "alpha=0.5 with method on-policy; expected 0"),
+        ({"alpha": 2, "method": "logits"}, "alpha, the weight of the hard label, must lie in"),
+        ({"lr": 0}, "lr"),
+        ({"temperature": 0, "method": "logits"}, "temperature"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"sampling_temperature": 0, "method": "on-policy"}, "sampling_temperature"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_a_model_is_loaded(
+    place, tmp_path, monkeypatch, changed, message
+):
+    monkeypatch.setattr(pipeline, "load_checkpoint", lambda *given, **more: 1 / 0)
+    with pytest.raises(ValueError, match=message):
+        run_pipeline(options(place, tmp_path, **changed))
+
+
 def test_traces_alone_are_enough(place, tmp_path, monkeypatch):
     run_pipeline(options(place, tmp_path / "first"))
     file = tmp_path / "first" / "traces" / "00000.jsonl"
@@ -196,16 +244,27 @@ def test_wrong_answers_and_the_shortest(place, tmp_path):
     assert kept["shortest"] == 1 < kept["unverified"] <= 8
 
 
-def test_a_template_that_opens_no_thought_gets_one_in_the_completion():
-    tokenizer = puzzle_tokenizer()
-    (trace,) = collect_traces(
-        tiny_model(tokenizer, width=16, layers=1), tokenizer, [TAUGHT], samples=1, max_new_tokens=3
-    )
-    assert pipeline._as_example(trace, tokenizer) is trace
+def test_a_thought_is_opened_where_the_template_opens_none_and_no_text_without_one(
+    place, tmp_path, monkeypatch
+):
+    student, tokenizer = load_checkpoint(place / "student")
     tokenizer.chat_template = tokenizer.chat_template.replace("<think>\\n", "")
-    opened = pipeline._as_example(trace, tokenizer)
-    assert opened.text == f"<think>\n{trace.text}"
-    assert opened.finished == trace.finished  # what was cut off gets no end
+    for part in (student, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    texts = [" Suppose\n</think>\n\n6 chickens and 4 rabbits", "6 chickens and 4 rabbits"]
+    with open_traces(tmp_path / "traces.jsonl", {}) as file:
+        file.append([
+            Trace(p.key, p.statement, p.answer, 0, text, 9, True, True, True)
+            for p, text in zip(PROBLEMS, texts, strict=False)
+        ])  # fmt: skip
+    learned = []
+    monkeypatch.setattr(pipeline, "_train", lambda *given: learned.extend(given[-1]) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_pipeline(options(
+            place, tmp_path, problems=None, traces=str(tmp_path / "traces.jsonl"), teacher=None,
+            student=str(tmp_path / "base"),
+        ))  # fmt: skip
+    assert [trace.text for trace in learned] == [f"<think>\n{texts[0]}", texts[1]]
 
 
 def test_a_base_takes_over_the_tokenizer_of_its_teacher(place, tmp_path):

@@ -29,6 +29,12 @@ _READ = {
     "overrightarrow", "lfloor", "rfloor", "lceil", "rceil", "begin", "end", "mathbb", "emptyset", "ell",
     "det", "max", "min", "gcd", "lcm",
 }  # fmt: skip
+# A slash, a number, and a product without a sign: the parser would divide by all of it, but 4/3 \pi is
+# \frac{4}{3}\pi. Where letters are divided, only behind a blank, for people write -b/2a for -\frac{b}{2a}.
+_DIVISOR = re.compile(
+    r"(?:(?<![\^0-9.])(?P<top>[0-9.]+)\s*/\s*(?P<one>[0-9.]+)(?=\s*[A-Za-z(\\])"
+    r"|(?<=[0-9A-Za-z)}\]])\s*/\s*(?P<other>[0-9.]+)(?=\s+[A-Za-z(\\]))"
+)
 _CALLED = {
     "f", "g", "h", "F", "G", "H", "P", "T", "u", "v", "y", "N",
 }  # fmt: skip
@@ -93,6 +99,9 @@ class SymPy(Algebra):
             r"['\"!]{2}|'|\d\s+\d|(?<![a-z}])\d_|(?<!\\)\\\d|(?<![\\A-Za-z])[A-Za-z]\d", formula
         ):
             raise ValueError("not a formula that is surely read as it is meant")
+        formula = _DIVISOR.sub(
+            lambda found: rf"{found['top'] or ''}\cdot\frac{{1}}{{{found['one'] or found['other']}}}", formula
+        )
         parsed = self._parser().parse(re.sub(r"(?<=\d)\s*\*\s*(?=\S)|\*", r"\\cdot ", formula))
         if not isinstance(parsed, sympy.Basic | sympy.MatrixBase):
             raise ValueError("no formula")

@@ -2,13 +2,15 @@
 
 A step is one equality whose sides are numbers and + − × ÷: "28 − 20 = 8". "2y = 28 − 20 = 8" holds one (2y is
 no number), "2 × 7 = 20 − 6 = 14" two. What stands next to a letter, a power, or anything else that is not
-read here belongs to a larger expression and is left alone: what is reported as wrong should be wrong.
+read here belongs to a larger expression and is left alone: what is reported as wrong should be wrong. So is
+what words may make right: "half of 20 + 5 = 15", "17 ÷ 5 = 3 remainder 2", "60 × 2 = 2 hours".
 
 Read, too: brackets, %, ≈, currencies (which change nothing), \\times, \\cdot, \\div, \\frac{1}{2}. GSM8K's
 annotations <<48/2=24>> count once although the text repeats them. Nothing is evaluated as code.
 """
 
 import ast
+import functools
 import operator
 import re
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 from kdlib.language.answers.normalise import NUMERAL, plain
+from kdlib.language.answers.units import Unit, conversions, measure, scaled
 
 __all__ = ["SEARCHED", "Step", "arithmetic_steps", "first_wrong_step"]
 
@@ -55,17 +58,18 @@ _SIGNS = (
     (r"[×·⋅∙]|\\(?:times|cdot)(?![a-zA-Z])|(?<=[0-9) ])[xX](?=\s?[$€£¥]?[0-9])", "*"),
     (r"÷|\\div(?![a-zA-Z])", "/"),
     (r"\\approx(?![a-zA-Z])", "≈"),
-    (r"\\%", "%"),
+    (r"\\%|(?<=[0-9])\s?per\s?cent(?![a-zA-Z])", "%"),
     (r"\\[$,;:! ]|[$€£¥&]|\\(?:left|right)(?![a-zA-Z])", " "),
     (r"^[^\S\n]*+[-*•](?=\s)", " "),  # the mark of an item
     (r"-(?=\s++[^\W\d_])", " "),  # a dash between parts of a sentence
 )
 _FRACTION = re.compile(r"\\[dt]?frac\s?\{\s?([0-9]++)\s?\}\s?\{\s?([0-9]++)\s?\}")
+_MIXED = re.compile(rf"(?<![0-9.,])([0-9]++)\s?{_FRACTION.pattern}")
 _EQUALITIES = re.compile(
     r"(?:[-+*/()%0-9≈]|=(?![=>])|\.(?=[0-9])|(?<=[0-9])[,:](?=[0-9])|[^\S\n]|\n[^\S\n]*+(?=[=≈]))++"
 )
 # Next to these a number is part of something larger. The word "a" is no variable.
-_LARGER = r"[\^_!|~√²³…≠≤≥±]|\.\.|(?<!<)<(?!<)|(?<!>)>(?!>)"
+_LARGER = r"[\^_!|~√²³¼-¾⅐-⅞…≠≤≥±]|\.\.|(?<!<)<(?!<)|(?<!>)>(?!>)"
 _BEFORE = re.compile(rf"(?:{_LARGER}|\\[A-Za-z]+|(?<![^\W\d_])[A-Za-z])\Z")
 _AFTER = re.compile(rf"{_LARGER}|\\[A-Za-z]|(?![aAI] [A-Za-z]{{2}})[A-Za-z](?![A-Za-z'’])")
 
@@ -74,6 +78,7 @@ def _steps(written: str) -> Iterator[Step]:
     text = plain(written)
     for pattern, sign in _SIGNS:
         text = re.sub(pattern, lambda found, sign=sign: sign.rjust(len(found[0])), text, flags=re.MULTILINE)
+    text = _MIXED.sub(lambda found: f"({f'{found[1]}+{found[2]}/{found[3]}'.ljust(len(found[0]) - 2)})", text)
     text = _FRACTION.sub(lambda found: f"({f'{found[1]}/{found[2]}'.ljust(len(found[0]) - 2)})", text)
     for found in _EQUALITIES.finditer(text):
         signs = [place for place in range(*found.span()) if text[place] in "=≈"]
@@ -89,12 +94,20 @@ def _steps(written: str) -> Iterator[Step]:
             if value is None or claimed is None or not re.search("[-+*/]", left[1:] + right[1:]):
                 continue
             correct = _agree(left, right, value, claimed, about=text[place] == "≈")
+            if not correct and (
+                (place == signs[0] and _MADE_BEFORE.search(text, max(found.start() - 40, 0), found.start()))
+                or (place == signs[-1] and _made_behind(text[end : end + 60], value, claimed))
+                or any(map(_TAKEN_OFF.search, (left, right)))
+            ):
+                continue
             yield Step(written[start:end], written[start : start + len(left)], value, claimed, correct, start)
 
 
 def _first_side(side: str, text: str, start: int) -> str:
     """Empty if it began before: "5 apples - 2 = 3" takes from apples, "that gives -2 + 5 = 3" has a sign."""
     if _BEFORE.search(text, max(start - 20, 0), start) or re.match(r"\s*[-+]\s", side):
+        return ""
+    if re.match(r"[A-Za-z]\(|\}\s*[-+*/]", text[max(start - 1, 0) : start] + side):  # sqrt(9), \sqrt{9}+2
         return ""
     opened = max(side.count("(") - side.count(")"), 0)
     return re.sub(rf"\A(?:\s*\(){{0,{opened}}}", "", side)  # "(2 + 3 = 5)"
@@ -107,6 +120,42 @@ def _last_side(side: str, text: str, end: int) -> str:
     side = re.sub(r"\(\s*\Z", "", side)  # "2 + 3 = 5 (fives)"
     closed = max(side.count(")") - side.count("("), 0)
     return re.sub(rf"(?:\)\s*){{0,{closed}}}\Z", "", side)  # "(so 2 + 3 = 5)"
+
+
+# Words that make another number of the one behind or before them. Only what would be wrong is left alone.
+_PARTS = "(?:half|halves|(?:third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth)s?)"
+_MADE_BEFORE = re.compile(
+    rf"(?:(?:[0-9%)}}]|\b{_PARTS})\s++of(?:\s++(?:the|this|that))?|\b(?:root|square|cube)\s++of|的"
+    r"|\b(?:twice|thrice|double|triple|half|plus|minus|times|over|mod|(?:divided|multiplied)\s++by))\s*+(?:\}\s*+)?\Z",
+    re.IGNORECASE,
+)
+_MADE_BEHIND = re.compile(
+    r"[\s,;(]*+(?:mod\b|(?:(?:with|and)\s++)?(?:an?\s++|the\s++)?rem(?:ainder)?\b|(?:[a-z]++\s++)?with\s++[0-9]|余"
+    r"|(?:pairs?|couples?|scores?|gross)\b"
+    rf"|and\s++(?:[0-9]++\s?/|(?:[a-z]++[\s-])?{_PARTS}\b))",
+    re.IGNORECASE,
+)
+_NAME = r"([A-Za-z]++|[\u4e00-\u9fff]{1,3})"
+_UNIT = re.compile(rf"\s*+(?!in\b){_NAME}(?:,?\s*+(?:and\s++)?[0-9]++\s*+{_NAME})?")
+_TAKEN_OFF = re.compile(rf"[0-9)]\s*[-+]\s*{NUMERAL}\s*%")  # 100 - 20% may be 80
+
+
+def _made_behind(text: str, value: Fraction, claimed: Fraction) -> bool:
+    """Whether the words behind a claim may make the value of it: a remainder, a scale, another unit."""
+    if _MADE_BEHIND.match(text) or scaled(text)[0] != 1:
+        return True
+    found = _UNIT.match(text)
+    units, smaller = (_units(found[1]), _units(found[2] or "")) if found else ((), ())
+    if {unit.kind for unit in units} & {unit.kind for unit in smaller}:  # 2 hours and 30 minutes
+        return True
+    return bool(claimed) and any(value / claimed in conversions(unit) for unit in units)
+
+
+@functools.lru_cache(maxsize=200)
+def _units(words: str) -> tuple[Unit, ...]:
+    """The units of an English word, or of what begins with one in Chinese."""
+    names = [words] if words.isascii() else [words[:length] for length in (3, 2, 1)]
+    return next((what.units for name in names if (what := measure(name)) and what.units), ())
 
 
 _WRITTEN = re.compile(rf"[-+]?\s*{NUMERAL}\s*%?")

@@ -13,6 +13,8 @@ import re
 from fractions import Fraction
 from itertools import pairwise
 
+from kdlib.language.answers.units import opposed, says_which_way
+
 __all__ = ["Algebra", "NeedsAlgebra", "same"]
 
 _EQUAL = {"=", r"\approx", "≈", "=="}
@@ -55,8 +57,16 @@ def same(one: list, other: list, algebra: Algebra) -> bool:
 
 
 def _leaves(one: list, other: list, algebra: Algebra) -> bool:
-    """Units that both give agree; one that one side leaves out is not missed; 50% is 50 or 1/2."""
-    (_, _, _, units, things), (_, _, _, other_units, other_things) = one, other
+    """Units that both give agree; one that one side leaves out is not missed; 50% is 50 or 1/2.
+
+    So do words that say which way: miles north are miles, but not miles south.
+    """
+    (_, _, _, units, words), (_, _, _, other_units, other_words) = one, other
+    if opposed(words, other_words):
+        return False
+    things, other_things = (
+        [word for word in said if not says_which_way(word)] for said in (words, other_words)
+    )
     if (units and other_things) or (other_units and things) or not _same_things(things, other_things):
         return False
     if units and other_units:
@@ -134,7 +144,8 @@ def _chained(node: list, algebra: Algebra) -> list | None:
     _, relations, sides, written = node
     if not _EQUAL.issuperset(relations):
         return None if None in sides else ["relation", relations, sides]
-    if _NAME.fullmatch(written[0]) and not (len(sides) == 2 and sides[1] is None):
+    about = written[0] == r"\pi" and relations[0] != "="  # no name, but a value that is about another
+    if _NAME.fullmatch(written[0]) and not about and not (len(sides) == 2 and sides[1] is None):
         name, relations, sides = written[0], relations[1:], sides[1:]
     elif not written[0]:
         name, relations, sides = "", relations[1:], sides[1:]
@@ -298,6 +309,11 @@ def _clock_and_leaf(clock: list, leaf: list, _algebra: Algebra) -> bool:
     )
 
 
+def _clock_and_ratio(clock: list, ratio: list, algebra: Algebra) -> bool:
+    """10:15 is 2:3 where it may be a ratio."""
+    return clock[4] is not None and _ratios(clock[4], ratio, algebra)
+
+
 _ALIKE = {
     "leaf": _leaves, "named": _named, "relation": _relations, "list": _lists, "brackets": _brackets,
     "operator": _operators, "ratio": _ratios, "clock": _clocks, "date": lambda one, other, _: one == other,
@@ -306,5 +322,5 @@ _MIXED = {
     **{("named", kind): _named_and_bare for kind in _ALIKE if kind not in ("named", "relation")},
     ("named", "relation"): lambda one, other, algebra: _relations(_equation(one), other, algebra),
     ("list", "brackets"): _list_and_brackets, ("ratio", "leaf"): _ratio_and_leaf,
-    ("clock", "leaf"): _clock_and_leaf,
+    ("clock", "leaf"): _clock_and_leaf, ("clock", "ratio"): _clock_and_ratio,
 }  # fmt: skip

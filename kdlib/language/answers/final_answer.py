@@ -16,7 +16,8 @@ thought has no answer.) There the last statement of an answer counts, which is o
 1. What is written alike is equal, apart from layout, Unicode's or LaTeX's signs, and case in words.
 2. Counts such as "6 chickens and 4 rabbits": as a mapping from names to numbers, all of it.
 3. Numbers: exactly, as fractions. Units that both sides give must agree, and are converted (60 minutes is 1
-   hour); a unit that one side leaves out is not missed; 50% is 50 (percent) or 1/2.
+   hour); a unit that one side leaves out is not missed; 50% is 50 (percent) or 1/2. Nor is a word such as
+   "north" or "less" missed, but 5 miles north are not 5 miles south.
 4. Everything else is taken apart by its brackets, commas and relations, and SymPy compares the formulas.
    Nothing is rounded: 0.333 is not 1/3. What cannot be read or decided is not equal.
 
@@ -47,7 +48,7 @@ def final_answer(text: str) -> str | None:
         ValueError: what is no text.
     """
     _check("text", text)
-    text = _THOUGHT.sub(lambda found: f"<{found[1] or found[2] or found[3] or ''}think>", text)
+    text = _tagged(text)
     if text.rfind(_OPEN) > text.rfind(_CLOSE):
         return None
     text = text.rpartition(_CLOSE)[2][-SEARCHED:].replace("\r\n", "\n")
@@ -61,6 +62,7 @@ def has_format(text: str) -> bool:
     The opening `<think>` may be missing: some templates write it into the prompt.
     """
     _check("text", text)
+    text = _tagged(text)
     inside = text.lstrip().removeprefix(_OPEN)
     return text.count(_CLOSE) == 1 and _OPEN not in inside and final_answer(text) is not None
 
@@ -83,6 +85,11 @@ def verify_answer(text: str, reference: str) -> bool:
         )
     answer = final_answer(text)
     return answer is not None and same_answer(answer, expected)
+
+
+def _tagged(text: str) -> str:
+    """The text with `<think>` for the names that other models give a thought."""
+    return _THOUGHT.sub(lambda found: f"<{found[1] or found[2] or found[3] or ''}think>", text)
 
 
 def _check(name: str, value: object) -> None:
@@ -125,7 +132,7 @@ _CUES = [
         # With a colon; in a line of its own; tags. What follows is an answer, whatever it says.
         rf"(?<![A-Za-z])(?:answer|ans\.?)(?: to [^.:\n]{{1,60}}?)?(?:\s{{1,3}}(?:is|are))?"
         rf"\s{{0,3}}{_EMPHASIS}[:：=|]"
-        r"|^\W{0,8}(?:the\s)?(?:final\s|correct\s)?answer\W{0,8}\n|^\W{0,8}(?:final\s)?result\s{0,3}[*_]{0,3}[:：]"
+        r"|^\W{0,8}(?:the\s)?(?:final\s|correct\s)?(?<!/)answer\W{0,8}\n|^\W{0,8}(?:final\s)?result\s{0,3}[*_]{0,3}[:：]"
         rf"|(?<![解回作问])答案?\s{{0,3}}[】\]]?\s{{0,3}}{_EMPHASIS}(?:(?:应该|应当|就)?(?:是|为|等于)?\s{{0,3}}{_EMPHASIS}[:：]|】|\n)"
         r"|【答案】|<answer>",
         # In a sentence. "The answer is clear" states none.

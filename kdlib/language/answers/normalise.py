@@ -96,7 +96,7 @@ _RULES = [
         (r"\\(?:backslash)(?![a-zA-Z])", r"\\setminus "),
         (r"\\(?:prime)(?![a-zA-Z])|\^\s*\{?\s*\\prime\s*\}?", "'"),
         (r"\\mathbb\s*+([A-Z])", r"\\mathbb{\1}"),
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+        (r"\\[dtc](frac|binom)(?![a-zA-Z])", r"\\\1"),
         (
             rf"\\frac\s*+{_ARGUMENT}\s*+{_ARGUMENT}",
             lambda found: rf"\frac{{{_inner(found[1])}}}{{{_inner(found[2])}}}",
@@ -110,6 +110,10 @@ _RULES = [
         (r"\A\s*([A-Za-z]{3,9}|a dozen)\b(?!-)", lambda found: _SPOKEN.get(found[1].lower(), found[0])),
         (r"\A\s*([一二两三四五六七八九十])(?=[个只人元条]|\Z)", lambda found: _SPOKEN[found[1]]),
         (r"负(?=\d)", "-"),
+        (
+            r"(?<![\w.,-])(\d[\d.,]*+(?:\s*+\\degree)?(?:\s*+[A-Za-z]++(?<!below)){0,2}+)\s++below zero\b",
+            r"-\1",
+        ),
         (r"百分之(\d++(?:\.\d++)?)", r"\1%"),
         (r"\*\*", "^"),
         (

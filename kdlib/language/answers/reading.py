@@ -4,11 +4,12 @@ Only the layout is read here, by brackets, commas and relations; what a formula 
 (`kdlib.language.answers.equality`). Nodes are lists, so that they travel as JSON:
 
     ["leaf", tex, number, units, things]   number: a fraction as text, "" for a formula; units: [factor, kind]
+                                           things: words, with those that say which way
     ["list", items]                        1, 2: in no order, unless compared with a pair
     ["brackets", "[", ")", items]          (1, 2), an interval or a pair; {1, 2} for a set
     ["chain", relations, sides, labels]    x = 7/2 = 3.5, 2 < x, each side a node, and as it is written
     ["operator", name, items]              unions and what else joins sets
-    ["ratio", items], ["clock", minutes, half], ["date", numbers]
+    ["ratio", items], ["clock", minutes, half, minute, ratio], ["date", numbers]; 4:12 may be a ratio, too
 """
 
 import re
@@ -110,7 +111,7 @@ def _summed(nodes: list[list]) -> list | None:
     total = (
         sum(Fraction(node[2]) * factor for node, (factor, _) in zip(nodes, units, strict=True)) / units[0][0]
     )
-    return ["leaf", "", str(total), nodes[0][3], []]
+    return ["leaf", "", str(total), nodes[0][3], [word for node in nodes for word in node[4]]]
 
 
 _RELATION = re.compile(r"(?<![<>!])=+|<(?!=)|>(?!=)|\\(?:leq|geq|neq|approx|in)(?![A-Za-z])|≈")
@@ -195,6 +196,7 @@ def _clock(text: str) -> list | None:
         60 * hour + minute,
         half or ("p" if hour > 12 else ""),
         found.groupdict().get("minute") or "",
+        _ratio(text),
     ]
 
 

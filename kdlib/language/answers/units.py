@@ -4,12 +4,14 @@ A table of our own, for a library of units knows neither "sq. ft.", "miles per h
 "clips" may be a unit and "thirds" none. What may change the number ("or more", "squared", 以上) is refused.
 """
 
+import functools
 import re
+from collections.abc import Collection
 from fractions import Fraction
 from itertools import product
 from typing import NamedTuple
 
-__all__ = ["Measure", "Unit", "measure", "scaled"]
+__all__ = ["Measure", "Unit", "conversions", "measure", "opposed", "scaled", "says_which_way"]
 
 
 class Unit(NamedTuple):
@@ -20,7 +22,10 @@ class Unit(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """What a number measures or counts: possible units (a pound is mass or money), or else words."""
+    """What a number measures or counts: possible units (a pound is mass or money), or else words.
+
+    And the words that say which way, such as "north" and "less".
+    """
 
     units: tuple[Unit, ...] = ()
     things: tuple[str, ...] = ()
@@ -33,7 +38,7 @@ kg 千克 公斤|g gram gramme gm 克 0.001|tonne 吨 1000|pound lb lbs 磅 0.45
 s second sec 秒|min minute 分钟 60|h hour hr 小时 3600|day 天 日 86400|week wk 周 星期 604800
 month 月 个月|year yr 年 岁 12|decade 120|century centuries 1200
 L l liter litre 升|
-gallon gal|quart qt 0.25|pint 0.125|cup 0.0625|tablespoon tbsp 0.00390625|teaspoon tsp 0.00130208333333333333
+gallon gal|quart qt 0.25|pint 0.125|cup 0.0625|tablespoon tbsp 0.00390625|teaspoon tsp 1/768
 A amp ampere 安|
 V volt 伏|
 W watt 瓦|
@@ -98,7 +103,7 @@ def _table() -> dict[str, list[Unit]]:
         times, kind = _DERIVED.get(base, (1, base))
         for entry in filter(None, line.split("|")):
             names = entry.split()
-            factor = Fraction(names.pop() if re.fullmatch(r"[0-9.]+", names[-1]) else 1) * times
+            factor = Fraction(names.pop() if re.fullmatch(r"[0-9./]+", names[-1]) else 1) * times
             for name in names:
                 table.setdefault(name, []).append(Unit(factor, kind))
                 for prefix, power in _PREFIXES.items() if name in _PREFIXED else ():
@@ -142,6 +147,31 @@ _ENDS = {
     "sold", "there", "that", "which", "who", "were", "was", "are", "is", "have", "has", "had", "will",
     "would", "can", "per", "this", "these", "those", "as", "because", "since", "so",
 }  # fmt: skip
+# Words that say which way, by sides: answers with words of two sides are different.
+_OPPOSITES = [
+    [set(side.split()) for side in line.split("|")]
+    for line in """
+north northward northwards|south southward southwards|east eastward eastwards|west westward westwards\
+|northeast north-east|northwest north-west|southeast south-east|southwest south-west
+left|right
+up upward upwards uphill upstream|down downward downwards downhill downstream
+above|below under beneath
+forward forwards ahead|backward backwards behind
+inside|outside
+clockwise|counterclockwise counter-clockwise anticlockwise anti-clockwise
+increase increased rise rose growth gain gained profit surplus won more greater larger bigger higher\
+|decrease decreased drop dropped fall fell decline reduction loss lost deficit less smaller lower
+older|younger
+longer taller|shorter
+heavier|lighter
+faster quicker|slower
+hotter warmer|colder cooler
+wider|narrower
+early earlier before ago sooner|late later after afterwards
+deposit deposited|withdrawal withdrawn
+""".strip().splitlines()
+]
+_WAYS = {word for sides in _OPPOSITES for side in sides for word in side}
 _PER = {"/", "per", "a", "an", "each", "every", "每"}
 _TOKEN = re.compile(
     r"\\degree|(?:\^\s*\{?\s*|(?<=[a-z])(?=[23](?!\d)))([-+]?[0-9]+)\s*\}?|\\mu(?![a-z])|[^\W\d_]+(?:['’.-][^\W\d_]+)*\.?|\S"
@@ -188,6 +218,30 @@ def measure(text: str) -> Measure | None:
     return _parsed([(found[0], found[1]) for found in tokens], text)
 
 
+def says_which_way(word: str) -> bool:
+    """Whether a word behind a number names no thing, but a direction or the sign of a change."""
+    return word in _WAYS
+
+
+def opposed(one: Collection[str], other: Collection[str]) -> bool:
+    """Whether the words of two answers are opposites; those of one alone are not missed in the other."""
+    for sides in _OPPOSITES if one and other else ():
+        first, second = (
+            {place for place, side in enumerate(sides) if not side.isdisjoint(words)}
+            for words in (one, other)
+        )
+        if first and second and first.isdisjoint(second):
+            return True
+    return False
+
+
+@functools.lru_cache(maxsize=200)
+def conversions(unit: Unit) -> frozenset[Fraction]:
+    """How many of other units one of this is: for an hour 60, 3600 and others."""
+    others = (other for entry in _UNITS.values() for other in entry)
+    return frozenset(unit.factor / other.factor for other in others if other.kind == unit.kind)
+
+
 def _parsed(tokens: list[tuple[str, str | None]], text: str) -> Measure | None:
     parts: list[tuple[tuple[Unit, ...], int]] = []  # units and their powers
     things: list[str] = []
@@ -228,11 +282,13 @@ def _parsed(tokens: list[tuple[str, str | None]], text: str) -> Measure | None:
             break
         elif word.isascii() and len(word) < 3:
             return None
-        elif word not in ("unit", "units"):
+        elif word not in ("unit", "units") and word not in _WAYS:
             things.append(word)
     if power != 1 and not any(word[0].startswith("unit") for word in tokens):
         return None
-    return Measure(things=tuple(things)) if not parts else Measure(_product(parts))
+    words = (token.lower().strip(".") for token, _ in tokens)
+    ways = tuple(word for word in words if word in _WAYS)
+    return Measure(_product(parts), ways) if parts else Measure(things=(*things, *ways))
 
 
 def _known(token: str, after: str) -> tuple[Unit, ...] | None:

@@ -37,7 +37,8 @@ def export_for_trl(
     Returned is what was written, and how it is read.
 
     Args:
-        traces: as for `distill_language_model`. Leave out beforehand, by `filter_traces`, what is wrong.
+        traces: as for `distill_language_model`. Leave out beforehand, by `filter_traces`, what is wrong; for
+            a template that opens no thought `with_thought` does, as in `run_pipeline` and both commands.
         tokenizer: the student's, with its chat template.
         path: the file; written whole or not at all, in place of what was there.
         form: "tokens", input_ids and labels; or "text", prompt and completion.

@@ -84,9 +84,9 @@ def teacher_working(teacher: Architecture, itemsize: int, positions: int, kept: 
 
 
 def _teacher_on_each(w: Workload) -> float:
-    """Bytes of the teacher's weights on each device: whole ones if they fill at most half, else spread."""
+    """Bytes of the teacher's weights on each device: spread if whole ones may be and fill more than half."""
     whole = w.teacher.weight_bytes(w.teacher_weights)
-    return whole if whole <= w.limit / 2 else whole / w.hardware.devices
+    return whole if w.whole_teacher or whole <= w.limit / 2 else whole / w.hardware.devices
 
 
 def sampling_memory(w: Workload) -> Moments:

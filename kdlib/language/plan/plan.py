@@ -137,11 +137,12 @@ def _phases(w: Workload, sharding: Sharding) -> Iterator[Phase]:
         written, moments = w.context - w.prompt_tokens, memory.sampling_memory(w)
         each = w.teacher.forward_flops(w.context, w.context / 2, 0) + 2 * written * w.teacher.head
         flops = w.samples * each
+        texts = math.ceil(w.samples / devices)  # of the device with the most
+        rounds = math.ceil(texts / w.sampling_batch)  # each reads all weights, however few its texts are
         # On average half of the completion is there.
-        cache = w.sampling_batch * 2 * w.teacher.kv_numbers * (w.prompt_tokens + written / 2)
-        read = written * (moments["last token"]["teacher weights"] + cache)
-        rounds = w.samples / (w.sampling_batch * devices)
-        waits = {"memory bandwidth": rounds * read / bandwidth, "arithmetic": flops / rate}
+        cache = texts * 2 * w.teacher.kv_numbers * (w.prompt_tokens + written / 2)
+        read = written * (rounds * moments["last token"]["teacher weights"] + cache)
+        waits = {"memory bandwidth": read / bandwidth, "arithmetic": flops / rate}
         yield _phase("sampling", moments, flops, waits)
     if w.method == "cached":
         flops = w.micro_batches * w.teacher.forward_flops(w.positions, w.context, w.kept)
@@ -200,6 +201,7 @@ _DDP = """DDP keeps a second copy of the gradients in its buckets (PyTorch's def
 gradient_as_bucket_view=False), and each device a whole teacher"""
 _FSDP2 = """FSDP2 spreads weights, gradients, moments and teacher over all devices, gathers two layers at a \
 time in the precision of the arithmetic and keeps embeddings gathered"""
+_WHOLE = "each device holds the whole teacher while it writes or fills the cache"
 _SENT = """communication at {interconnect:.0f} GB/s in each direction runs beside the arithmetic; what \
 takes longer counts"""
 _SAMPLES = """the teacher writes {w.samples:,} texts to the end of the context, {w.sampling_batch} at once \
@@ -211,6 +213,7 @@ def _assumptions(w: Workload, sharding: Sharding) -> tuple[str, ...]:
     sentences = {
         _ALWAYS: True, _MASK: w.masked, _TEACHER: w.teacher_needed, _DDP: sharding == "DDP",
         _FSDP2: sharding == "FSDP2", _SENT: w.hardware.devices > 1, _SAMPLES: w.samples,
+        _WHOLE: w.whole_teacher and w.hardware.devices > 1 and (w.samples or w.method == "cached"),
     }  # fmt: skip
     text = "\n".join(sentence for sentence, said in sentences.items() if said).format(
         w=w, gigabytes=w.hardware.memory / 1e9, interconnect=w.hardware.interconnect / 1e9,

@@ -97,6 +97,9 @@ class Workload:
     teacher_weights: WeightType = "bfloat16"
     samples: int = 0  # texts that the teacher writes first, up to the end of the context
     sampling_batch: int = 32  # texts that one device writes at once
+    # Whether each device holds the whole teacher while it writes or fills the cache, as in `run_pipeline`;
+    # else one of more than half a device is spread, as a server can.
+    whole_teacher: bool = False
     # Assumptions: the share of the peak FLOP/s that training reaches (Llama 3 405B reached 0.38 to 0.43 on
     # H100: Grattafiori et al. 2024, arXiv 2407.21783, table 4), of the memory's bandwidth that writing text
     # reaches, and of a device's memory that tensors may fill, beside CUDA, communication and gaps.

@@ -35,7 +35,8 @@ def test_a_step_says_what_stands_where():
         "2 × -3 = -6", "2 + 3 × 4 = 14", "(2 + 3) × 4 = 20", "10 − 4 − 3 = 3", "24 / 4 / 2 = 3",
         "2(3 + 4) = 14", "72 = 48 + 24", "50 × 20% = 10", "2/5 × 100 = 40%", "2/5 = 40%", "1/3 = 0.33",
         "2/3 = .667", "1/8 = 0.13", "100/3 ≈ 33", "100/3 = 33.3", "0.1 + 0.2 = 0.3", "28 − 20\n= 8",
-        "２８－２０＝８", "3 + 5 = 2 × 4",
+        "２８－２０＝８", "3 + 5 = 2 × 4", "10 / 20 = 50 percent", "7/2 = 3\\frac{1}{2}", "1 - 20% = 80%",
+        "2 × 3\\frac{1}{2} = 7", "50% + 20% = 70%",
     ],
 )  # fmt: skip
 def test_right_steps(step):
@@ -47,11 +48,43 @@ def test_right_steps(step):
     [
         "28 − 20 = 9", "2 + 3 × 4 = 20", "10 − 4 − 3 = 9", "24 / 4 / 2 = 12", "100/3 = 33", "100/3 ≈ 34",
         "1/3 = 0.34", "1/3 = 0.3334", "0.25 + 0.5 = 0.8", "7 - 9 = 2", "50 × 20% = 1000", "2/5 = 4%",
-        "1,200 / 4 = 30", "3 + 5 = 2 × 5", "2/3 = 0.66",
+        "1,200 / 4 = 30", "3 + 5 = 2 × 5", "2/3 = 0.66", "10 / 20 = 5 percent", "7/2 = 2\\frac{1}{2}",
+        "50% + 20% = 60%",
     ],
 )  # fmt: skip
 def test_wrong_steps(step):
     assert found(f"So {step} are left.") == [(step, False)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "17 ÷ 5 = 3 remainder 2", "17 / 5 = 3 with a remainder of 2", "17 / 5 = 3 余 2", "17÷5=3余2",
+        "17 / 5 = 3 R 2", "17 / 5 = 3 groups with 2 left over", "150 / 60 = 2 hours and 30 minutes",
+        "150 / 60 = 2 hours 30 minutes", "150÷60=2小时30分钟", "60 × 2 = 2 hours", "60×2=2小时",
+        "2 × 1000 = 2 km", "2 × 500,000 = 1 million", "2×5000=1万", "12 * 3 = 3 dozen", "4 * 2 = 4 pairs",
+        "7 / 2 = 3 and a half", "15 / 4 = 3 and three quarters", "15 / 4 = 3 and 3/4", "10/4 = 2½",
+        "8 + 5 = 1 (mod 12)", "8 + 5 = 1 mod 12", "8 + 5 = 1 \\pmod{12}", "sqrt(9 + 16) = 5",
+        "max(2 + 3) = 4", "50% of 20 + 5 = 15", "half of 20 + 5 = 15", "two thirds of the 20 + 4 = 16",
+        "1/2 of 20 + 5 = 15", "twice 5 + 3 = 13", "5 times 3 + 2 = 17", "5 plus 3 × 2 = 11", "20的50%+5=15",
+        "100 - 20% = 80", "100 + 20% = 120", "\\sqrt{9}+2*1=5", "\\text{half of } 20 + 5 = 15",
+        "13 mod 5 + 1 = 4",
+    ],
+)  # fmt: skip
+def test_what_words_make_another_number_of_is_not_reported(text):
+    assert first_wrong_step(f"So {text}.") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a total of 28 - 20 = 9", "28 - 20 = 9 and 2 + 2 = 4", "28 - 20 = 9 and a dog", "3 × 2 = 7 hours",
+        "28 - 20 = 9 apples and 3 pears", "28 - 20 = 9 (nine)", "28 - 20 = 9 left", "the cost of 5 × 3 = 16",
+        "3 × 2 = 7 hours and then 2 + 2 = 4", "so (28 - 20) = 9", "2×3=7只", "3 × 2 = 7 months",
+    ],
+)  # fmt: skip
+def test_other_words_change_no_number(text):
+    assert first_wrong_step(f"So {text}.") is not None
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ def r1_traces(name: str) -> list[dict[str, str]]:
         ("\\boxed{24}. I hope the answer is clear.", "24"),
         ("◁think▷Answer: 5◁/think▷Answer: 6", "6"),
         ("<answer>42</answer>", "42"),
+        ("<think>x</think>\n<answer>\n42\n</answer>\n\nI hope this helps!", "42"),
+        ("<answer>\n42\n\n</answer>\n\nAnswer: 43", "43"),
         ("**Answer:**\n\n\\[\n\\frac{3}{4}\n\\]", r"\frac{3}{4}"),
         ("### Answer\n72 clips", "72 clips"),
         ("故选：C。", "C"),
@@ -101,6 +103,9 @@ def test_final_answer(text, answer):
         ("<think><think></think>Answer: 6.", False),
         ("So.\n</think>\nAnswer: 6.<think>", False),
         ("So. Answer: 6.\n</think>\nWell.", False),
+        ("◁think▷So.◁/think▷Answer: 6", True),
+        ("<thinking>So.</thinking>Answer: 6", True),
+        ("[THINK]So.[/THINK]Answer: 6[/THINK]", False),
         ("", False),
     ],
 )

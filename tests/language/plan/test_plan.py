@@ -407,6 +407,34 @@ def test_writing_waits_for_the_memory_and_then_for_the_arithmetic():
     assert few.seconds == pytest.approx(2 * 1000 * read / 1e12)
     many = plan(teacher, "Qwen-1.5B", machine, 1, samples=4000, sampling_batch=4000, **settings).phases[0]
     assert many.bound == "arithmetic"
+    # The weights are read for each token, however few texts are written, and each text's cache for it alone.
+    one, all_at_once = (
+        plan(teacher, "Qwen-1.5B", machine, 1, samples=samples, sampling_batch=10, devices=2, **settings)
+        for samples in (1, 20)
+    )
+    cache = 600 * teacher.kv_bytes_per_token
+    assert one.phases[0].seconds == pytest.approx(1000 * (teacher.weight_bytes + cache) / 1e12)
+    assert all_at_once.phases[0].seconds == pytest.approx(
+        1000 * (teacher.weight_bytes + 10 * cache) / 1e12
+    )
+
+
+def test_a_teacher_that_writes_or_fills_a_cache_may_have_to_be_whole():
+    big = R1_DISTILL["Llama-70B"]
+    ways = {"sampling": {"method": "texts", "samples": 8}, "caching": {"method": "cached"}}
+    for name, settings in ways.items():
+        found = {
+            whole: plan(big, "Llama-8B", "H100-80GB×8", 1e6, whole_teacher=whole, **settings)
+            for whole in (False, True)
+        }
+        assert [phase.name for phase in found[True].phases] == [name, "training"]
+        held = {whole: planned.phases[0].memory["teacher weights"] for whole, planned in found.items()}
+        assert held == {False: big.weight_bytes / 8, True: big.weight_bytes}
+        assert found[False].fits and not found[True].fits
+        told = "each device holds the whole teacher"
+        assert told in str(found[True]) and told not in str(found[False])
+    live = plan(big, "Llama-8B", "H100-80GB×8", 1e6, whole_teacher=True)
+    assert live == plan(big, "Llama-8B", "H100-80GB×8", 1e6)  # FSDP2 spreads one that runs at each step
 
 
 # --- sharding and properties ------------------------------------------------------------------------------
