@@ -14,7 +14,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from kdlib.arguments import refuse
 from kdlib.cache.images import CachedTeacher
 from kdlib.checkpoint import History, Run
 from kdlib.data import (
@@ -203,8 +202,6 @@ def out_of_fold(
 
     Source: Stone 1974, "Cross-validatory choice and assessment of statistical predictions".
     """
-    if files := {"checkpoint", "log"} & settings.keys():
-        refuse(min(files), settings[min(files)], "none: the folds are runs of their own")
     logits = None
     for kept, held_out in stratified_folds(data.labels, folds, seed):
         with seeded(seed, torch.device("cpu")):

@@ -221,9 +221,3 @@ def test_a_class_of_one_example_has_no_soft_label_out_of_fold():
         out_of_fold(network, pictures([0, 0, 1, 1, 2]), folds=2, **settings)
     with pytest.raises(ValueError, match="folds is 2.5; expected a whole number, at least 2"):
         out_of_fold(network, pictures(), folds=2.5, **settings)
-
-
-def test_folds_share_no_file(tmp_path):
-    for name in ("checkpoint", "log"):
-        with pytest.raises(ValueError, match=f"{name} is .*; expected none: the folds"):
-            out_of_fold(network, pictures(), epochs=1, lr=0.1, **{name: tmp_path / "file"})
