@@ -59,3 +59,12 @@ def test_the_readme_says_what_was_measured(results):
     ours, compiled = row(results, "kdlib"), row(results, "torch.compile")
     measured = [r[key] for r in (ours, compiled) for key in ("time_ratio", "memory_ratio")]
     assert [float(figure) for figure in said.groups()] == [pytest.approx(m, abs=0.00501) for m in measured]
+    said = re.search(
+        r"Liger's chunked loss takes ([\d.]+) of the time and ([\d.]+) of the memory; TRL's chunked one "
+        r"([\d.]+) and ([\d.]+)\. .* ahead in both, ([\d.]+) and ([\d.]+), `kd_loss` with ([\d.]+) and "
+        r"([\d.]+) second", readme,
+    )  # fmt: skip
+    others = [row(results, name) for name in ("Liger chunked JSD", "TRL chunked")]
+    others += [row(results, name, "logits") for name in ("torch.compile", "kdlib")]
+    measured = [r[key] for r in others for key in ("time_ratio", "memory_ratio")]
+    assert [float(figure) for figure in said.groups()] == [pytest.approx(m, abs=0.00501) for m in measured]
