@@ -126,9 +126,6 @@ def _check(options: PipelineOptions) -> None:
     check_numbers(options.lr, options.seed, options.beta, options.sampling_temperature, on_policy)
     loss_settings(options.temperature, options.alpha, options.divergence, options.beta, on_policy,
                   teacher=options.method != "texts")  # fmt: skip
-    only = {"texts": 1, "on-policy": 0}.get(options.method, options.alpha)
-    if options.alpha not in (None, only):
-        raise ValueError(f"alpha={options.alpha} with method {options.method}; expected {only}")
 
 
 def _say(text: str) -> None:

@@ -205,8 +205,8 @@ def test_a_run_that_starts_anew_is_tested_anew(place, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"alpha": 0.5}, "alpha=0.5 with method texts; expected 1"),
-        ({"alpha": 0.5, "method": "on-policy"}, "alpha=0.5 with method on-policy; expected 0"),
+        ({"alpha": 0.5}, "alpha=0.5; expected 1 without a teacher"),
+        ({"alpha": 0.5, "method": "on-policy"}, "alpha=0.5; expected 0 on-policy"),
         ({"alpha": 2, "method": "logits"}, "alpha, the weight of the hard label, must lie in"),
         ({"lr": 0}, "lr"),
         ({"temperature": 0, "method": "logits"}, "temperature"),

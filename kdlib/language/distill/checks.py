@@ -50,8 +50,8 @@ def check_switches(**switches: object) -> None:
 
 
 def check_teacher(
-    student: PreTrainedModel, teacher: PreTrainedModel | CachedTokens | None, alpha: float | None,
-    top_k: int | None, on_policy: bool | float,
+    student: PreTrainedModel, teacher: PreTrainedModel | CachedTokens | None, top_k: int | None,
+    on_policy: bool | float,
 ) -> None:  # fmt: skip
     live = isinstance(teacher, PreTrainedModel)
     check_model("student", student)
@@ -68,10 +68,6 @@ def check_teacher(
         raise ValueError(f"on_policy={on_policy}; expected False, True or a share of the steps, 0 to 1")
     if on_policy and not live:
         raise ValueError(f"on_policy={on_policy} needs a model as teacher, to judge what the student writes")
-    if on_policy and alpha not in (None, 0):
-        raise ValueError(f"alpha={alpha}; expected 0 on-policy: what the student writes is no label")
-    if teacher is None and alpha not in (None, 1):
-        raise ValueError(f"alpha={alpha}; expected 1 without a teacher: there are only hard labels")
     if top_k is not None and not live:
         raise ValueError(f"top_k={top_k} needs a model as teacher, to choose among its logits; leave it out")
 
@@ -81,6 +77,10 @@ def loss_settings(
     on_policy: bool | float, *, teacher: bool,
 ) -> LossSettings:  # fmt: skip
     """What was said of the loss, and what it is where nothing was."""
+    if on_policy and alpha not in (None, 0):
+        raise ValueError(f"alpha={alpha}; expected 0 on-policy: what the student writes is no label")
+    if not teacher and alpha not in (None, 1):
+        raise ValueError(f"alpha={alpha}; expected 1 without a teacher: there are only hard labels")
     if alpha is None:
         alpha = 1.0 if not teacher else 0.0 if on_policy else 0.5
     loss = LossSettings(temperature, alpha, divergence or ("reverse" if on_policy else "forward"), beta)

@@ -168,7 +168,7 @@ def distill_language_model(
     check_numbers(lr, seed, beta, sampling_temperature, on_policy)
     check_switches(resume=resume, packing=packing, group_by_length=group_by_length, progress=progress,
                    **{} if fused is None else {"fused": fused})  # fmt: skip
-    check_teacher(student, teacher, alpha, top_k, on_policy)
+    check_teacher(student, teacher, top_k, on_policy)
     teacher = across_teacher(across_tokenizers, teacher, tokenizer, teacher_tokenizer, examples, fused=fused,
         divergence=divergence, top_k=top_k, on_policy=on_policy, hidden=hidden, teacher_prompt=teacher_prompt,
     )  # fmt: skip
